@@ -1,0 +1,1 @@
+//! Files (helper "gfs").

@@ -1,0 +1,22 @@
+//! The embedded guest kernel: runs unmodified Linux x86-64 programs at CPL 3, one process with many threads,
+//! deterministically between boundaries. See docs/design.md §7.
+//!
+//! Everything here also compiles on the host, so that logic can be unit-tested with `cargo test`; the entry
+//! point, panic handler and allocator are in `main.rs`.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod boundary;
+pub mod cell;
+pub mod errno;
+pub mod file;
+pub mod fingerprint;
+pub mod fs;
+pub mod klog;
+pub mod mm;
+pub mod net;
+pub mod sched;
+pub mod time;
+pub mod user;
+pub mod wait;

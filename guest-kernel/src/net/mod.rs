@@ -1,0 +1,1 @@
+//! Network (helper "gnet").
