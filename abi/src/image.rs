@@ -174,7 +174,11 @@ impl Header {
         })
     }
 
-    fn check(&self, have: u64) -> Result<(), ImageError> {
+    /// Checks the header against the length of what lies behind it.
+    ///
+    /// # Errors
+    /// Says what is wrong: not an image, another version, fewer than `total_len` bytes, or a table outside the image.
+    pub fn check(&self, have: u64) -> Result<(), ImageError> {
         if self.magic != IMAGE_MAGIC {
             return Err(ImageError::Magic);
         }

@@ -1,1 +1,26 @@
-//! Quorate: images.
+//! Appliances and their root images.
+//!
+//! An appliance is one TOML file ([`Appliance::load`]). [`build`] makes its root image, in the format of
+//! [`quorate_abi::image`], from Debian packages, a directory or a ready-made file; a second build of the same inputs finds
+//! the first one's result. [`verify`] is what `quorate run` calls before it maps an image into a guest.
+
+pub mod appliance;
+mod build;
+mod debian;
+mod error;
+mod hostdir;
+pub mod size;
+mod skeleton;
+pub mod tree;
+mod verify;
+pub mod writer;
+
+pub use appliance::{
+    Appliance, ExtraFile, FileContent, ImageSource, ImageSpec, LayoutPolicy, MachineSpec,
+    NetworkSpec, NoQuorum, Policy, Program,
+};
+pub use error::{ApplianceError, BuildError};
+pub use verify::{ImageFileError, Info, verify};
+
+/// Upper bound of an image's length in bytes (R10): 1 GiB. Building fails with [`BuildError::TooLarge`] beyond it.
+pub const MAX_IMAGE_LEN: u64 = 1 << 30;

@@ -1,0 +1,400 @@
+//! The appliance file.
+//!
+//! ```toml
+//! version = 1
+//! name = "redis"
+//!
+//! [image]                           # exactly one of packages, directory, file
+//! packages = ["redis-server"]       # Debian packages with their dependencies
+//! # directory = "rootfs"            # relative to this file
+//! # file = "prebuilt.qimg"
+//! # without = ["perl"]              # packages taken as installed: neither they nor what only they need go in
+//! # epoch = 1767225600              # time of files that come from the host; package files are not later than it
+//! # files = [{ path = "/etc/redis.conf", content = "save ''\n", mode = 0o644 }]
+//!
+//! [program]
+//! command = ["/usr/bin/redis-server", "--save", ""]
+//! # env = { LANG = "C.UTF-8" }      # default: PATH and HOME only
+//! # cwd = "/"
+//! # uid = 0
+//! # gid = 0
+//! # hostname = "redis"              # default: the appliance's name
+//!
+//! [machine]
+//! # memory = "256M"
+//! # replicas = 3                    # 1 to 9
+//! # layout = "random"               # or "same"
+//!
+//! [network]
+//! # publish = ["6379:6379"]         # [ADDR:]HOST:GUEST[/udp]
+//!
+//! [policy]
+//! # no_quorum = "stop"              # or "hold"
+//! # lag_timeout_ms = 2000
+//! # window_boundaries = 4096
+//! # window_bytes = "64M"
+//! ```
+//!
+//! The values behind `#` are the defaults. Unknown keys are refused, with their line.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use crate::error::ApplianceError;
+
+mod check;
+mod explain;
+
+/// The only version of the file format there is.
+pub const APPLIANCE_VERSION: i64 = 1;
+/// Upper bound of the appliance file in bytes.
+pub const MAX_FILE: u64 = 1 << 20;
+/// Largest number of replicas.
+pub const MAX_REPLICAS: u8 = 9;
+/// Time of files that come from the host when the appliance gives no `epoch`: 2026-01-01T00:00:00Z. One constant, so that the
+/// image does not depend on when the file was checked out.
+pub const DEFAULT_EPOCH: i64 = 1_767_225_600;
+
+/// An appliance: what to run and on what.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Appliance {
+    /// [`APPLIANCE_VERSION`].
+    #[serde(deserialize_with = "check::version")]
+    pub version: i64,
+    /// Its name: letters, digits, `-`, `_` and `.`, at most 63.
+    #[serde(deserialize_with = "check::name")]
+    pub name: String,
+    /// Where the root file system comes from.
+    pub image: ImageSpec,
+    /// What to run.
+    pub program: Program,
+    /// The machine to run it on.
+    #[serde(default)]
+    pub machine: MachineSpec,
+    /// How the world reaches it.
+    #[serde(default)]
+    pub network: NetworkSpec,
+    /// What to do when replicas disagree or lag.
+    #[serde(default)]
+    pub policy: Policy,
+    /// The file that it was read from (empty when it was parsed from text alone).
+    #[serde(skip)]
+    pub path: PathBuf,
+}
+
+/// `[image]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawImage")]
+pub struct ImageSpec {
+    /// Where the files come from.
+    pub source: ImageSource,
+    /// Files put on top.
+    pub files: Vec<ExtraFile>,
+    /// Packages that are taken as installed.
+    pub without: Vec<String>,
+    /// Time of files that come from the host, seconds since 1970; default [`DEFAULT_EPOCH`]. When it is given, files of
+    /// packages are not later than it either.
+    pub epoch: Option<i64>,
+}
+
+/// Where an image's files come from. Relative paths are relative to the appliance file ([`Appliance::resolve`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageSource {
+    /// Debian packages and all that they depend on.
+    Packages(Vec<String>),
+    /// A directory of the host.
+    Directory(PathBuf),
+    /// A ready-made image.
+    File(PathBuf),
+}
+
+/// A file put into the image besides its source.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawFile")]
+pub struct ExtraFile {
+    /// Absolute path in the image.
+    pub path: String,
+    /// Its contents.
+    pub content: FileContent,
+    /// Permissions; default 0644, or those of the source.
+    pub mode: Option<u32>,
+}
+
+/// Contents of an [`ExtraFile`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileContent {
+    /// `content`: the text itself.
+    Inline(String),
+    /// `source`: a file of the host, relative to the appliance file.
+    Source(PathBuf),
+}
+
+/// `[program]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// Absolute path of the program, then its arguments.
+    #[serde(deserialize_with = "check::command")]
+    pub command: Vec<String>,
+    /// Environment; default `PATH` and `HOME`.
+    #[serde(default = "default_env", deserialize_with = "check::env")]
+    pub env: BTreeMap<String, String>,
+    /// Working directory, absolute; default `/`.
+    #[serde(default = "default_cwd", deserialize_with = "check::absolute")]
+    pub cwd: String,
+    /// User to run as; default 0.
+    #[serde(default)]
+    pub uid: u32,
+    /// Group to run as; default 0.
+    #[serde(default)]
+    pub gid: u32,
+    /// Host name; default the appliance's name. [`Appliance::hostname`] applies the default.
+    #[serde(default, deserialize_with = "check::hostname")]
+    pub hostname: Option<String>,
+}
+
+/// `[machine]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineSpec {
+    /// Guest memory in bytes, whole pages; default 256 MiB.
+    #[serde(deserialize_with = "check::memory")]
+    pub memory: u64,
+    /// Replicas, 1 to [`MAX_REPLICAS`]; default 3.
+    #[serde(deserialize_with = "check::replicas")]
+    pub replicas: u8,
+    /// Whether replicas differ in their addresses; default random.
+    pub layout: LayoutPolicy,
+}
+
+/// `layout` of `[machine]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayoutPolicy {
+    /// All replicas have the same addresses.
+    Same,
+    /// Each replica has its own.
+    #[default]
+    Random,
+}
+
+/// `[network]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkSpec {
+    /// Published ports, `[ADDR:]HOST:GUEST[/udp]`; the executor checks them. Default none.
+    pub publish: Vec<String>,
+}
+
+/// `[policy]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// What to do without a quorum; default stop.
+    pub no_quorum: NoQuorum,
+    /// A replica that is this far behind in time is stopped, milliseconds; default 2000.
+    #[serde(deserialize_with = "check::positive")]
+    pub lag_timeout_ms: u64,
+    /// How many boundaries the fastest replica may be ahead of the slowest; default 4096 (R10).
+    #[serde(deserialize_with = "check::positive")]
+    pub window_boundaries: u64,
+    /// How many bytes of output may wait for a quorum; default 64 MiB (R10).
+    #[serde(deserialize_with = "check::window_bytes")]
+    pub window_bytes: u64,
+}
+
+/// `no_quorum` of `[policy]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoQuorum {
+    /// End the set.
+    #[default]
+    Stop,
+    /// Release nothing and wait.
+    Hold,
+}
+
+impl Default for MachineSpec {
+    fn default() -> Self {
+        Self {
+            memory: 256 << 20,
+            replicas: 3,
+            layout: LayoutPolicy::default(),
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            no_quorum: NoQuorum::default(),
+            lag_timeout_ms: 2000,
+            window_boundaries: 4096,
+            window_bytes: 64 << 20,
+        }
+    }
+}
+
+impl Appliance {
+    /// Reads the appliance file at `path`.
+    ///
+    /// # Errors
+    /// [`ApplianceError`], which names file, line and key.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ApplianceError> {
+        let path = path.as_ref();
+        let text = check::read_text(path).map_err(|source| ApplianceError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads `text` as the appliance file that is called `path`.
+    ///
+    /// # Errors
+    /// [`ApplianceError::Parse`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ApplianceError> {
+        let fail = |(line, message)| ApplianceError::Parse {
+            path: path.to_owned(),
+            line,
+            message,
+        };
+        explain::check_version(text).map_err(fail)?;
+        let mut appliance: Self =
+            toml::from_str(text).map_err(|e| fail(explain::explain(text, &e)))?;
+        appliance.path = path.to_owned();
+        check::strings_fit(&appliance)
+            .map_err(|message| fail((explain::line_of_table(text, "program"), message)))?;
+        Ok(appliance)
+    }
+
+    /// `path` of the appliance file as a path of the host: relative ones count from the file's directory.
+    #[must_use]
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        match self.path.parent() {
+            Some(directory) => directory.join(path),
+            None => path.to_owned(),
+        }
+    }
+
+    /// The guest's host name.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        self.program.hostname.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Time of files that come from the host.
+    #[must_use]
+    pub fn epoch(&self) -> i64 {
+        self.image.epoch.unwrap_or(DEFAULT_EPOCH)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawImage {
+    #[serde(default, deserialize_with = "check::sources")]
+    packages: Option<Vec<String>>,
+    directory: Option<PathBuf>,
+    file: Option<PathBuf>,
+    #[serde(default)]
+    files: Vec<ExtraFile>,
+    #[serde(default, deserialize_with = "check::packages")]
+    without: Vec<String>,
+    epoch: Option<i64>,
+}
+
+impl TryFrom<RawImage> for ImageSpec {
+    type Error = String;
+
+    fn try_from(raw: RawImage) -> Result<Self, String> {
+        let source = match (raw.packages, raw.directory, raw.file) {
+            (Some(packages), None, None) => ImageSource::Packages(packages),
+            (None, Some(path), None) => ImageSource::Directory(path),
+            (None, None, Some(path)) => ImageSource::File(path),
+            _ => {
+                return Err("give exactly one of packages, directory and file".to_owned());
+            }
+        };
+        let ready_made = matches!(source, ImageSource::File(_));
+        if ready_made && (!raw.files.is_empty() || raw.epoch.is_some()) {
+            return Err("files and epoch do not go with file: that image is finished".to_owned());
+        }
+        if !raw.without.is_empty() && !matches!(source, ImageSource::Packages(_)) {
+            return Err("without goes with packages only".to_owned());
+        }
+        if raw.epoch.is_some_and(|epoch| epoch < 0) {
+            return Err("epoch is before 1970".to_owned());
+        }
+        Ok(Self {
+            source,
+            files: raw.files,
+            without: raw.without,
+            epoch: raw.epoch,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    #[serde(deserialize_with = "check::absolute")]
+    path: String,
+    content: Option<String>,
+    source: Option<PathBuf>,
+    #[serde(default, deserialize_with = "check::mode")]
+    mode: Option<u32>,
+}
+
+impl TryFrom<RawFile> for ExtraFile {
+    type Error = String;
+
+    fn try_from(raw: RawFile) -> Result<Self, String> {
+        let content = match (raw.content, raw.source) {
+            (Some(text), None) => FileContent::Inline(text),
+            (None, Some(path)) => FileContent::Source(path),
+            _ => {
+                return Err(format!(
+                    "{}: give exactly one of content and source",
+                    raw.path
+                ));
+            }
+        };
+        Ok(Self {
+            path: raw.path,
+            content,
+            mode: raw.mode,
+        })
+    }
+}
+
+fn default_env() -> BTreeMap<String, String> {
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    [("PATH", path), ("HOME", "/")]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn default_cwd() -> String {
+    "/".to_owned()
+}
+
+/// Reads a value and checks it; `check` says what is wrong.
+fn checked<'de, D, T, U>(
+    deserializer: D,
+    check: impl FnOnce(T) -> Result<U, String>,
+) -> Result<U, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    check(T::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests;
