@@ -1,1 +1,39 @@
-//! Quorate: voter.
+//! The pure logic of lockstep: ballots go in, verdicts, releases and journal entries come out.
+//!
+//! [`Lockstep`] is one state machine for voter and journal together. The executor wraps it in a mutex and puts
+//! threads, files and clocks around it; in here there is no thread, no clock (time is told, in nanoseconds on any
+//! monotonic scale), no I/O and no randomness, so the simulator in `tests/sim` can drive it through
+//! any history from a seed.
+//!
+//! Where the design's rules are enforced:
+//!
+//! | rule | where |
+//! | --- | --- |
+//! | R1 input | [`Lockstep::step`] and [`Lockstep::lead`]: one entry per boundary, the first one written |
+//! | R2 quorum | `voter::Voter::decide`: bytes are compared, whole ballots, by running replicas only |
+//! | R3 order | `voter::Voter::decide`: only the oldest undecided boundary can be decided |
+//! | R5 blame | `Lockstep::settle`, `Lockstep::no_majority` |
+//! | R9 trust | what a replica casts can stop that replica: outvoted, misbehaved, lagging |
+//! | R10 memory | `Lockstep::blocked` with the bounds in [`Config`] |
+#![forbid(unsafe_code)]
+
+mod ballot;
+mod config;
+mod errors;
+mod ids;
+mod journal;
+mod lockstep;
+mod pace;
+mod stats;
+mod verdict;
+mod voter;
+
+pub use ballot::{BALLOT_OVERHEAD, OUTPUT_OVERHEAD, Output, ballot_cost};
+pub use config::{Config, MAX_WINDOW_BOUNDARIES, MIN_WINDOW_BYTES, STALL_FACTOR};
+pub use errors::{CastError, ConfigError, LeadError};
+pub use ids::{Channel, MAX_REPLICAS, ReplicaId};
+pub use lockstep::{Event, Lockstep, ReplicaState, Step};
+pub use stats::{ReplicaStats, Stats};
+pub use verdict::{
+    DifferenceKind, EXCERPT_BYTES, NoMajority, NoMajorityCause, Party, Said, StopReason, Verdict,
+};
