@@ -102,7 +102,6 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    #[expect(dead_code)]
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,

@@ -19,6 +19,7 @@ pub use appliance::{
     Appliance, ExtraFile, FileContent, ImageSource, ImageSpec, LayoutPolicy, MachineSpec,
     NetworkSpec, NoQuorum, Policy, Program,
 };
+pub use build::{BuildOptions, BuiltImage, Package, Progress, build, cached, default_cache_dir};
 pub use error::{ApplianceError, BuildError};
 pub use verify::{ImageFileError, Info, verify};
 

@@ -168,6 +168,26 @@ impl Tree {
         }
     }
 
+    /// The node that `path` leads to, all symbolic links followed.
+    #[must_use]
+    pub fn follow(&self, path: &[u8]) -> Option<NodeId> {
+        let mut path = path.to_vec();
+        for _ in 0..=MAX_LINKS {
+            let id = self.get(&path)?;
+            let Kind::Symlink(target) = &self.nodes.get(id)?.kind else {
+                return Some(id);
+            };
+            if target.starts_with(b"/") {
+                path.clone_from(target);
+            } else {
+                let above = path.iter().rposition(|&b| b == b'/').map_or(0, |i| i + 1);
+                path.truncate(above);
+                path.extend_from_slice(target);
+            }
+        }
+        None
+    }
+
     /// Makes the directory `path` and those above it. A directory, or a link to one, that is already there stays.
     ///
     /// # Errors

@@ -1,0 +1,313 @@
+//! Runs `apt-get` with a state directory of its own. It reads the machine's package sources and keys, and its package lists if
+//! there are any; it writes into the cache directory only.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::Package;
+use crate::build::Progress;
+use crate::error::BuildError;
+
+/// Package lists of the machine.
+const SYSTEM_LISTS: &str = "/var/lib/apt/lists";
+/// How much of apt-get's output an error message repeats, in bytes.
+const MAX_OUTPUT: usize = 2000;
+
+/// The file of `package` in the cache.
+pub(super) fn deb_path(cache: &Path, package: &Package) -> PathBuf {
+    cache.join("debs").join(&package.file)
+}
+
+pub(super) struct Apt {
+    config: PathBuf,
+    private_lists: PathBuf,
+}
+
+impl Apt {
+    /// Writes the configuration; `status` takes the place of dpkg's status file.
+    pub(super) fn new(cache: &Path, status: &str) -> Result<Self, BuildError> {
+        let cache = fs::canonicalize(cache).map_err(BuildError::io("find", cache))?;
+        let state = cache.join("apt");
+        let private_lists = state.join("lists");
+        for directory in [
+            private_lists.join("partial"),
+            state.join("cache"),
+            cache.join("debs/partial"),
+        ] {
+            fs::create_dir_all(&directory)
+                .map_err(BuildError::io("make the directory", &directory))?;
+        }
+        let status_path = state.join("status");
+        crate::build::replace_file(&status_path, status.as_bytes())?;
+        let config = state.join("apt.conf");
+        crate::build::replace_file(
+            &config,
+            config_text(&state, &cache, &status_path).as_bytes(),
+        )?;
+        Ok(Self {
+            config,
+            private_lists,
+        })
+    }
+
+    /// Resolves `names` and downloads what they need. The machine's lists are tried first; if there are none, or they are so old
+    /// that the mirror has other files by now, fresh ones are fetched into the cache.
+    pub(super) fn fetch(
+        &self,
+        names: &[String],
+        progress: &dyn Fn(Progress<'_>),
+    ) -> Result<Vec<Package>, BuildError> {
+        let system = Path::new(SYSTEM_LISTS);
+        if has_lists(system) {
+            match self.resolve_and_download(system, names, progress) {
+                Ok(packages) => return Ok(packages),
+                Err(error @ BuildError::Apt { .. }) => {
+                    tracing::info!(%error, "the machine's package lists do not do, fetching fresh ones");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        progress(Progress::UpdatingLists);
+        let mut update = self.command(&self.private_lists)?;
+        update.arg("update").arg("--error-on=any");
+        run(update, "fetch the package lists", &|_| {})?;
+        self.resolve_and_download(&self.private_lists, names, progress)
+    }
+
+    fn resolve_and_download(
+        &self,
+        lists: &Path,
+        names: &[String],
+        progress: &dyn Fn(Progress<'_>),
+    ) -> Result<Vec<Package>, BuildError> {
+        progress(Progress::Resolving);
+        let mut resolve = self.command(lists)?;
+        resolve.args(["-qq", "-y", "--print-uris", "install", "--"]);
+        resolve.args(names);
+        let output = run(resolve, "resolve the packages", &|_| {})?;
+        let packages = output
+            .lines()
+            .filter(|line| line.starts_with('\''))
+            .map(parse_uri_line)
+            .collect::<Result<Vec<_>, _>>()?;
+        if packages.is_empty() {
+            return Err(BuildError::AptOutput("nothing to install".to_owned()));
+        }
+        let mut download = self.command(lists)?;
+        download.args([
+            "-q",
+            "-y",
+            "--download-only",
+            "-o",
+            "APT::Status-Fd=1",
+            "install",
+            "--",
+        ]);
+        download.args(names);
+        run(download, "download the packages", &|line| {
+            if let Some((percent, what)) = parse_status_line(line) {
+                progress(Progress::Downloading { percent, what });
+            }
+        })?;
+        Ok(packages)
+    }
+
+    fn command(&self, lists: &Path) -> Result<Command, BuildError> {
+        let mut command = Command::new("apt-get");
+        command
+            .arg("-c")
+            .arg(&self.config)
+            .arg("-o")
+            .arg(format!("Dir::State::lists={}", lists.display()))
+            .env("LC_ALL", "C")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+}
+
+/// Options, in apt.conf(5) syntax, read after the machine's own.
+fn config_text(state: &Path, cache: &Path, status: &Path) -> String {
+    let mut text = String::new();
+    let mut set = |key: &str, value: &str| text.push_str(&format!("{key} \"{value}\";\n"));
+    set("Dir::State", &state.display().to_string());
+    set("Dir::State::status", &status.display().to_string());
+    set("Dir::Cache", &state.join("cache").display().to_string());
+    set(
+        "Dir::Cache::archives",
+        &cache.join("debs").display().to_string(),
+    );
+    set("Dir::Cache::pkgcache", "");
+    set("Dir::Cache::srcpkgcache", "");
+    set("Dir::Log", &state.display().to_string());
+    // The cache is locked by the caller, and the machine's lists are only read: no lock that would need root.
+    set("Debug::NoLocking", "true");
+    // Downloading as user `_apt` would need directories that this user can write.
+    set("APT::Sandbox::User", "");
+    set("APT::Architecture", "amd64");
+    set("APT::Install-Recommends", "false");
+    set("APT::Install-Suggests", "false");
+    set("Acquire::ForceHash", "SHA256");
+    set("Acquire::Languages", "none");
+    set("Acquire::http::Timeout", "30");
+    set("Acquire::https::Timeout", "30");
+    // The machine's hooks are about the machine's own packages.
+    for hook in [
+        "APT::Update::Pre-Invoke",
+        "APT::Update::Post-Invoke",
+        "APT::Update::Post-Invoke-Success",
+        "DPkg::Pre-Invoke",
+        "DPkg::Post-Invoke",
+        "DPkg::Pre-Install-Pkgs",
+        "Acquire::IndexTargets::deb::DEP-11",
+        "Acquire::IndexTargets::deb::DEP-11-icons",
+    ] {
+        text.push_str(&format!("#clear {hook};\n"));
+    }
+    text
+}
+
+fn has_lists(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+    })
+}
+
+/// Runs `command`, hands each line of its output to `on_line`, and returns the output.
+fn run(
+    mut command: Command,
+    action: &'static str,
+    on_line: &dyn Fn(&str),
+) -> Result<String, BuildError> {
+    let io_error = || BuildError::io(action, "apt-get");
+    // A file, since a pipe that nobody reads while the other one is read could fill up.
+    let mut errors = tempfile::tempfile().map_err(io_error())?;
+    command
+        .stdout(Stdio::piped())
+        .stderr(errors.try_clone().map_err(io_error())?);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(BuildError::NoApt),
+        Err(e) => return Err(io_error()(e)),
+    };
+    let mut output = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.map_err(io_error())?;
+            on_line(&line);
+            output.push_str(&line);
+            output.push('\n');
+        }
+    }
+    let status = child.wait().map_err(io_error())?;
+    if status.success() {
+        return Ok(output);
+    }
+    let mut text = String::new();
+    errors.rewind().map_err(io_error())?;
+    errors.read_to_string(&mut text).map_err(io_error())?;
+    let shown = if text.trim().is_empty() {
+        &output
+    } else {
+        &text
+    };
+    Err(BuildError::Apt {
+        action,
+        output: tail(shown.trim(), MAX_OUTPUT).to_owned(),
+    })
+}
+
+fn tail(text: &str, max: usize) -> &str {
+    let mut start = text.len().saturating_sub(max);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text.get(start..).unwrap_or_default()
+}
+
+/// Reads `'URI' NAME_VERSION_ARCH.deb SIZE SHA256:HEX`.
+fn parse_uri_line(line: &str) -> Result<Package, BuildError> {
+    let parse = || {
+        let (_, rest) = line.strip_prefix('\'')?.split_once("' ")?;
+        let mut words = rest.split(' ');
+        let file = words.next()?;
+        let size = words.next()?.parse().ok()?;
+        let sha256 = words.next()?.strip_prefix("SHA256:")?;
+        let hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
+        let mut parts = file.strip_suffix(".deb")?.splitn(3, '_');
+        let name = parts.next()?;
+        let version = parts.next()?.replace("%3a", ":");
+        let architecture = parts.next()?;
+        if !hex || file.contains('/') || name.is_empty() {
+            return None;
+        }
+        Some(Package {
+            name: name.to_owned(),
+            version,
+            architecture: architecture.to_owned(),
+            file: file.to_owned(),
+            size,
+            sha256: sha256.to_owned(),
+        })
+    };
+    parse().ok_or_else(|| BuildError::AptOutput(line.to_owned()))
+}
+
+/// Reads `dlstatus:N:PERCENT:TEXT` (apt's README.progress-reporting).
+fn parse_status_line(line: &str) -> Option<(u8, &str)> {
+    let mut parts = line.strip_prefix("dlstatus:")?.splitn(3, ':');
+    parts.next()?;
+    let percent: f32 = parts.next()?.parse().ok()?;
+    Some((percent.clamp(0.0, 100.0) as u8, parts.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn uri_lines() {
+        let sha = "e7e14ebae53ef34c881a557e0a6d125b5e6721b692999045cf6af962daebe8d6";
+        let line = format!(
+            "'http://deb.debian.org/x/libcap2_2.66-4%2bdeb12u3_amd64.deb' libcap2_1%3a2.66-4+deb12u3_amd64.deb 27708 SHA256:{sha}"
+        );
+        let package = parse_uri_line(&line).unwrap();
+        assert_eq!(package.name, "libcap2");
+        assert_eq!(package.version, "1:2.66-4+deb12u3");
+        assert_eq!(package.architecture, "amd64");
+        assert_eq!((package.size, package.sha256.as_str()), (27708, sha));
+        for bad in [
+            "",
+            "'x' a_1_all.deb 12",
+            "'x' a_1_all.deb 12 MD5Sum:00",
+            "'x' a_1_all.deb 12 SHA256:zz",
+            "'x' ../a_1_all.deb 12 SHA256:e7e14ebae53ef34c881a557e0a6d125b5e6721b692999045cf6af962daebe8d6",
+        ] {
+            assert!(
+                matches!(parse_uri_line(bad), Err(BuildError::AptOutput(_))),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn status_lines() {
+        assert_eq!(
+            parse_status_line("dlstatus:3:37.5000:Retrieving file 4 of 16"),
+            Some((37, "Retrieving file 4 of 16"))
+        );
+        assert_eq!(parse_status_line("Get:1 http://x"), None);
+        assert_eq!(parse_status_line("dlstatus:3:x:y"), None);
+    }
+
+    #[test]
+    fn a_long_output_is_cut_at_its_start() {
+        assert_eq!(tail("abc", 10), "abc");
+        assert_eq!(tail("aäb", 2), "b");
+    }
+}
