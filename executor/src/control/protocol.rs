@@ -1,0 +1,235 @@
+//! The control socket's language: one JSON object per line each way, with a version.
+//!
+//! ```text
+//! > {"version":1,"command":{"name":"inject","replica":1,"fault":{"kind":"crash"}}}
+//! < {"version":1,"reply":"applied","replica":1,"boundary":7,"detail":"triple fault"}
+//! ```
+//! An unknown key, command or version is an error that names it; nothing is guessed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::inject::{Applied, Fault};
+
+/// Version of the protocol. Requests of another version are refused.
+pub const VERSION: u32 = 1;
+/// Longest request line in bytes, newline included. A longer one is refused and its connection closed (R10).
+pub const MAX_REQUEST: usize = 4096;
+/// Longest reply line in bytes that a client accepts (R10).
+pub const MAX_REPLY: usize = 4 << 20;
+
+/// One request line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// [`VERSION`].
+    pub version: u32,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What a client can ask for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// The state of the set. Answer: `status`.
+    Status,
+    /// End the set. Answer: `done`; the connection is closed when the set has ended.
+    Stop {
+        /// Do not ask the guest program, end at once.
+        #[serde(default)]
+        now: bool,
+    },
+    /// Stop one replica. Answer: `done`.
+    Kill {
+        /// The replica.
+        replica: usize,
+    },
+    /// Inject a fault. Answer: `applied`.
+    Inject {
+        /// The replica.
+        replica: usize,
+        /// The fault.
+        fault: Fault,
+    },
+}
+
+/// One reply line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Response {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The reply.
+    #[serde(flatten)]
+    pub reply: Reply,
+}
+
+/// What the set answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// The state of the set.
+    Status(Box<Status>),
+    /// Done, nothing more to say.
+    Done,
+    /// Where the fault was applied.
+    Applied(Applied),
+    /// Refused.
+    Error {
+        /// Why.
+        message: String,
+    },
+}
+
+/// State of a set. The keys are documented in `docs/control.md`; new keys may appear, none disappears within a version.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The appliance's name.
+    pub name: String,
+    /// The process that runs the set.
+    pub pid: u32,
+    /// `starting`, `running`, `degraded`, `holding`, `stopping` or `stopped`.
+    pub state: String,
+    /// Milliseconds since the start.
+    pub uptime_ms: u64,
+    /// Milliseconds from the start until ready; absent before.
+    pub ready_after_ms: Option<u64>,
+    /// Replicas at the start.
+    pub size: usize,
+    /// Replicas running now.
+    pub running: usize,
+    /// Replicas that must agree before anything is released.
+    pub quorum: usize,
+    /// Why there is no majority; absent while there is one.
+    pub no_quorum: Option<String>,
+    /// The run seed, 64 hexadecimal digits.
+    pub seed: String,
+    /// `same` or `random`.
+    pub layout_mode: String,
+    /// Boundaries for which an entry has been written.
+    pub boundaries: u64,
+    /// Ballots cast.
+    pub ballots: u64,
+    /// Bytes in all ballots.
+    pub bytes_voted: u64,
+    /// Outputs released.
+    pub releases: u64,
+    /// Bytes released.
+    pub bytes_released: u64,
+    /// Digest of all releases, 64 hexadecimal digits.
+    pub fingerprint: String,
+    /// Digest of all entries, 64 hexadecimal digits.
+    pub input_fingerprint: String,
+    /// Frames delivered to the guest so far.
+    pub frames_in: u64,
+    /// Frames released by the guest so far.
+    pub frames_out: u64,
+    /// Connections open through the gateway.
+    pub connections: u64,
+    /// Published ports, as `host address -> guest port/protocol`.
+    pub published: Vec<String>,
+    /// Console bytes that were dropped because standard output did not take them.
+    pub console_dropped: u64,
+    /// The replicas.
+    pub replicas: Vec<ReplicaStatus>,
+    /// The last events, oldest first; the keys depend on the event.
+    pub events: Vec<serde_json::Value>,
+}
+
+/// State of one replica.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Its number, from 0.
+    pub replica: usize,
+    /// `starting`, `running`, `idle`, `ahead` (a whole window ahead of the slowest), `held`, `exited`, `frozen` or `stopped`.
+    pub state: String,
+    /// Why it was stopped; absent while it runs.
+    pub stopped: Option<String>,
+    /// Boundaries it has reached.
+    pub boundary: u64,
+    /// Boundaries it is behind the foremost replica.
+    pub lag: u64,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// Outputs it has cast.
+    pub outputs: u64,
+    /// Bytes of these.
+    pub output_bytes: u64,
+    /// Start address of each region, as hexadecimal text.
+    pub layout: BTreeMap<String, String>,
+    /// Faults injected, with what became of each.
+    pub injected: Vec<InjectedStatus>,
+}
+
+/// What became of an injected fault.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InjectedStatus {
+    /// The kind.
+    pub kind: String,
+    /// Boundary at which it was applied.
+    pub boundary: u64,
+    /// Exact place.
+    pub detail: String,
+    /// `masked so far`, `in effect` or `replica stopped`.
+    pub effect: String,
+}
+
+impl Response {
+    /// A response of this version.
+    pub fn new(reply: Reply) -> Self {
+        Response { version: VERSION, reply }
+    }
+
+    /// A refusal.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self::new(Reply::Error { message: message.into() })
+    }
+}
+
+/// Parses one request line.
+///
+/// # Errors
+/// Says what is wrong with it: no JSON, an unknown key or command, another version.
+pub fn parse_request(line: &[u8]) -> Result<Command, String> {
+    let value: serde_json::Value = serde_json::from_slice(line).map_err(|error| format!("not a JSON object: {error}"))?;
+    // The version first: a later version's request may have keys that this one does not know.
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => {}
+        Some(version) => return Err(format!("version {version} is not spoken here, only {VERSION}")),
+        None => return Err("the key `version` is missing or no number".to_owned()),
+    }
+    serde_json::from_value::<Request>(value)
+        .map(|request| request.command)
+        .map_err(|error| format!("bad request: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn requests_round_trip() {
+        for command in [
+            Command::Status,
+            Command::Stop { now: true },
+            Command::Kill { replica: 2 },
+            Command::Inject { replica: 0, fault: Fault::FlipRegister { register: Some("rax".into()), bit: Some(3) } },
+        ] {
+            let line = serde_json::to_vec(&Request { version: VERSION, command: command.clone() }).unwrap();
+            assert_eq!(parse_request(&line), Ok(command));
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let refused = |line: &str| parse_request(line.as_bytes()).unwrap_err();
+        assert!(refused(r#"{"version":2,"command":{"name":"status"}}"#).contains("version 2"));
+        assert!(refused(r#"{"command":{"name":"status"}}"#).contains("`version`"));
+        assert!(refused(r#"{"version":1,"command":{"name":"reboot"}}"#).contains("reboot"));
+        assert!(refused(r#"{"version":1,"command":{"name":"kill","replica":1,"force":true}}"#).contains("force"));
+        assert!(refused(r#"{"version":1,"command":{"name":"status"},"extra":1}"#).contains("extra"));
+        assert!(refused("status").contains("JSON"));
+    }
+}

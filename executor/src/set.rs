@@ -1,0 +1,323 @@
+//! The replica set: a thread per replica around the shared state, a ticker, and the handle by which it is controlled.
+
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use quorate_voter::{Config as VoterConfig, ConfigError, Lockstep, StopReason};
+
+use crate::control::protocol::{Command, Reply, Status};
+use crate::control::server::Controlled;
+use crate::egress::{Deliverer, Egress, Tap};
+use crate::events::{End, Event, EventLog, EventSink, NoQuorum};
+use crate::exit::{ExitCode, Failure};
+use crate::inject::{Applied, Fault};
+use crate::journal::{Clock, Ingress};
+use crate::replica::{Vcpu, drive};
+use crate::seeds::RunSeed;
+use crate::shared::{Mail, Place, Shared};
+
+/// Time between two ticks.
+const TICK: Duration = Duration::from_millis(100);
+/// How long `inject` waits for a replica to come to a place where the fault can be applied. After it, the answer is
+/// that it waits.
+const INJECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the end of a set waits for its threads. One that does not come is left to the end of the process.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Smallest [`VoterConfig::window_bytes`]: an entry must hold at least a few frames.
+pub const MIN_WINDOW_BYTES: usize = 1 << 20;
+
+/// What a set is told at its start.
+#[derive(Clone, Debug)]
+pub struct SetConfig {
+    /// Its name, for status.
+    pub name: String,
+    /// Replicas, window and lag bounds.
+    pub voter: VoterConfig,
+    /// What to do without a majority.
+    pub no_quorum: NoQuorum,
+    /// How long the guest program may take to end when it is asked to.
+    pub stop_grace: Duration,
+    /// The run seed.
+    pub seed: RunSeed,
+    /// `same` or `random`, for status.
+    pub layout_mode: &'static str,
+}
+
+/// The world around a set.
+pub struct World {
+    /// Where frames come from. Call [`ReplicaSet::input_arrived`] when it is no longer empty.
+    pub ingress: Arc<dyn Ingress>,
+    /// Where releases go.
+    pub egress: Box<dyn Egress>,
+    /// Where events are shown.
+    pub events: EventSink,
+    /// Sees all releases, entries and events; for tests and recordings.
+    pub tap: Option<Tap>,
+    /// Numbers of the gateway and the console for status.
+    pub outside: Box<dyn Fn() -> Outside + Send + Sync>,
+}
+
+/// What status says of the world.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Connections open.
+    pub connections: u64,
+    /// Published ports.
+    pub published: Vec<String>,
+    /// Console bytes dropped.
+    pub console_dropped: u64,
+}
+
+/// What a set did, once it has ended.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// How it ended.
+    pub end: End,
+    /// Its state at the end.
+    pub status: Status,
+    /// How long it ran.
+    pub ran: Duration,
+}
+
+/// A running replica set.
+pub struct ReplicaSet {
+    core: Arc<Core>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A handle that keeps nothing alive: for the gateway's thread and for signal handlers.
+#[derive(Clone)]
+pub struct SetHandle(Weak<Core>);
+
+pub(crate) struct Core {
+    pub(crate) shared: Shared,
+    pub(crate) config: SetConfig,
+    pub(crate) log: Arc<EventLog>,
+    pub(crate) outside: Box<dyn Fn() -> Outside + Send + Sync>,
+    pub(crate) started: Instant,
+}
+
+impl ReplicaSet {
+    /// Starts a set. `build` makes the machine of a replica; it is called on the replica's own thread. Guests run once all
+    /// machines are there; if one cannot be built, the set ends with that failure.
+    ///
+    /// # Errors
+    /// When the configuration is out of bounds or no thread can be made.
+    pub fn start<V, B>(config: SetConfig, world: World, build: B) -> Result<ReplicaSet, Failure>
+    where
+        V: Vcpu,
+        B: Fn(usize) -> Result<V, Failure> + Send + Sync + 'static,
+    {
+        if config.voter.window_bytes < MIN_WINDOW_BYTES {
+            let text = format!("a window of {} bytes: at least {MIN_WINDOW_BYTES} are needed", config.voter.window_bytes);
+            return Err(Failure::new(ExitCode::Appliance, text));
+        }
+        let vote = Lockstep::new(config.voter).map_err(|error| {
+            let code = if matches!(error, ConfigError::Replicas(_)) { ExitCode::Usage } else { ExitCode::Appliance };
+            Failure::new(code, error)
+        })?;
+        let replicas = usize::from(config.voter.replicas);
+        let log = Arc::new(EventLog::new(world.events));
+        let deliverer = Deliverer::new(world.egress, world.tap, Arc::clone(&log));
+        let shared = Shared::new(vote, config.no_quorum, world.ingress, deliverer, Clock::start());
+        let core = Arc::new(Core { shared, config, log, outside: world.outside, started: Instant::now() });
+
+        let build = Arc::new(build);
+        let mut set = ReplicaSet { core: Arc::clone(&core), threads: Vec::new() };
+        let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name)
+                .spawn(body)
+                .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for a replica: {error}")))
+        };
+        for me in 0..replicas {
+            let (core, build) = (Arc::clone(&core), Arc::clone(&build));
+            let thread = spawn(format!("replica-{me}"), Box::new(move || live(&core, me, &*build)))?;
+            set.threads.push(thread);
+        }
+        let ticking = Arc::clone(&core);
+        set.threads.push(spawn("ticker".to_owned(), Box::new(move || tick(&ticking)))?);
+        Ok(set)
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> SetHandle {
+        SetHandle(Arc::downgrade(&self.core))
+    }
+
+    /// A frame has been put into the ingress.
+    pub fn input_arrived(&self) {
+        self.core.shared.input_arrived();
+    }
+
+    /// Asks the guest program to end (SIGTERM), or ends the set at once.
+    pub fn stop(&self, now: bool) {
+        self.core.shared.stop(now, self.core.config.stop_grace);
+    }
+
+    /// Stops a replica.
+    ///
+    /// # Errors
+    /// When there is no such replica or it is stopped already.
+    pub fn kill(&self, replica: usize) -> Result<(), String> {
+        self.core.kill(replica)
+    }
+
+    /// Injects a fault and says where it was applied.
+    ///
+    /// # Errors
+    /// When it cannot be applied, or the replica did not come to a place for it in time (then it waits for that).
+    pub fn inject(&self, replica: usize, fault: Fault) -> Result<Applied, String> {
+        self.core.inject(replica, fault)
+    }
+
+    /// Records a note in the log of events.
+    pub fn note(&self, text: String) {
+        self.core.shared.tell(Event::Note { text });
+    }
+
+    /// The state of the set.
+    pub fn status(&self) -> Status {
+        self.core.status()
+    }
+
+    /// What a control server is to be given.
+    pub fn controlled(&self) -> Arc<dyn Controlled> {
+        Arc::new(self.handle())
+    }
+
+    /// Waits until the set has ended, and its threads with it.
+    pub fn wait(mut self) -> Summary {
+        let shared = &self.core.shared;
+        let mut inner = shared.inner();
+        while inner.end.is_none() {
+            inner = shared.wait_changed(inner, Duration::from_secs(3600));
+        }
+        let patience = Instant::now() + LEAVE_TIMEOUT;
+        while inner.slots.iter().any(|slot| slot.place != Place::Gone) {
+            let left = patience.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            inner = shared.wait_changed(inner, left);
+        }
+        let all_gone = inner.slots.iter().all(|slot| slot.place == Place::Gone);
+        let end = inner.end.clone().unwrap_or(End::Stopped);
+        drop(inner);
+        if all_gone {
+            for thread in self.threads.drain(..) {
+                // A panicked thread has been reported by `live` already.
+                let _ = thread.join();
+            }
+        } else {
+            shared.tell(Event::Note { text: "a replica's thread did not end and is left behind".to_owned() });
+        }
+        let status = self.core.status();
+        let exit_code = end.exit_code() as u8;
+        shared.tell(Event::Stopped { reason: end.to_string(), exit_code, fingerprint: status.fingerprint.clone() });
+        Summary { end, status, ran: self.core.started.elapsed() }
+    }
+}
+
+impl Drop for ReplicaSet {
+    fn drop(&mut self) {
+        // Only has an effect if nobody has waited for the end: then threads must not outlive the handle's owner unasked.
+        self.core.shared.end(End::Stopped);
+    }
+}
+
+/// A replica's thread.
+fn live<V: Vcpu>(core: &Core, me: usize, build: &(impl Fn(usize) -> Result<V, Failure> + ?Sized)) {
+    let shared = &core.shared;
+    // A panic is a defect of ours; it costs this replica, as a crash of its machine would, and nobody else.
+    let body = std::panic::AssertUnwindSafe(|| match build(me) {
+        Ok(vcpu) => {
+            if shared.enter(me, vcpu.kicker(), vcpu.layout()) {
+                drive(shared, me, vcpu);
+            }
+        }
+        Err(Failure { code, message }) => {
+            let detail = format!("replica {me}: {message}");
+            shared.end(End::Failed { code, detail });
+        }
+    });
+    if std::panic::catch_unwind(body).is_err() {
+        shared.fail(me, StopReason::Failed("its thread panicked; this is a defect of quorate".to_owned()));
+    }
+    shared.leave(me);
+}
+
+fn tick(core: &Core) {
+    let shared = &core.shared;
+    loop {
+        let inner = shared.inner();
+        if inner.end.is_some() {
+            return;
+        }
+        drop(shared.wait_changed(inner, TICK));
+        shared.tick();
+    }
+}
+
+impl Core {
+    fn kill(&self, replica: usize) -> Result<(), String> {
+        let stopped = self.shared.inner().slots.get(replica).map(|slot| slot.stopped.is_some());
+        match stopped {
+            None => Err(format!("there is no replica {replica}; they are 0 to {}", self.config.voter.replicas - 1)),
+            Some(true) => Err(format!("replica {replica} is stopped already")),
+            Some(false) => {
+                self.shared.fail(replica, StopReason::Killed);
+                Ok(())
+            }
+        }
+    }
+
+    fn inject(&self, replica: usize, fault: Fault) -> Result<Applied, String> {
+        let number = self.shared.inner().slots.get(replica).map_or(0, |slot| slot.faults);
+        let random = self.config.seed.fault(replica, number);
+        let (reply, answer) = sync_channel(1);
+        let waits = format!("{fault} waits for replica {replica} to come to a place where it can be applied");
+        self.shared.post(replica, Mail { fault, random, reply })?;
+        match answer.recv_timeout(INJECT_TIMEOUT) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => Err(waits),
+            Err(RecvTimeoutError::Disconnected) => Err(format!("replica {replica} stopped before the fault was applied")),
+        }
+    }
+}
+
+impl SetHandle {
+    /// As [`ReplicaSet::input_arrived`].
+    pub fn input_arrived(&self) {
+        if let Some(core) = self.0.upgrade() {
+            core.shared.input_arrived();
+        }
+    }
+
+    /// As [`ReplicaSet::stop`].
+    pub fn stop(&self, now: bool) {
+        if let Some(core) = self.0.upgrade() {
+            core.shared.stop(now, core.config.stop_grace);
+        }
+    }
+}
+
+impl Controlled for SetHandle {
+    fn handle(&self, command: Command) -> Reply {
+        let Some(core) = self.0.upgrade() else {
+            return Reply::Error { message: "the set has ended".to_owned() };
+        };
+        let result = match command {
+            Command::Status => Ok(Reply::Status(Box::new(core.status()))),
+            Command::Stop { now } => {
+                core.shared.stop(now, core.config.stop_grace);
+                Ok(Reply::Done)
+            }
+            Command::Kill { replica } => core.kill(replica).map(|()| Reply::Done),
+            Command::Inject { replica, fault } => core.inject(replica, fault).map(Reply::Applied),
+        };
+        result.unwrap_or_else(|message| Reply::Error { message })
+    }
+}
