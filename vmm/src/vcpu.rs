@@ -1,0 +1,148 @@
+//! Setting up the vCPU: at CPL 3 in 64-bit mode, with the tables of the boot block.
+
+use crate::boot::Boot;
+use crate::cpuid::guest_cpuid;
+use crate::error::MachineError;
+use crate::registers::Registers;
+use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_ioctls::{Kvm, VcpuFd};
+use quorate_abi::boot::selector;
+
+/// PE, MP, ET, NE, WP, AM, PG: protected mode with paging, write protection also at CPL 0.
+const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
+/// TSD, PAE, OSFXSR, OSXMMEXCPT. SMEP and SMAP stay off: all pages are user pages.
+const CR4: u64 = 1 << 2 | 1 << 5 | 1 << 9 | 1 << 10;
+const CR4_FSGSBASE: u64 = 1 << 16;
+/// SCE, LME, LMA, NXE.
+const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+/// The fixed bit. IOPL is 0: the kernel's right to ring the sync device from CPL 3 is in the TSS (`boot.rs`).
+const RFLAGS: u64 = 1 << 1;
+/// What SYSCALL clears: TF, IF, DF, NT, RF, AC. Not IOPL, which a handler that is still at CPL 3 could not set again.
+const SYSCALL_MASK: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 18;
+
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+const MSR_SFMASK: u32 = 0xc000_0084;
+const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
+
+const SEGMENT_CODE: u8 = 0xb;
+const SEGMENT_DATA: u8 = 0x3;
+const SEGMENT_BUSY_TSS: u8 = 0xb;
+
+/// Makes the vCPU ready to run the kernel's first instruction. The order: CPUID first, since KVM checks the rest
+/// against it; then the system registers, which select the mode; then MSRs and general registers.
+pub(crate) fn set_up(kvm: &Kvm, vcpu: &VcpuFd, boot: &Boot) -> Result<(), MachineError> {
+    let (cpuid, fsgsbase) = guest_cpuid(kvm)?;
+    vcpu.set_cpuid2(&cpuid)
+        .map_err(MachineError::kvm("KVM_SET_CPUID2"))?;
+
+    let mut sregs = vcpu
+        .get_sregs()
+        .map_err(MachineError::kvm("KVM_GET_SREGS"))?;
+    let data = segment(selector::DATA3, SEGMENT_DATA);
+    sregs.cs = segment(selector::CODE3, SEGMENT_CODE);
+    sregs.ds = data;
+    sregs.es = data;
+    sregs.ss = data;
+    sregs.fs = data;
+    sregs.gs = data;
+    sregs.tr = kvm_segment {
+        base: boot.tss.0,
+        limit: boot.tss.1,
+        selector: selector::TSS,
+        type_: SEGMENT_BUSY_TSS,
+        present: 1,
+        ..kvm_segment::default()
+    };
+    sregs.ldt = kvm_segment {
+        unusable: 1,
+        ..kvm_segment::default()
+    };
+    sregs.gdt = table(boot.gdt);
+    sregs.idt = table(boot.idt);
+    sregs.cr0 = CR0;
+    sregs.cr2 = 0;
+    sregs.cr3 = boot.page_table_root;
+    // Where KVM does not offer FSGSBASE it refuses the bit. The one such backend seen (page-table based KVM) runs
+    // `wrfsbase` all the same; `quorate doctor` tries it.
+    sregs.cr4 = if fsgsbase { CR4 | CR4_FSGSBASE } else { CR4 };
+    sregs.efer = EFER;
+    vcpu.set_sregs(&sregs)
+        .map_err(MachineError::kvm("KVM_SET_SREGS (64-bit mode at CPL 3)"))?;
+
+    // SYSCALL takes CS and SS from bits 32 to 47, SYSRET from bits 48 to 63 (Intel SDM volume 3, 5.8.8).
+    let star = u64::from(selector::CODE0) << 32 | u64::from(selector::CODE3_32) << 48;
+    set_msrs(
+        vcpu,
+        &[
+            (MSR_STAR, star),
+            (MSR_LSTAR, boot.syscall_entry),
+            (MSR_SFMASK, SYSCALL_MASK),
+            (MSR_KERNEL_GS_BASE, 0),
+        ],
+    )?;
+    let regs = kvm_regs {
+        rip: boot.entry,
+        rsp: boot.stack,
+        rdi: boot.info,
+        rflags: RFLAGS,
+        ..kvm_regs::default()
+    };
+    vcpu.set_regs(&regs)
+        .map_err(MachineError::kvm("KVM_SET_REGS"))
+}
+
+/// Sets MSRs, and checks the count that KVM returns: it stops silently at the first that it refuses.
+fn set_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), MachineError> {
+    let entries: Vec<kvm_msr_entry> = values
+        .iter()
+        .map(|&(index, data)| kvm_msr_entry {
+            index,
+            data,
+            ..kvm_msr_entry::default()
+        })
+        .collect();
+    let first = values.first().map_or(0, |&(index, _)| index);
+    let msrs = Msrs::from_entries(&entries).map_err(|_| MachineError::Msr(first))?;
+    let done = vcpu
+        .set_msrs(&msrs)
+        .map_err(MachineError::kvm("KVM_SET_MSRS"))?;
+    match values.get(done) {
+        None => Ok(()),
+        Some(&(index, _)) => Err(MachineError::Msr(index)),
+    }
+}
+
+pub(crate) fn registers(vcpu: &VcpuFd) -> Result<Registers, MachineError> {
+    let regs = vcpu.get_regs().map_err(MachineError::kvm("KVM_GET_REGS"))?;
+    let sregs = vcpu
+        .get_sregs()
+        .map_err(MachineError::kvm("KVM_GET_SREGS"))?;
+    Ok(Registers::from_kvm(&regs, &sregs))
+}
+
+/// A flat segment; its privilege level is the selector's.
+fn segment(selector: u16, kind: u8) -> kvm_segment {
+    let code = kind == SEGMENT_CODE;
+    kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_: kind,
+        present: 1,
+        dpl: (selector & 3) as u8,
+        db: u8::from(!code),
+        s: 1,
+        l: u8::from(code),
+        g: 1,
+        ..kvm_segment::default()
+    }
+}
+
+fn table((base, limit): (u64, u16)) -> kvm_dtable {
+    kvm_dtable {
+        base,
+        limit,
+        ..kvm_dtable::default()
+    }
+}
