@@ -80,13 +80,23 @@ struct Info(BootInfo);
 unsafe impl ByteValued for Info {}
 const _: () = assert!(
     size_of::<BootInfo>()
-        == 8 + 2 * 4 + (MAX_RAM_RANGES + 2) * 16 + size_of::<Layout>() + 4 * 8 + 8 + 32 + 4 * 8 + 4 * 4
+        == 8 + 2 * 4
+            + (MAX_RAM_RANGES + 2) * 16
+            + size_of::<Layout>()
+            + 4 * 8
+            + 8
+            + 32
+            + 4 * 8
+            + 4 * 4
 );
 
 /// Puts kernel and boot block into guest memory.
 pub(crate) fn prepare(config: &MachineConfig, memory: &GuestMemory) -> Result<Boot, MachineError> {
     let kernel = Kernel::parse(&config.kernel)?;
-    let ram_end = memory.ranges.last().map_or(0, |range| range.start + range.len);
+    let ram_end = memory
+        .ranges
+        .last()
+        .map_or(0, |range| range.start + range.len);
     let request = LayoutRequest {
         kind: config.layout,
         layout_seed: config.layout_seed,
@@ -141,7 +151,9 @@ pub(crate) fn prepare(config: &MachineConfig, memory: &GuestMemory) -> Result<Bo
 
 /// Draws a 2 MiB aligned place in low RAM. The first 2 MiB stay free.
 fn place_kernel(request: &LayoutRequest, low_end: u64, needed: u64) -> Result<u64, MachineError> {
-    let places = low_end.checked_sub(needed + LARGE_PAGE).map(|room| room / LARGE_PAGE + 1);
+    let places = low_end
+        .checked_sub(needed + LARGE_PAGE)
+        .map(|room| room / LARGE_PAGE + 1);
     let places = places.ok_or(MachineError::MemoryTooSmall {
         given: low_end,
         needed: (needed + LARGE_PAGE).next_multiple_of(LARGE_PAGE),
@@ -161,10 +173,20 @@ fn areas(layout: &Layout, memory: &GuestMemory) -> Vec<Area> {
         .collect();
     if memory.image.len != 0 {
         let len = memory.image.len.next_multiple_of(LARGE_PAGE);
-        areas.push(Area::large(layout.image, memory.image.start, len, Rights::Read));
+        areas.push(Area::large(
+            layout.image,
+            memory.image.start,
+            len,
+            Rights::Read,
+        ));
     }
     let windows = map::MMIO_SLOTS * map::MMIO_STRIDE;
-    areas.push(Area::small(layout.devices, map::MMIO_BASE, windows, Rights::Write));
+    areas.push(Area::small(
+        layout.devices,
+        map::MMIO_BASE,
+        windows,
+        Rights::Write,
+    ));
     areas
 }
 
@@ -241,9 +263,17 @@ fn write_tables(ram: &Ram, boot: &Boot, kernel: &Kernel<'_>) -> Result<(), Machi
             | (handler >> 16 & 0xffff) << 48;
         idt[2 * vector as usize + 1] = handler >> 32;
     }
-    write(ram, boot.block + at::GDT, gdt.map(u64::to_le_bytes).as_flattened())?;
+    write(
+        ram,
+        boot.block + at::GDT,
+        gdt.map(u64::to_le_bytes).as_flattened(),
+    )?;
     write(ram, boot.block + at::TSS, &tss)?;
-    write(ram, boot.block + at::IDT, idt.map(u64::to_le_bytes).as_flattened())
+    write(
+        ram,
+        boot.block + at::IDT,
+        idt.map(u64::to_le_bytes).as_flattened(),
+    )
 }
 
 fn write_info(

@@ -2,13 +2,25 @@
 //! identity beyond its vendor. It is the same in all replicas.
 
 use crate::error::MachineError;
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::Kvm;
 
 /// Leaf 1, EDX: FPU, CX8, CMOV, FXSR, SSE, SSE2, and PSE, MSR, PAE, PGE, CLFSH, MMX which 64-bit code takes for granted.
 /// Not TSC (bit 4), MCE, APIC, SEP, MTRR, MCA.
-const LEAF1_EDX: u32 =
-    1 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 15 | 1 << 19 | 1 << 23 | 1 << 24 | 1 << 25 | 1 << 26;
+const LEAF1_EDX: u32 = 1
+    | 1 << 3
+    | 1 << 5
+    | 1 << 6
+    | 1 << 8
+    | 1 << 13
+    | 1 << 15
+    | 1 << 19
+    | 1 << 23
+    | 1 << 24
+    | 1 << 25
+    | 1 << 26;
 /// Leaf 1, ECX: SSE3, SSSE3, CX16, SSE4.1, SSE4.2, POPCNT. Not MONITOR, x2APIC, TSC deadline, XSAVE, AVX, RDRAND.
 const LEAF1_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23;
 /// Leaf 1, ECX: a hypervisor is present.
@@ -25,7 +37,8 @@ const MIN_PHYSICAL_BITS: u32 = 39;
 /// Most physical address bits that are shown.
 const MAX_PHYSICAL_BITS: u32 = 46;
 
-const INTEL: [u32; 3] = [0x756e_6547, 0x6c65_746e, 0x4965_6e69];
+/// "GenuineIntel", in the order EBX, EDX, ECX.
+const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 
 /// The guest's CPUID, and whether FSGSBASE is in it.
 pub(crate) fn guest_cpuid(kvm: &Kvm) -> Result<(CpuId, bool), MachineError> {
@@ -36,7 +49,8 @@ pub(crate) fn guest_cpuid(kvm: &Kvm) -> Result<(CpuId, bool), MachineError> {
     let fsgsbase = entries
         .iter()
         .any(|entry| entry.function == 7 && entry.ebx & FSGSBASE != 0);
-    let cpuid = CpuId::from_entries(&entries).map_err(|_| MachineError::MissingCpuFeature("CPUID"))?;
+    let cpuid =
+        CpuId::from_entries(&entries).map_err(|_| MachineError::MissingCpuFeature("CPUID"))?;
     Ok((cpuid, fsgsbase))
 }
 
@@ -53,7 +67,9 @@ fn build(supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, Machin
     let basic = find(1);
     let extended = find(0x8000_0001);
     if extended.edx & EXTENDED_EDX != EXTENDED_EDX {
-        return Err(MachineError::MissingCpuFeature("64-bit mode with no-execute pages"));
+        return Err(MachineError::MissingCpuFeature(
+            "64-bit mode with no-execute pages",
+        ));
     }
     let physical_bits = find(0x8000_0008).eax & 0xff;
     if physical_bits < MIN_PHYSICAL_BITS {
@@ -88,7 +104,16 @@ fn build(supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, Machin
             basic.edx & LEAF1_EDX,
         ],
     );
-    leaf(2, 0, 0, if intel { [0x0000_ff01, 0, 0, 0] } else { [0; 4] }); // "see leaf 4"
+    leaf(
+        2,
+        0,
+        0,
+        if intel {
+            [0x0000_ff01, 0, 0, 0]
+        } else {
+            [0; 4]
+        },
+    ); // "see leaf 4"
     for (index, cache) in INTEL_CACHES.iter().enumerate() {
         let cache = if intel { *cache } else { [0; 4] };
         leaf(4, index as u32, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, cache);
@@ -97,12 +122,22 @@ fn build(supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, Machin
     // The hypervisor's leaves: a signature, and nothing behind it (so no paravirtual clock).
     let [b, c, d] = SIGNATURE;
     leaf(0x4000_0000, 0, 0, [0x4000_0000, b, c, d]);
-    leaf(0x8000_0000, 0, 0, [0x8000_0008, vendor.ebx, vendor.ecx, vendor.edx]);
+    leaf(
+        0x8000_0000,
+        0,
+        0,
+        [0x8000_0008, vendor.ebx, vendor.ecx, vendor.edx],
+    );
     leaf(
         0x8000_0001,
         0,
         0,
-        [0, 0, extended.ecx & EXTENDED_ECX, extended.edx & EXTENDED_EDX],
+        [
+            0,
+            0,
+            extended.ecx & EXTENDED_ECX,
+            extended.edx & EXTENDED_EDX,
+        ],
     );
     for (function, name) in (0x8000_0002..).zip(brand()) {
         leaf(function, 0, 0, name);
@@ -111,7 +146,10 @@ fn build(supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, Machin
     let [l1, l2] = if intel {
         [[0; 4], [0, 0, 0x0200_6040, 0]]
     } else {
-        [[0, 0, 0x2008_0140, 0x2008_0140], [0, 0, 0x0200_6140, 0x0040_9140]]
+        [
+            [0, 0, 0x2008_0140, 0x2008_0140],
+            [0, 0, 0x0200_6140, 0x0040_9140],
+        ]
     };
     leaf(0x8000_0005, 0, 0, l1);
     leaf(0x8000_0006, 0, 0, l2);
@@ -119,6 +157,18 @@ fn build(supported: &[kvm_cpuid_entry2]) -> Result<Vec<kvm_cpuid_entry2>, Machin
     let bits = physical_bits.min(MAX_PHYSICAL_BITS) | 48 << 8;
     leaf(0x8000_0008, 0, 0, [bits, 0, 0, 0]);
     Ok(entries)
+}
+
+/// Whether this CPUID, as KVM gives it back, has no feature outside the baseline.
+pub(crate) fn baseline_only(entries: &[kvm_cpuid_entry2]) -> bool {
+    entries
+        .iter()
+        .all(|entry| match (entry.function, entry.index) {
+            (1, _) => entry.ecx & !(LEAF1_ECX | HYPERVISOR) == 0 && entry.edx & !LEAF1_EDX == 0,
+            (7, 0) => entry.ebx & !FSGSBASE == 0 && entry.ecx == 0 && entry.edx == 0,
+            (0x8000_0001, _) => entry.ecx & !EXTENDED_ECX == 0 && entry.edx & !EXTENDED_EDX == 0,
+            _ => true,
+        })
 }
 
 /// "QuorateVMM  ".
@@ -139,7 +189,11 @@ fn brand() -> [[u32; 4]; 3] {
     let text = b"Quorate virtual CPU";
     name[..text.len()].copy_from_slice(text);
     let mut leaves = [[0; 4]; 3];
-    for (to, from) in leaves.as_flattened_mut().iter_mut().zip(name.chunks_exact(4)) {
+    for (to, from) in leaves
+        .as_flattened_mut()
+        .iter_mut()
+        .zip(name.chunks_exact(4))
+    {
         *to = u32::from_le_bytes([from[0], from[1], from[2], from[3]]);
     }
     leaves
@@ -152,25 +206,53 @@ mod tests {
 
     /// A host that has everything.
     fn generous() -> Vec<kvm_cpuid_entry2> {
-        [0, 1, 2, 4, 7, 0xb, 0xd, 0x15, 0x4000_0000, 0x4000_0001, 0x8000_0000, 0x8000_0001, 0x8000_0007, 0x8000_0008]
-            .into_iter()
-            .map(|function| kvm_cpuid_entry2 {
-                function,
-                eax: u32::MAX,
-                ebx: u32::MAX,
-                ecx: u32::MAX,
-                edx: u32::MAX,
-                ..Default::default()
-            })
-            .collect()
+        [
+            0,
+            1,
+            2,
+            4,
+            7,
+            0xb,
+            0xd,
+            0x15,
+            0x4000_0000,
+            0x4000_0001,
+            0x8000_0000,
+            0x8000_0001,
+            0x8000_0007,
+            0x8000_0008,
+        ]
+        .into_iter()
+        .map(|function| kvm_cpuid_entry2 {
+            function,
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..Default::default()
+        })
+        .collect()
     }
 
     #[test]
     fn offers_no_time_no_randomness_and_no_extended_state() {
         let entries = build(&generous()).unwrap();
-        let find = |function| *entries.iter().find(|entry| entry.function == function).unwrap();
+        let find = |function| {
+            *entries
+                .iter()
+                .find(|entry| entry.function == function)
+                .unwrap()
+        };
         let one = find(1);
-        for (name, bit) in [("monitor", 3), ("x2apic", 21), ("tsc deadline", 24), ("xsave", 26), ("osxsave", 27), ("avx", 28), ("rdrand", 30)] {
+        for (name, bit) in [
+            ("monitor", 3),
+            ("x2apic", 21),
+            ("tsc deadline", 24),
+            ("xsave", 26),
+            ("osxsave", 27),
+            ("avx", 28),
+            ("rdrand", 30),
+        ] {
             assert_eq!(one.ecx >> bit & 1, 0, "{name}");
         }
         assert_eq!(one.edx >> 4 & 1, 0, "tsc");
@@ -180,7 +262,13 @@ mod tests {
         assert_eq!(find(0x8000_0007).edx, 0, "invariant tsc");
         assert_eq!(find(0x4000_0000).eax, 0x4000_0000, "no paravirtual clock");
         assert_eq!(find(0).eax, 7);
-        assert!(!entries.iter().any(|entry| matches!(entry.function, 0xb | 0xd | 0x15 | 0x4000_0001)));
+        assert!(baseline_only(&entries));
+        assert!(!baseline_only(&generous()));
+        assert!(
+            !entries
+                .iter()
+                .any(|entry| matches!(entry.function, 0xb | 0xd | 0x15 | 0x4000_0001))
+        );
     }
 
     #[test]
@@ -188,13 +276,22 @@ mod tests {
         let error = build(&[]).unwrap_err();
         assert!(matches!(error, MachineError::MissingCpuFeature(_)));
         let mut small = generous();
-        small.iter_mut().filter(|entry| entry.function == 0x8000_0008).for_each(|entry| entry.eax = 36);
-        assert!(matches!(build(&small), Err(MachineError::PhysicalAddressBits(36))));
+        small
+            .iter_mut()
+            .filter(|entry| entry.function == 0x8000_0008)
+            .for_each(|entry| entry.eax = 36);
+        assert!(matches!(
+            build(&small),
+            Err(MachineError::PhysicalAddressBits(36))
+        ));
     }
 
     #[test]
     fn the_signature_reads_as_intended() {
-        let bytes: Vec<u8> = SIGNATURE.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let bytes: Vec<u8> = SIGNATURE
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
         assert_eq!(bytes, b"QuorateVMM  ");
     }
 }

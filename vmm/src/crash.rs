@@ -56,15 +56,23 @@ impl fmt::Display for CrashKind {
             Self::MonitorPanic(vector) => write!(f, "exception {vector} in the monitor"),
             Self::UnexpectedMmio { addr, len, write } => {
                 let access = access(write);
-                write!(f, "{access} of {len} bytes at physical address {addr:#x}, where nothing is")
+                write!(
+                    f,
+                    "{access} of {len} bytes at physical address {addr:#x}, where nothing is"
+                )
             }
             Self::UnexpectedPio { port, len, write } => {
                 let access = access(write);
-                write!(f, "{access} of {len} bytes at I/O port {port:#x}, where nothing is")
+                write!(
+                    f,
+                    "{access} of {len} bytes at I/O port {port:#x}, where nothing is"
+                )
             }
             Self::Hlt => f.write_str("the processor was halted"),
             Self::UnexpectedExit(exit) => write!(f, "unexpected exit from KVM: {exit}"),
-            Self::NotRunnable => f.write_str("the machine was run though it had ended or waits for an entry"),
+            Self::NotRunnable => {
+                f.write_str("the machine was run though it had ended or waits for an entry")
+            }
         }
     }
 }

@@ -15,7 +15,9 @@ pub enum MachineError {
     )]
     NoKvm,
     /// The user may not use KVM.
-    #[error("no permission to open /dev/kvm: add this user to the group that owns it (often `kvm`)")]
+    #[error(
+        "no permission to open /dev/kvm: add this user to the group that owns it (often `kvm`)"
+    )]
     KvmPermission,
     /// `/dev/kvm` is there but does not work.
     #[error("/dev/kvm cannot be used: {0}")]
@@ -137,13 +139,17 @@ pub enum KernelFault {
     #[error("it does not start with a Quorate kernel header")]
     Magic,
     /// It was built for another VMM.
-    #[error("it was built for version {0} of the guest interface, this VMM has version {ABI_VERSION}")]
+    #[error(
+        "it was built for version {0} of the guest interface, this VMM has version {ABI_VERSION}"
+    )]
     Version(u32),
     /// An offset in the header does not point to code.
     #[error("the header's field `{0}` does not point into code")]
     Offset(&'static str),
     /// A segment is both writable and executable, or shares a page with one of other rights.
-    #[error("segment {0} has rights that cannot be enforced: writable and executable, or a page shared with another")]
+    #[error(
+        "segment {0} has rights that cannot be enforced: writable and executable, or a page shared with another"
+    )]
     Rights(usize),
     /// Larger than any kernel.
     #[error("it needs {0} bytes of memory")]

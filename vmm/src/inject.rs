@@ -66,7 +66,11 @@ impl Machine {
     /// # Errors
     ///
     /// If there is no such bit, or KVM refuses the value.
-    pub fn flip_register(&mut self, register: Register, bit: u32) -> Result<(u64, u64), MachineError> {
+    pub fn flip_register(
+        &mut self,
+        register: Register,
+        bit: u32,
+    ) -> Result<(u64, u64), MachineError> {
         let mask = 1_u64.checked_shl(bit).ok_or(MachineError::NoBit(bit))?;
         let mut change = (0, 0);
         self.change_registers(|regs| {

@@ -46,7 +46,9 @@ pub(crate) struct Kernel<'a> {
 
 impl<'a> Kernel<'a> {
     pub(crate) fn parse(file: &'a [u8]) -> Result<Self, KernelFault> {
-        let header = file.get(..ELF_HEADER).ok_or(KernelFault::Elf("too short"))?;
+        let header = file
+            .get(..ELF_HEADER)
+            .ok_or(KernelFault::Elf("too short"))?;
         // e_ident: magic, 64-bit, little-endian.
         if header[..6] != *b"\x7fELF\x02\x01" {
             return Err(KernelFault::Elf("wrong magic number"));
@@ -72,7 +74,10 @@ impl<'a> Kernel<'a> {
             }
         }
         segments.sort_by_key(|segment| segment.start);
-        if let Some(index) = segments.windows(2).position(|two| two[0].end > two[1].start) {
+        if let Some(index) = segments
+            .windows(2)
+            .position(|two| two[0].end > two[1].start)
+        {
             return Err(KernelFault::Rights(index + 1));
         }
         let len = segments.last().map_or(0, |segment| segment.end);
@@ -152,7 +157,9 @@ fn segment(entry: &[u8], file_len: u64, index: usize) -> Result<Option<Segment>,
     if end > MAX_KERNEL {
         return Err(KernelFault::TooLarge(end));
     }
-    let inside = offset.checked_add(in_file).is_some_and(|end| end <= file_len);
+    let inside = offset
+        .checked_add(in_file)
+        .is_some_and(|end| end <= file_len);
     // linux-loader goes by the physical address, which static linkers set to the virtual one.
     if phys != virt || in_file > in_memory || !inside {
         return Err(invalid);

@@ -176,16 +176,32 @@ impl LayoutRequest {
                 place,
             });
         };
-        add("mmap", MMAP, GIB, low_bits()?, |at: &mut Layout| &mut at.mmap);
+        add("mmap", MMAP, GIB, low_bits()?, |at: &mut Layout| {
+            &mut at.mmap
+        });
         add("direct", whole(self.ram_end), GIB, 0, |at| &mut at.direct);
-        add("libraries", LIBRARIES, GIB, low_bits()?, |at| &mut at.libraries);
+        add("libraries", LIBRARIES, GIB, low_bits()?, |at| {
+            &mut at.libraries
+        });
         add("heap", HEAP, GIB, low_bits()?, |at| &mut at.heap);
         add("program", PROGRAM, GIB, low_bits()?, |at| &mut at.program);
         add("stack", STACK, GIB, low_bits()?, |at| &mut at.stack_top);
-        add("image", whole(self.image_bytes).next_multiple_of(LARGE_PAGE), LARGE_PAGE, 0, |at| &mut at.image);
-        add("kernel_dynamic", KERNEL_DYNAMIC, PAGE_SIZE, 0, |at| &mut at.kernel_dynamic);
-        add("kernel", whole(self.kernel_bytes), PAGE_SIZE, 0, |at| &mut at.kernel);
-        add("boot", whole(self.boot_bytes), PAGE_SIZE, 0, |at| &mut at.boot);
+        add(
+            "image",
+            whole(self.image_bytes).next_multiple_of(LARGE_PAGE),
+            LARGE_PAGE,
+            0,
+            |at| &mut at.image,
+        );
+        add("kernel_dynamic", KERNEL_DYNAMIC, PAGE_SIZE, 0, |at| {
+            &mut at.kernel_dynamic
+        });
+        add("kernel", whole(self.kernel_bytes), PAGE_SIZE, 0, |at| {
+            &mut at.kernel
+        });
+        add("boot", whole(self.boot_bytes), PAGE_SIZE, 0, |at| {
+            &mut at.boot
+        });
         add("devices", DEVICES, PAGE_SIZE, 0, |at| &mut at.devices);
         Ok(regions)
     }

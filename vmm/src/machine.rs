@@ -282,12 +282,8 @@ impl Machine {
                     Err(error) => Exit::Misbehaved(error),
                 }
             }
-            VcpuExit::MmioRead(addr, data) => {
-                Exit::Crash(unexpected_mmio(addr, data.len(), false))
-            }
-            VcpuExit::MmioWrite(addr, data) => {
-                Exit::Crash(unexpected_mmio(addr, data.len(), true))
-            }
+            VcpuExit::MmioRead(addr, data) => Exit::Crash(unexpected_mmio(addr, data.len(), false)),
+            VcpuExit::MmioWrite(addr, data) => Exit::Crash(unexpected_mmio(addr, data.len(), true)),
             VcpuExit::Shutdown => Exit::Crash(CrashKind::TripleFault),
             VcpuExit::SystemEvent(kind, _) => Exit::Crash(match kind {
                 KVM_SYSTEM_EVENT_CRASH | KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_SHUTDOWN => {
@@ -360,6 +356,27 @@ impl Machine {
         vcpu::registers(&self.vcpu)
     }
 
+    /// Makes `cpuid` a general protection fault (#GP) at CPL 3 ("CPUID faulting"), so that the kernel answers it. This is
+    /// the only way to keep the host's features from the guest where [`Machine::cpuid_kept`] is false. To be called before
+    /// the first [`Machine::run`], and only for a kernel that handles it.
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not offer it.
+    pub fn trap_cpuid(&mut self) -> Result<(), MachineError> {
+        vcpu::trap_cpuid(&self.vcpu)
+    }
+
+    /// Whether KVM kept the CPUID that it was given. A page-table based KVM was seen to replace the feature bits by the
+    /// host's.
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not say.
+    pub fn cpuid_kept(&self) -> Result<bool, MachineError> {
+        vcpu::cpuid_kept(&self.vcpu)
+    }
+
     /// Where this replica's regions lie.
     #[must_use]
     pub fn layout(&self) -> &Layout {
@@ -424,7 +441,11 @@ impl Machine {
         let mut text = String::new();
         // Writing to a string does not fail.
         let layout = &self.boot.layout;
-        if let Some(offset) = at.rip.checked_sub(layout.kernel).filter(|&offset| offset < 1 << 28) {
+        if let Some(offset) = at
+            .rip
+            .checked_sub(layout.kernel)
+            .filter(|&offset| offset < 1 << 28)
+        {
             let _ = writeln!(text, "rip is at kernel + {offset:#x}");
         }
         let mut code = [0_u8; 16];

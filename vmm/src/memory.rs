@@ -136,9 +136,8 @@ impl GuestMemory {
                 )
             }
             .map_err(|_| access())?;
-            regions.push(
-                GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(access)?,
-            );
+            regions
+                .push(GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(access)?);
             slots.push(Slot {
                 guest: range.start,
                 mapping,
@@ -261,7 +260,10 @@ mod tests {
         ));
         let ranges = ram_ranges(8 << 30).unwrap();
         assert_eq!(ranges.iter().map(|range| range.len).sum::<u64>(), 8 << 30);
-        assert_eq!((ranges[0].len, ranges[1].start), (LOW_RAM_END, HIGH_RAM_START));
+        assert_eq!(
+            (ranges[0].len, ranges[1].start),
+            (LOW_RAM_END, HIGH_RAM_START)
+        );
         assert_eq!(ram_ranges(LOW_RAM_END).unwrap().len(), 1);
     }
 
@@ -272,7 +274,11 @@ mod tests {
         memory.ram.write_obj(1_u8, GuestAddress(0x1000)).unwrap();
         assert!(memory.resident_ram() > 0);
         assert_eq!(memory.ram.read_obj::<u8>(GuestAddress(0x1001)).unwrap(), 0);
-        assert!(!memory.ram.check_range(GuestAddress(MIN_RAM - 1), 2, Permissions::Read));
+        assert!(
+            !memory
+                .ram
+                .check_range(GuestAddress(MIN_RAM - 1), 2, Permissions::Read)
+        );
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Setting up the vCPU: at CPL 3 in 64-bit mode, with the tables of the boot block.
 
 use crate::boot::Boot;
-use crate::cpuid::guest_cpuid;
+use crate::cpuid::{baseline_only, guest_cpuid};
 use crate::error::MachineError;
 use crate::registers::Registers;
-use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuFd};
 use quorate_abi::boot::selector;
 
@@ -24,6 +24,13 @@ const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_SFMASK: u32 = 0xc000_0084;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
+
+const MSR_PLATFORM_INFO: u32 = 0xce;
+/// CPUID faulting can be turned on.
+const PLATFORM_CPUID_FAULTING: u64 = 1 << 31;
+const MSR_MISC_FEATURES_ENABLES: u32 = 0x140;
+/// CPUID faulting is on.
+const MISC_CPUID_FAULTING: u64 = 1;
 
 const SEGMENT_CODE: u8 = 0xb;
 const SEGMENT_DATA: u8 = 0x3;
@@ -111,6 +118,25 @@ fn set_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), MachineError> {
         None => Ok(()),
         Some(&(index, _)) => Err(MachineError::Msr(index)),
     }
+}
+
+/// See [`crate::Machine::trap_cpuid`].
+pub(crate) fn trap_cpuid(vcpu: &VcpuFd) -> Result<(), MachineError> {
+    set_msrs(
+        vcpu,
+        &[
+            (MSR_PLATFORM_INFO, PLATFORM_CPUID_FAULTING),
+            (MSR_MISC_FEATURES_ENABLES, MISC_CPUID_FAULTING),
+        ],
+    )
+}
+
+/// See [`crate::Machine::cpuid_kept`]. Only feature bits count: KVM fills in others, such as the size of the state.
+pub(crate) fn cpuid_kept(vcpu: &VcpuFd) -> Result<bool, MachineError> {
+    let actual = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(MachineError::kvm("KVM_GET_CPUID2"))?;
+    Ok(baseline_only(actual.as_slice()))
 }
 
 pub(crate) fn registers(vcpu: &VcpuFd) -> Result<Registers, MachineError> {

@@ -59,8 +59,6 @@ pub enum Does {
     FsBase,
     /// Uses SSE2, and rings with the result.
     Sse,
-    /// Rings with a pointer to `BootInfo` in the fingerprint.
-    Info,
     /// Maps physical memory where nothing is, and reads it.
     Nowhere,
 }
@@ -247,12 +245,6 @@ qt_sse:
     mov [rax + {print}], rdx
     ring
     ud2
-qt_info:
-    load_page
-    mov [rax + {print}], rdi
-    mov [rax + {print} + 8], rsp
-    ring
-    ud2
 qt_nowhere:
     # Walks the page tables through the direct map to the entry of the first device window (r9), and points it to
     # physical memory where nothing is.
@@ -325,7 +317,6 @@ quorate_test_guest_table:
     .quad qt_cpuid - quorate_test_guest
     .quad qt_fs_base - quorate_test_guest
     .quad qt_sse - quorate_test_guest
-    .quad qt_info - quorate_test_guest
     .quad qt_nowhere - quorate_test_guest
     .quad qt_vectors - quorate_test_guest
     .quad qt_syscall_entry - quorate_test_guest
@@ -366,7 +357,10 @@ pub fn stub(does: Does) -> Stub {
         let start = (&raw const quorate_test_guest).cast::<u8>();
         let end = (&raw const quorate_test_guest_end).cast::<u8>();
         let len = end.offset_from(start) as usize;
-        (std::slice::from_raw_parts(start, len), quorate_test_guest_table)
+        (
+            std::slice::from_raw_parts(start, len),
+            quorate_test_guest_table,
+        )
     };
     let stub = Stub {
         code: code.to_vec(),
