@@ -18,8 +18,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    let (flags, paths): (Vec<String>, Vec<String>) =
-        std::env::args().skip(1).partition(|word| word.starts_with("--"));
+    let (flags, paths): (Vec<String>, Vec<String>) = std::env::args()
+        .skip(1)
+        .partition(|word| word.starts_with("--"));
     let file = paths
         .first()
         .ok_or("usage: mkimage APPLIANCE.toml [CACHE_DIR] [--list]")?;
@@ -56,7 +57,10 @@ fn list(view: &ImageView<'_>, dir: u32, prefix: &str) -> Result<(), ImageError> 
         index += 1;
         let inode = view.inode(ino)?;
         let path = format!("{prefix}/{}", String::from_utf8_lossy(name));
-        print!("{:6o} {:5} {:5} {:9} {path}", inode.mode, inode.uid, inode.gid, inode.size);
+        print!(
+            "{:6o} {:5} {:5} {:9} {path}",
+            inode.mode, inode.uid, inode.gid, inode.size
+        );
         if inode.is_symlink() {
             print!(" -> {}", String::from_utf8_lossy(view.readlink(ino)?));
         }

@@ -10,7 +10,7 @@
 //! # file = "prebuilt.qimg"
 //! # without = ["perl"]              # packages taken as installed: neither they nor what only they need go in
 //! # epoch = 1767225600              # time of files that come from the host; package files are not later than it
-//! # files = [{ path = "/etc/redis.conf", content = "save ''\n", mode = 0o644 }]
+//! # files = [{ path = "/etc/redis.conf", content = "save ''\n", mode = 0o644 }, { path = "/etc/b", source = "b.txt" }, { path = "/bin/sh", link = "busybox" }]
 //!
 //! [program]
 //! command = ["/usr/bin/redis-server", "--save", ""]
@@ -47,6 +47,8 @@ use crate::error::ApplianceError;
 
 mod check;
 mod explain;
+
+pub use check::check_memory;
 
 /// The only version of the file format there is.
 pub const APPLIANCE_VERSION: i64 = 1;
@@ -120,7 +122,7 @@ pub struct ExtraFile {
     pub path: String,
     /// Its contents.
     pub content: FileContent,
-    /// Permissions; default 0644, or those of the source.
+    /// Permissions; default 0644, or those of the source. A link has none.
     pub mode: Option<u32>,
 }
 
@@ -131,6 +133,8 @@ pub enum FileContent {
     Inline(String),
     /// `source`: a file of the host, relative to the appliance file.
     Source(PathBuf),
+    /// `link`: a symbolic link with this target.
+    Link(String),
 }
 
 /// `[program]`.
@@ -346,6 +350,8 @@ struct RawFile {
     path: String,
     content: Option<String>,
     source: Option<PathBuf>,
+    #[serde(default, deserialize_with = "check::target")]
+    link: Option<String>,
     #[serde(default, deserialize_with = "check::mode")]
     mode: Option<u32>,
 }
@@ -354,12 +360,14 @@ impl TryFrom<RawFile> for ExtraFile {
     type Error = String;
 
     fn try_from(raw: RawFile) -> Result<Self, String> {
-        let content = match (raw.content, raw.source) {
-            (Some(text), None) => FileContent::Inline(text),
-            (None, Some(path)) => FileContent::Source(path),
+        let content = match (raw.content, raw.source, raw.link) {
+            (Some(text), None, None) => FileContent::Inline(text),
+            (None, Some(path), None) => FileContent::Source(path),
+            (None, None, Some(target)) if raw.mode.is_none() => FileContent::Link(target),
+            (None, None, Some(_)) => return Err(format!("{}: a link has no mode", raw.path)),
             _ => {
                 return Err(format!(
-                    "{}: give exactly one of content and source",
+                    "{}: give exactly one of content, source and link",
                     raw.path
                 ));
             }

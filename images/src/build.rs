@@ -56,7 +56,7 @@ pub enum Progress<'a> {
 pub struct BuildOptions<'a> {
     /// Where packages, lock files and images are kept; made if it is not there.
     pub cache_dir: PathBuf,
-    /// Resolve the packages again even though a lock file is there.
+    /// Fetch new package lists and resolve the packages again even though a lock file is there.
     pub update: bool,
     /// Called at every step.
     pub progress: &'a dyn Fn(Progress<'_>),
@@ -204,7 +204,7 @@ fn packages(
     {
         return Ok(lock.packages);
     }
-    let packages = debian::fetch(names, without, cache, options.progress)?;
+    let packages = debian::fetch(names, without, cache, options.update, options.progress)?;
     Lock::new(names, without, packages.clone()).write(&path)?;
     prune_packages(cache)?;
     Ok(packages)
@@ -232,6 +232,7 @@ fn key(appliance: &Appliance, packages: &[Package], extras: &[Extra<'_>]) -> Str
         field(extra.path.as_bytes());
         field(&extra.content);
         field(&extra.mode.to_le_bytes());
+        field(&[u8::from(extra.is_link)]);
     }
     hasher.finalize().to_hex().to_string()
 }
@@ -241,6 +242,7 @@ struct Extra<'a> {
     path: &'a str,
     content: Vec<u8>,
     mode: u32,
+    is_link: bool,
 }
 
 fn read_extras(appliance: &Appliance) -> Result<Vec<Extra<'_>>, BuildError> {
@@ -260,11 +262,13 @@ fn read_extra<'a>(appliance: &Appliance, file: &'a ExtraFile) -> Result<Extra<'a
             let bytes = fs::read(&path).map_err(BuildError::io("read", &path))?;
             (bytes, info.permissions().mode() & 0o7777)
         }
+        FileContent::Link(target) => (target.as_bytes().to_vec(), 0o777),
     };
     Ok(Extra {
         path: &file.path,
         content,
         mode: file.mode.unwrap_or(own_mode),
+        is_link: matches!(file.content, FileContent::Link(_)),
     })
 }
 
@@ -279,8 +283,13 @@ fn add_extras(
     };
     for extra in extras {
         let meta = Meta::root(extra.mode, appliance.epoch());
-        tree.file(extra.path.as_bytes(), meta, extra.content.clone())
-            .map_err(origin)?;
+        let path = extra.path.as_bytes();
+        if extra.is_link {
+            tree.symlink(path, meta, &extra.content).map_err(origin)?;
+        } else {
+            tree.file(path, meta, extra.content.clone())
+                .map_err(origin)?;
+        }
     }
     skeleton::complete(tree, appliance).map_err(origin)
 }
@@ -437,7 +446,7 @@ fn oldest(directory: &Path, take: impl Fn(&Path) -> bool, keep: usize) -> Vec<Pa
 }
 
 /// Tidying up that fails is no reason to fail the build.
-fn remove(path: &Path) {
+pub(crate) fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
         tracing::warn!(path = %path.display(), %error, "cannot remove an old file of the cache");
     }

@@ -35,15 +35,17 @@ pub struct Package {
     pub sha256: String,
 }
 
-/// Asks apt-get for the packages and downloads them; the result says which they are.
+/// Asks apt-get for the packages and downloads them; the result says which they are. `refresh` fetches new package lists first.
 pub(crate) fn fetch(
     names: &[String],
     without: &[String],
     cache: &Path,
+    refresh: bool,
     progress: &dyn Fn(Progress<'_>),
 ) -> Result<Vec<Package>, BuildError> {
     let status = stubs::status_file(names, without);
-    let packages = apt::Apt::new(cache, &status)?.fetch(names, progress)?;
+    let packages = apt::Apt::new(cache, &status)?.fetch(names, refresh, progress)?;
+    // apt-get has checked what it downloaded, but not what was there before.
     for package in &packages {
         deb::check(&apt::deb_path(cache, package), package)?;
     }
@@ -76,9 +78,19 @@ pub(crate) fn unpack(
     Ok(tree)
 }
 
-/// Whether all the packages' files are in the cache, by name and size.
+/// Whether all the packages' files are in the cache and whole. Damaged ones are removed: apt-get itself looks at the size only,
+/// and would take them for downloaded.
 pub(crate) fn all_there(packages: &[Package], cache: &Path) -> bool {
-    packages.iter().all(|package| {
-        std::fs::metadata(apt::deb_path(cache, package)).is_ok_and(|m| m.len() == package.size)
-    })
+    let mut all = true;
+    for package in packages {
+        let path = apt::deb_path(cache, package);
+        if let Err(error) = deb::check(&path, package) {
+            all = false;
+            if path.exists() {
+                tracing::warn!(%error, "a package in the cache is damaged and will be downloaded again");
+                crate::build::remove(&path);
+            }
+        }
+    }
+    all
 }

@@ -55,11 +55,19 @@ pub fn write<W: Write + Seek>(tree: &Tree, out: &mut W) -> Result<Written, Write
     let strings_len = plan.strings.len() as u64;
     let data_at = (strings_at + strings_len).next_multiple_of(PAGE_SIZE);
     let mut end = data_at;
+    let mut places: HashMap<&[u8], u64> = HashMap::new();
+    let mut distinct = Vec::new();
     for (index, content) in &plan.data {
+        // Files of the same contents share one extent: Debian ships several copies of one program.
+        let place = *places.entry(content).or_insert_with(|| {
+            let place = end;
+            distinct.push(*content);
+            end = end.saturating_add((content.len() as u64).next_multiple_of(PAGE_SIZE));
+            place
+        });
         if let Some(raw) = plan.inodes.get_mut(*index) {
-            raw.location = end;
+            raw.location = place;
         }
-        end = end.saturating_add((content.len() as u64).next_multiple_of(PAGE_SIZE));
     }
     if end > MAX_IMAGE_LEN {
         return Err(WriteError::TooLarge(end));
@@ -89,7 +97,7 @@ pub fn write<W: Write + Seek>(tree: &Tree, out: &mut W) -> Result<Written, Write
     }
     sink.put(&plan.strings)?;
     sink.pad()?;
-    for (_, content) in &plan.data {
+    for content in distinct {
         sink.put(content)?;
         sink.pad()?;
     }

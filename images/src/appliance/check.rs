@@ -97,6 +97,16 @@ pub(super) fn absolute<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Err
     checked(d, |path: String| absolute_or_why(&path).map(|()| path))
 }
 
+pub(super) fn target<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    checked(d, |target: String| {
+        no_nul(&target)?;
+        if target.is_empty() || target.len() > image::MAX_TARGET {
+            return Err("a link's target is empty or too long".to_owned());
+        }
+        Ok(Some(target))
+    })
+}
+
 pub(super) fn command<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
     checked(d, |command: Vec<String>| {
         let program = command
@@ -148,10 +158,15 @@ fn bytes<'de, D: Deserializer<'de>>(
 }
 
 pub(super) fn memory<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
-    bytes(d, memory_or_why)
+    bytes(d, check_memory)
 }
 
-fn memory_or_why(bytes: u64) -> Result<u64, String> {
+/// Checks a size of guest memory (of `--memory` on the command line too): between the least and the most that the guest kernel
+/// takes, in whole pages.
+///
+/// # Errors
+/// Says what is possible.
+pub fn check_memory(bytes: u64) -> Result<u64, String> {
     if !(MIN_RAM..=MAX_RAM).contains(&bytes) {
         return Err(format!(
             "{} of memory is not possible: from {} to {}",

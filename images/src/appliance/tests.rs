@@ -43,7 +43,7 @@ name = "web"
 [image]
 directory = "rootfs"
 epoch = 1000
-files = [{ path = "/etc/a", content = "hello", mode = 0o600 }, { path = "/b", source = "b.txt", mode = "0755" }]
+files = [{ path = "/etc/a", content = "hello", mode = 0o600 }, { path = "/b", source = "b.txt", mode = "0755" }, { path = "/bin/sh", link = "busybox" }]
 [program]
 command = ["/bin/web"]
 env = { A = "1" }
@@ -70,7 +70,11 @@ window_bytes = "1M"
         ImageSource::Directory("rootfs".into())
     );
     assert_eq!(appliance.image.epoch, Some(1000));
-    assert_eq!(appliance.image.files.len(), 2);
+    assert_eq!(appliance.image.files.len(), 3);
+    assert_eq!(
+        appliance.image.files[2].content,
+        FileContent::Link("busybox".to_owned())
+    );
     assert_eq!(appliance.image.files[0].mode, Some(0o600));
     assert_eq!(
         appliance.image.files[1].content,

@@ -21,8 +21,11 @@ pub(super) fn deb_path(cache: &Path, package: &Package) -> PathBuf {
 }
 
 pub(super) struct Apt {
+    system_lists: PathBuf,
+    cache: PathBuf,
     config: PathBuf,
     private_lists: PathBuf,
+    no_archives: PathBuf,
 }
 
 impl Apt {
@@ -31,8 +34,10 @@ impl Apt {
         let cache = fs::canonicalize(cache).map_err(BuildError::io("find", cache))?;
         let state = cache.join("apt");
         let private_lists = state.join("lists");
+        let no_archives = state.join("no-archives");
         for directory in [
             private_lists.join("partial"),
+            no_archives.join("partial"),
             state.join("cache"),
             cache.join("debs/partial"),
         ] {
@@ -47,31 +52,42 @@ impl Apt {
             config_text(&state, &cache, &status_path).as_bytes(),
         )?;
         Ok(Self {
+            system_lists: SYSTEM_LISTS.into(),
+            cache,
             config,
             private_lists,
+            no_archives,
         })
     }
 
-    /// Resolves `names` and downloads what they need. The machine's lists are tried first; if there are none, or they are so old
-    /// that the mirror has other files by now, fresh ones are fetched into the cache.
+    /// Resolves `names` and downloads what they need. Without `refresh` the machine's package lists are tried first, then those
+    /// fetched earlier; if there are none, or they are so old that the mirror has other files by now, fresh ones are fetched into
+    /// the cache.
     pub(super) fn fetch(
         &self,
         names: &[String],
+        refresh: bool,
         progress: &dyn Fn(Progress<'_>),
     ) -> Result<Vec<Package>, BuildError> {
-        let system = Path::new(SYSTEM_LISTS);
-        if has_lists(system) {
-            match self.resolve_and_download(system, names, progress) {
+        let at_hand = if refresh {
+            Vec::new()
+        } else {
+            vec![&self.system_lists, &self.private_lists]
+        };
+        for lists in at_hand.into_iter().filter(|lists| has_lists(lists)) {
+            match self.resolve_and_download(lists, names, progress) {
                 Ok(packages) => return Ok(packages),
                 Err(error @ BuildError::Apt { .. }) => {
-                    tracing::info!(%error, "the machine's package lists do not do, fetching fresh ones");
+                    tracing::info!(%error, lists = %lists.display(), "these package lists do not do");
                 }
                 Err(error) => return Err(error),
             }
         }
         progress(Progress::UpdatingLists);
-        let mut update = self.command(&self.private_lists)?;
-        update.arg("update").arg("--error-on=any");
+        let mut update = self.command(&self.private_lists);
+        // Not `--error-on=any`: a source of the machine's that has nothing to do with this may be unreachable. If the one that
+        // matters is, resolving says so.
+        update.arg("update");
         run(update, "fetch the package lists", &|_| {})?;
         self.resolve_and_download(&self.private_lists, names, progress)
     }
@@ -83,7 +99,12 @@ impl Apt {
         progress: &dyn Fn(Progress<'_>),
     ) -> Result<Vec<Package>, BuildError> {
         progress(Progress::Resolving);
-        let mut resolve = self.command(lists)?;
+        let mut resolve = self.command(lists);
+        // With archives of its own, which stay empty: what is downloaded already is not printed.
+        resolve.arg("-o").arg(format!(
+            "Dir::Cache::archives={}",
+            self.no_archives.display()
+        ));
         resolve.args(["-qq", "-y", "--print-uris", "install", "--"]);
         resolve.args(names);
         let output = run(resolve, "resolve the packages", &|_| {})?;
@@ -95,7 +116,8 @@ impl Apt {
         if packages.is_empty() {
             return Err(BuildError::AptOutput("nothing to install".to_owned()));
         }
-        let mut download = self.command(lists)?;
+        super::all_there(&packages, &self.cache);
+        let mut download = self.command(lists);
         download.args([
             "-q",
             "-y",
@@ -114,7 +136,7 @@ impl Apt {
         Ok(packages)
     }
 
-    fn command(&self, lists: &Path) -> Result<Command, BuildError> {
+    fn command(&self, lists: &Path) -> Command {
         let mut command = Command::new("apt-get");
         command
             .arg("-c")
@@ -124,7 +146,7 @@ impl Apt {
             .env("LC_ALL", "C")
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(Stdio::null());
-        Ok(command)
+        command
     }
 }
 
@@ -293,6 +315,41 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    /// A machine without package lists, as a fresh container is: lists and package come over the network.
+    #[test]
+    fn without_system_lists_fresh_ones_are_fetched() {
+        // Kept between runs, so that only what has changed since is downloaded again.
+        let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/test-fresh-lists");
+        fs::create_dir_all(&cache).unwrap();
+        let mut apt = Apt::new(&cache, "").unwrap();
+        apt.system_lists = cache.join("none");
+        let updates = std::cell::Cell::new(0);
+        let count = |step: Progress<'_>| {
+            updates.set(updates.get() + u32::from(step == Progress::UpdatingLists));
+        };
+        let names = ["liblzf1".to_owned()];
+        let packages = apt.fetch(&names, true, &count).unwrap();
+        assert_eq!(updates.get(), 1);
+        for package in &packages {
+            crate::debian::deb::check(&deb_path(&cache, package), package).unwrap();
+        }
+        assert!(packages.iter().any(|package| package.name == "liblzf1"));
+        // Resolving again gives the same, although everything is downloaded by now, and needs no new lists.
+        let again = apt.fetch(&names, false, &count).unwrap();
+        assert_eq!((again, updates.get()), (packages, 1));
+
+        let lists = apt.private_lists.clone();
+        let missing = apt.resolve_and_download(&lists, &["no-such-package".to_owned()], &count);
+        let Err(BuildError::Apt { action, output }) = missing else {
+            panic!("{missing:?}");
+        };
+        assert_eq!(action, "resolve the packages");
+        assert!(
+            output.contains("Unable to locate package no-such-package"),
+            "{output}"
+        );
     }
 
     #[test]

@@ -11,15 +11,24 @@ use crate::MAX_IMAGE_LEN;
 use crate::error::BuildError;
 use crate::tree::{Meta, Special, Tree};
 
-/// Directories whose contents no server reads: documentation, translations, and what helps at a shell prompt.
+/// Directories whose contents no server reads: documentation, translations, what helps at a shell prompt, and what starts or
+/// rotates services on a machine that has many.
 const LEFT_OUT: &[&str] = &[
+    "etc/cron.d",
+    "etc/cron.daily",
+    "etc/init.d",
+    "etc/logrotate.d",
+    "lib/systemd/system",
+    "usr/lib/systemd/system",
     "usr/share/bash-completion",
     "usr/share/bug",
     "usr/share/doc",
     "usr/share/doc-base",
     "usr/share/fish",
+    "usr/share/gcc",
     "usr/share/gdb",
     "usr/share/info",
+    "usr/share/initramfs-tools",
     "usr/share/lintian",
     "usr/share/locale",
     "usr/share/man",
