@@ -81,6 +81,8 @@ pub const ERANGE: Errno = Errno(34);
 pub const EDEADLK: Errno = Errno(35);
 /// `ENAMETOOLONG`
 pub const ENAMETOOLONG: Errno = Errno(36);
+/// `ENOLCK`
+pub const ENOLCK: Errno = Errno(37);
 /// `ENOSYS`
 pub const ENOSYS: Errno = Errno(38);
 /// `ENOTEMPTY`

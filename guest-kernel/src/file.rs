@@ -131,6 +131,15 @@ pub trait File: Any {
     fn map_page(&self, _index: u64, _shared_write: bool) -> Result<MapPage> {
         Err(ENODEV)
     }
+    /// Whether one `writev` must arrive as one `write` and one `readv` be served by one `read` (pipes, datagrams);
+    /// otherwise each part of the vector is written or read by itself.
+    fn gathers(&self) -> bool {
+        false
+    }
+    /// For how long a blocking read (or write) waits before it fails with `EAGAIN` (`SO_RCVTIMEO`, `SO_SNDTIMEO`).
+    fn patience_ns(&self, _write: bool) -> Option<u64> {
+        None
+    }
     /// Path by which it was opened, for /proc and diagnostics; empty if none.
     fn path(&self) -> Vec<u8> {
         Vec::new()
@@ -239,6 +248,11 @@ impl FdTable {
             .map(|(open, _)| open);
         self.put(fd, open, cloexec)?;
         Ok(old)
+    }
+
+    /// Whether another descriptor can be given out.
+    pub fn has_room(&self) -> bool {
+        self.slots.len() < self.limit || self.slots.iter().take(self.limit).any(Option::is_none)
     }
 
     fn put(&mut self, at: usize, open: Rc<OpenFile>, cloexec: bool) -> Result<()> {

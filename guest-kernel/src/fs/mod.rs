@@ -1,1 +1,217 @@
-//! Files (helper "gfs").
+//! Files: the tree of the root image with changes in memory, `/proc`, `/dev`, pipes, epoll and everything else that a
+//! descriptor can be except sockets, and the system calls on them.
+//!
+//! | file | contents |
+//! | --- | --- |
+//! | `space` | what files in memory may use (R10) |
+//! | `inode`, `directory`, `contents`, `image_fs` | the tree: inodes over the root image, changes in memory |
+//! | `path`, `tree`, `open`, `locks` | walking, changing, opening, locking |
+//! | `proc`, `proc_text`, `dev`, `random` | `/proc`, `/sys`, `/dev`, randomness |
+//! | `pipe`, `eventfd`, `timerfd`, `epoll`, `poll` | the other kinds of files, and waiting for them |
+//! | `sys_…`, `dispatch` | system calls |
+
+mod anon;
+mod contents;
+pub mod dev;
+mod directory;
+mod dispatch;
+mod epoll;
+mod eventfd;
+mod image_fs;
+mod inode;
+mod locks;
+mod open;
+mod path;
+mod pipe;
+mod poll;
+pub mod proc;
+pub mod proc_text;
+pub mod random;
+mod space;
+mod state;
+mod sys_copy;
+mod sys_fd;
+mod sys_io;
+mod sys_path;
+mod sys_stat;
+#[cfg(test)]
+mod testing;
+mod timerfd;
+mod tree;
+mod wait_for;
+
+pub use dispatch::dispatch;
+pub use epoll::set_mask;
+pub use path::AT_FDCWD;
+pub use proc::set_threads;
+pub use proc_text::{host as hostname, set_hostname};
+pub use random::set_source;
+pub use sys_fd::is_socket;
+pub use wait_for::{Deadline, poll_in_vain};
+
+use crate::errno::*;
+use crate::file::{self, File, OpenFile, flags};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::any::Any;
+use inode::{Inode, Super, may};
+use open::InodeFile;
+use proc::ProcDir;
+use state::State;
+
+/// `st_dev` of the root; the other mounts follow in the order of `/proc/mounts`.
+const FIRST_DEV: u64 = 20;
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// Mounts the root image, which lies at physical address `physical`, and `/proc`, `/sys`, `/dev` and `/dev/shm` over it.
+///
+/// # Errors
+/// `EINVAL` if it is no image, `EIO` where it is damaged (the console says how), `ENOSPC`.
+pub fn init(image: &'static [u8], physical: u64) -> Result<()> {
+    let space = space::Space::of_memory();
+    let image = image_fs::ImageFs::new(image, physical, FIRST_DEV, space.clone()).map_err(|error| {
+        crate::klog!("root image: {error}");
+        EINVAL
+    })?;
+    let root = image.root()?;
+    root.mounted.set(true);
+    let sup = |offset, magic| Super::new(FIRST_DEV + offset, magic, space.clone(), 1);
+    let proc_root = proc::root(&sup(1, proc::PROC_MAGIC), ProcDir::Top)?;
+    mount(&root, b"proc", &proc_root)?;
+    let sys_root = proc::root(&sup(2, proc::SYSFS_MAGIC), ProcDir::Fixed(proc::SYSFS))?;
+    mount(&root, b"sys", &sys_root)?;
+    let dev_sup = sup(3, TMPFS_MAGIC);
+    let dev_root = Inode::new_directory(&dev_sup, 0o755)?;
+    mount(&root, b"dev", &dev_root)?;
+    dev::populate(&dev_root, &dev_sup)?;
+    let shm = Inode::new_directory(&sup(4, TMPFS_MAGIC), 0o1777)?;
+    mount(&dev_root, b"shm", &shm)?;
+    state::set(State {
+        cwd: root.clone(),
+        root,
+        umask: 0o022,
+        memfd: sup(5, TMPFS_MAGIC),
+        space,
+    });
+    Ok(())
+}
+
+/// Puts the root of a file system at a name, whatever the image has there.
+fn mount(dir: &Rc<Inode>, name: &[u8], root: &Rc<Inode>) -> Result<()> {
+    root.mounted.set(true);
+    dir.directory()?.insert(dir, name, root)?;
+    dir.update(|meta| meta.nlink += 1);
+    Ok(())
+}
+
+/// Tells `/proc` what runs: path of the executable, arguments, environment, auxiliary vector.
+pub fn set_process_info(exe: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>], auxv: &[u8]) {
+    state::program(|program| {
+        program.exe = exe.to_vec();
+        program.argv = argv.to_vec();
+        program.envp = envp.to_vec();
+        program.auxv = auxv.to_vec();
+        program.comm = None;
+    });
+}
+
+/// Changes the name of the main thread (`prctl(PR_SET_NAME)`).
+pub fn set_comm(name: &[u8]) {
+    state::program(|program| program.comm = Some(name.to_vec()));
+}
+
+/// Name of the main thread.
+pub fn comm() -> Vec<u8> {
+    proc_text::name()
+}
+
+/// Where bytes written to the console go.
+pub fn set_console(sink: fn(&[u8])) {
+    dev::set_console(sink);
+}
+
+/// Opens descriptors 0 (`/dev/null`), 1 and 2 (`/dev/console`) in an empty table.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_std() -> Result<()> {
+    let input = open(b"/dev/null", flags::O_RDONLY, 0)?;
+    let output = open(b"/dev/console", flags::O_RDWR, 0)?;
+    let mut table = file::table();
+    table.insert(input, false, 0)?;
+    table.insert(output.clone(), false, 0)?;
+    table.insert(output, false, 0)?;
+    Ok(())
+}
+
+/// Opens a path relative to the working directory.
+///
+/// # Errors
+/// As `open(2)`.
+pub fn open(path: &[u8], flags: u32, mode: u32) -> Result<Rc<OpenFile>> {
+    open::open_at(AT_FDCWD, path, flags, mode)
+}
+
+/// Opens a program: a regular file that the process may execute.
+///
+/// # Errors
+/// `EACCES` if it is none, and as `open(2)`.
+pub fn open_program(path: &[u8]) -> Result<Rc<dyn File>> {
+    let inode = path::find(AT_FDCWD, path, true)?;
+    if inode.contents().is_none() {
+        return Err(EACCES);
+    }
+    inode.check(may::EXEC)?;
+    let open = open::open_at(AT_FDCWD, path, flags::O_RDONLY, 0)?;
+    Ok(open.file.clone())
+}
+
+/// Changes the working directory (for the boot command).
+///
+/// # Errors
+/// As `chdir(2)`.
+pub fn set_cwd(path: &[u8]) -> Result<()> {
+    let inode = path::find(AT_FDCWD, path, true)?;
+    if !inode.is_dir() {
+        return Err(ENOTDIR);
+    }
+    state::set_cwd(inode);
+    Ok(())
+}
+
+/// Makes the name of a bound socket at `path`; `object` is found by [`find_socket`] while it lives and has
+/// the name.
+///
+/// # Errors
+/// `EADDRINUSE` if there is something, and as `mknod(2)`.
+pub fn bind_socket(path: &[u8], object: &Rc<dyn Any>) -> Result<()> {
+    let at = path::walk(AT_FDCWD, path, false)?;
+    tree::make_socket(&at, 0o777, object).map_err(|e| if e == EEXIST { EADDRINUSE } else { e })
+}
+
+/// The object behind a bound socket's name.
+///
+/// # Errors
+/// `ECONNREFUSED` if there is no socket, and as walking.
+pub fn find_socket(path: &[u8]) -> Result<Rc<dyn Any>> {
+    let inode = path::find(AT_FDCWD, path, true)?;
+    inode.check(may::WRITE)?;
+    tree::socket_object(&inode)
+}
+
+/// Whether it is an end of a pipe.
+fn is_pipe(file: &dyn File) -> bool {
+    file.as_any().is::<pipe::PipeEnd>()
+}
+
+/// Whether two open files are the same file of the tree.
+pub fn same_file(a: &dyn File, b: &dyn File) -> bool {
+    let inode = |file: &dyn File| {
+        let file = file.as_any().downcast_ref::<InodeFile>();
+        file.map(|f| f.inode.clone())
+    };
+    match (inode(a), inode(b)) {
+        (Some(a), Some(b)) => a.same(&b),
+        _ => false,
+    }
+}
