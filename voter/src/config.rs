@@ -9,9 +9,9 @@ use crate::ids::MAX_REPLICAS;
 pub const MAX_WINDOW_BOUNDARIES: u64 = 1 << 20;
 /// Lower bound of [`Config::window_bytes`].
 pub const MIN_WINDOW_BYTES: usize = 1024;
-/// With less than a quorum at a boundary, nobody can say who is wrong: the set waits this many times longer
-/// than for a single laggard before it gives up.
-pub const STALL_FACTOR: u64 = 3;
+/// When so few replicas have reached a boundary that all of them may be faulty, nobody can tell whether they are, or
+/// whether the others hang: the set waits this many lag timeouts before it gives up.
+pub const STALL_FACTOR: u64 = 10;
 
 /// Configuration of a replica set. Fixed for the run: the quorum never shrinks with the set (R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,12 @@ impl Config {
     #[must_use]
     pub fn quorum(&self) -> u8 {
         self.replicas / 2 + 1
+    }
+
+    /// Faulty replicas that a full set masks: N minus the quorum.
+    #[must_use]
+    pub fn tolerated(&self) -> u8 {
+        self.replicas - self.quorum().min(self.replicas)
     }
 
     /// Largest ballot, by [`crate::ballot_cost`]. A larger one stops the replica that cast it.
@@ -100,6 +106,10 @@ mod tests {
             .map(|replicas| Config { replicas, ..GOOD }.quorum())
             .collect();
         assert_eq!(quorums, [1, 2, 2, 3, 3, 4, 4, 5, 5]);
+        let tolerated: Vec<u8> = (1..=9)
+            .map(|replicas| Config { replicas, ..GOOD }.tolerated())
+            .collect();
+        assert_eq!(tolerated, [0, 0, 1, 1, 2, 2, 3, 3, 4]);
     }
 
     #[test]

@@ -90,10 +90,16 @@ impl Config {
         self.lag_timeout_ns.saturating_add(self.factored(need_ns))
     }
 
-    /// How long after the first ballot a quorum may be missing. The first to come may be the faulty one, so this is
-    /// the weaker evidence and takes longer. Known limit: where honest replicas compute for longer than this
-    /// between two boundaries, a single replica that casts at once without computing can end the set.
-    pub(crate) fn stall_allowance(&self, need_ns: u64) -> u64 {
+    /// How long after the first ballot a quorum may be missing when `came` replicas have cast.
+    ///
+    /// More than the set tolerates: one of them is honest, and the time it needed is a measure. Otherwise they may
+    /// all be faulty, such as a replica that diverged and skips what the others still compute. That is weak
+    /// evidence and takes [`STALL_FACTOR`] timeouts. Known limit: a guest that computes for longer
+    /// than that between two boundaries can lose its set to a single replica that does not.
+    pub(crate) fn stall_allowance(&self, came: u8, need_ns: u64) -> u64 {
+        if came > self.tolerated() {
+            return self.lag_allowance(need_ns);
+        }
         self.lag_timeout_ns
             .saturating_mul(STALL_FACTOR)
             .saturating_add(self.factored(need_ns))
@@ -253,7 +259,7 @@ impl<E: Clone> Lockstep<E> {
         if self.outcome.is_some() || cast.len() >= quorum {
             return;
         }
-        let allowed_ns = self.config.stall_allowance(begun.need_ns);
+        let allowed_ns = self.config.stall_allowance(cast.len(), begun.need_ns);
         let late = |r: &ReplicaId| {
             let replica = &self.replicas[usize::from(r.0)];
             let since_ns = begun.at_ns.max(replica.since_ns);
