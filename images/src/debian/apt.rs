@@ -99,23 +99,7 @@ impl Apt {
         progress: &dyn Fn(Progress<'_>),
     ) -> Result<Vec<Package>, BuildError> {
         progress(Progress::Resolving);
-        let mut resolve = self.command(lists);
-        // With archives of its own, which stay empty: what is downloaded already is not printed.
-        resolve.arg("-o").arg(format!(
-            "Dir::Cache::archives={}",
-            self.no_archives.display()
-        ));
-        resolve.args(["-qq", "-y", "--print-uris", "install", "--"]);
-        resolve.args(names);
-        let output = run(resolve, "resolve the packages", &|_| {})?;
-        let packages = output
-            .lines()
-            .filter(|line| line.starts_with('\''))
-            .map(parse_uri_line)
-            .collect::<Result<Vec<_>, _>>()?;
-        if packages.is_empty() {
-            return Err(BuildError::AptOutput("nothing to install".to_owned()));
-        }
+        let packages = self.resolve(lists, names)?;
         super::all_there(&packages, &self.cache);
         let mut download = self.command(lists);
         download.args([
@@ -133,6 +117,27 @@ impl Apt {
                 progress(Progress::Downloading { percent, what });
             }
         })?;
+        Ok(packages)
+    }
+
+    fn resolve(&self, lists: &Path, names: &[String]) -> Result<Vec<Package>, BuildError> {
+        let mut resolve = self.command(lists);
+        // With archives of its own, which stay empty: what is downloaded already is not printed.
+        resolve.arg("-o").arg(format!(
+            "Dir::Cache::archives={}",
+            self.no_archives.display()
+        ));
+        resolve.args(["-qq", "-y", "--print-uris", "install", "--"]);
+        resolve.args(names);
+        let output = run(resolve, "resolve the packages", &|_| {})?;
+        let packages = output
+            .lines()
+            .filter(|line| line.starts_with('\''))
+            .map(parse_uri_line)
+            .collect::<Result<Vec<_>, _>>()?;
+        if packages.is_empty() {
+            return Err(BuildError::AptOutput("nothing to install".to_owned()));
+        }
         Ok(packages)
     }
 
@@ -323,7 +328,8 @@ mod tests {
         // Kept between runs, so that only what has changed since is downloaded again.
         let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/test-fresh-lists");
         fs::create_dir_all(&cache).unwrap();
-        let mut apt = Apt::new(&cache, "").unwrap();
+        let status = crate::debian::stubs::status_file(&[], &["perl".to_owned()]);
+        let mut apt = Apt::new(&cache, &status).unwrap();
         apt.system_lists = cache.join("none");
         let updates = std::cell::Cell::new(0);
         let count = |step: Progress<'_>| {
@@ -340,7 +346,20 @@ mod tests {
         let again = apt.fetch(&names, false, &count).unwrap();
         assert_eq!((again, updates.get()), (packages, 1));
 
+        // It depends on `perl:any`, and Perl on much else.
         let lists = apt.private_lists.clone();
+        let memcached = apt.resolve(&lists, &["memcached".to_owned()]).unwrap();
+        assert!(
+            memcached
+                .iter()
+                .any(|package| package.name == "libevent-2.1-7")
+        );
+        assert!(
+            !memcached
+                .iter()
+                .any(|package| package.name.contains("perl"))
+        );
+
         let missing = apt.resolve_and_download(&lists, &["no-such-package".to_owned()], &count);
         let Err(BuildError::Apt { action, output }) = missing else {
             panic!("{missing:?}");

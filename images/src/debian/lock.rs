@@ -9,7 +9,7 @@ use super::Package;
 use crate::error::BuildError;
 
 /// Version of the lock file and of the way it is arrived at (stub list, apt options).
-const LOCK_VERSION: u32 = 1;
+const LOCK_VERSION: u32 = 2;
 /// Upper bound of a lock file in bytes; a larger one is taken as none.
 const MAX_LOCK: u64 = 4 << 20;
 

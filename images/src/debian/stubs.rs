@@ -75,7 +75,7 @@ pub(super) const STUBS: &[Stub] = &[
     ),
 ];
 
-/// A dpkg status file in which the stubs and `without` are installed, except those that `wanted` names.
+/// A dpkg status file in which (Multi-Arch `allowed` satisfies dependencies on `NAME` and on `NAME:any`; `foreign` only the former) the stubs and `without` are installed, except those that `wanted` names.
 pub(super) fn status_file(wanted: &[String], without: &[String]) -> String {
     let builtin = STUBS
         .iter()
@@ -85,7 +85,7 @@ pub(super) fn status_file(wanted: &[String], without: &[String]) -> String {
     let mut text = String::new();
     for (name, provides) in builtin.chain(extra) {
         text.push_str(&format!(
-            "Package: {name}\nStatus: install ok installed\nMaintainer: none <none@localhost>\nArchitecture: amd64\nMulti-Arch: foreign\nVersion: 9999\n"
+            "Package: {name}\nStatus: install ok installed\nMaintainer: none <none@localhost>\nArchitecture: amd64\nMulti-Arch: allowed\nVersion: 9999\n"
         ));
         if !provides.is_empty() {
             text.push_str(&format!("Provides: {provides}\n"));
