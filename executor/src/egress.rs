@@ -87,7 +87,11 @@ impl Deliverer {
                 tap(&item);
             }
             match item {
-                Item::Release { boundary, channel, bytes } => {
+                Item::Release {
+                    boundary,
+                    channel,
+                    bytes,
+                } => {
                     self.releases.absorb(boundary, channel, &bytes);
                     self.counters.releases += 1;
                     self.counters.bytes += bytes.len() as u64;
@@ -110,6 +114,10 @@ impl Deliverer {
 
     /// Digests of releases and of entries, and the counters.
     pub fn state(&self) -> (blake3::Hash, blake3::Hash, Counters) {
-        (self.releases.current(), self.entries.current(), self.counters)
+        (
+            self.releases.current(),
+            self.entries.current(),
+            self.counters,
+        )
     }
 }

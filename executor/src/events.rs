@@ -107,7 +107,12 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Event::Ready { after_ms, replicas } => {
-                write!(f, "ready after {:.3} s: {} running", *after_ms as f64 / 1000.0, count(*replicas))
+                write!(
+                    f,
+                    "ready after {:.3} s: {} running",
+                    *after_ms as f64 / 1000.0,
+                    count(*replicas)
+                )
             }
             Event::Outvoted { detail, .. } => write!(f, "verdict: {detail}"),
             Event::NoMajority { policy, detail, .. } => {
@@ -117,28 +122,68 @@ impl fmt::Display for Event {
                 };
                 write!(f, "verdict: {detail}: {then}")
             }
-            Event::ReplicaStopped { replica, boundary, reason } => {
-                write!(f, "replica {replica} stopped at boundary {boundary}: {reason}")
+            Event::ReplicaStopped {
+                replica,
+                boundary,
+                reason,
+            } => {
+                write!(
+                    f,
+                    "replica {replica} stopped at boundary {boundary}: {reason}"
+                )
             }
-            Event::Degraded { running, of, masks_another } => {
-                let masks = if *masks_another { "one more fault can be masked" } else { "no further fault can be masked" };
-                write!(f, "set degraded: {running} of {} running; {masks}", count(*of))
+            Event::Degraded {
+                running,
+                of,
+                masks_another,
+            } => {
+                let masks = if *masks_another {
+                    "one more fault can be masked"
+                } else {
+                    "no further fault can be masked"
+                };
+                write!(
+                    f,
+                    "set degraded: {running} of {} running; {masks}",
+                    count(*of)
+                )
             }
-            Event::Injected { replica, boundary, detail } => {
-                write!(f, "injected into replica {replica} at boundary {boundary}: {detail}")
+            Event::Injected {
+                replica,
+                boundary,
+                detail,
+            } => {
+                write!(
+                    f,
+                    "injected into replica {replica} at boundary {boundary}: {detail}"
+                )
             }
-            Event::StopRequested { now: false } => f.write_str("stopping: the guest program is asked to end"),
+            Event::StopRequested { now: false } => {
+                f.write_str("stopping: the guest program is asked to end")
+            }
             Event::StopRequested { now: true } => f.write_str("stopping at once"),
             Event::Note { text } => f.write_str(text),
-            Event::Stopped { reason, exit_code, fingerprint } => {
-                write!(f, "stopped: {reason} (exit code {exit_code}); fingerprint {fingerprint}")
+            Event::Stopped {
+                reason,
+                exit_code,
+                fingerprint,
+            } => {
+                write!(
+                    f,
+                    "stopped: {reason} (exit code {exit_code}); fingerprint {fingerprint}"
+                )
             }
         }
     }
 }
 
-fn count(replicas: usize) -> String {
-    if replicas == 1 { "1 replica".to_owned() } else { format!("{replicas} replicas") }
+/// `1 replica`, `3 replicas`.
+pub(crate) fn count(replicas: usize) -> String {
+    if replicas == 1 {
+        "1 replica".to_owned()
+    } else {
+        format!("{replicas} replicas")
+    }
 }
 
 /// An event with its time.
@@ -163,12 +208,18 @@ pub struct EventLog {
 impl EventLog {
     /// An empty log that passes events on to `sink`.
     pub fn new(sink: EventSink) -> Self {
-        EventLog { kept: Mutex::new(VecDeque::new()), sink }
+        EventLog {
+            kept: Mutex::new(VecDeque::new()),
+            sink,
+        }
     }
 
     /// Records an event.
     pub fn record(&self, since_start: Duration, event: Event) {
-        let logged = Logged { at_ms: since_start.as_millis() as u64, event };
+        let logged = Logged {
+            at_ms: since_start.as_millis() as u64,
+            event,
+        };
         (self.sink)(&logged);
         let mut kept = lock(&self.kept);
         if kept.len() == EVENTS_KEPT {
@@ -213,7 +264,11 @@ impl End {
     /// The command's exit code.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            End::Exited { wait_status: 0, .. } | End::Exited { requested: true, .. } | End::Stopped => ExitCode::Success,
+            End::Exited { wait_status: 0, .. }
+            | End::Exited {
+                requested: true, ..
+            }
+            | End::Stopped => ExitCode::Success,
             End::Exited { .. } => ExitCode::GuestFailed,
             End::NoQuorum { .. } => ExitCode::NoQuorum,
             End::Failed { code, .. } => *code,
@@ -224,14 +279,21 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::Exited { wait_status, requested } => {
+            End::Exited {
+                wait_status,
+                requested,
+            } => {
                 let (low, high) = (wait_status & 0x7f, (wait_status >> 8) & 0xff);
                 if low == 0 {
                     write!(f, "the guest program ended with status {high}")?;
                 } else {
                     write!(f, "the guest program was ended by signal {low}")?;
                 }
-                if *requested { f.write_str(", as requested") } else { Ok(()) }
+                if *requested {
+                    f.write_str(", as requested")
+                } else {
+                    Ok(())
+                }
             }
             End::Stopped => f.write_str("by request"),
             End::NoQuorum { detail } => f.write_str(detail),
@@ -249,7 +311,12 @@ mod tests {
     fn the_log_is_bounded_and_keeps_the_newest() {
         let log = EventLog::new(Box::new(|_| {}));
         for number in 0..EVENTS_KEPT + 5 {
-            log.record(Duration::ZERO, Event::Note { text: number.to_string() });
+            log.record(
+                Duration::ZERO,
+                Event::Note {
+                    text: number.to_string(),
+                },
+            );
         }
         let kept = log.recent();
         assert_eq!(kept.len(), EVENTS_KEPT);
@@ -258,11 +325,20 @@ mod tests {
 
     #[test]
     fn exit_codes_tell_the_ends_apart() {
-        let exited = |wait_status, requested| End::Exited { wait_status, requested };
+        let exited = |wait_status, requested| End::Exited {
+            wait_status,
+            requested,
+        };
         assert_eq!(exited(0, false).exit_code(), ExitCode::Success);
         assert_eq!(exited(3 << 8, false).exit_code(), ExitCode::GuestFailed);
         assert_eq!(exited(15, true).exit_code(), ExitCode::Success);
-        assert_eq!(exited(3 << 8, false).to_string(), "the guest program ended with status 3");
-        assert_eq!(exited(11, false).to_string(), "the guest program was ended by signal 11");
+        assert_eq!(
+            exited(3 << 8, false).to_string(),
+            "the guest program ended with status 3"
+        );
+        assert_eq!(
+            exited(11, false).to_string(),
+            "the guest program was ended by signal 11"
+        );
     }
 }

@@ -49,7 +49,9 @@ impl ExitCode {
     /// One line for the table of `quorate --help`.
     pub fn meaning(self) -> &'static str {
         match self {
-            ExitCode::Success => "the guest program ended with status 0, or the set was stopped by request",
+            ExitCode::Success => {
+                "the guest program ended with status 0, or the set was stopped by request"
+            }
             ExitCode::GuestFailed => "the guest program ended with another status or by a signal",
             ExitCode::Usage => "bad command line",
             ExitCode::Appliance => "the appliance file cannot be read or is wrong",
@@ -92,7 +94,10 @@ pub struct Failure {
 impl Failure {
     /// A failure with its code and message.
     pub fn new(code: ExitCode, message: impl fmt::Display) -> Self {
-        Failure { code, message: message.to_string() }
+        Failure {
+            code,
+            message: message.to_string(),
+        }
     }
 }
 

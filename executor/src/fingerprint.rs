@@ -16,7 +16,9 @@ pub struct ReleaseDigest {
 
 impl Default for ReleaseDigest {
     fn default() -> Self {
-        ReleaseDigest { channels: (0..channel::COUNT).map(|_| blake3::Hasher::new()).collect() }
+        ReleaseDigest {
+            channels: (0..channel::COUNT).map(|_| blake3::Hasher::new()).collect(),
+        }
     }
 }
 

@@ -62,8 +62,14 @@ impl Fault {
             "freeze" => none(Fault::Freeze),
             "wrong-output" => none(Fault::WrongOutput),
             "flip-register" => match arguments {
-                [] => Ok(Fault::FlipRegister { register: None, bit: None }),
-                [word] if word == "random" => Ok(Fault::FlipRegister { register: None, bit: None }),
+                [] => Ok(Fault::FlipRegister {
+                    register: None,
+                    bit: None,
+                }),
+                [word] if word == "random" => Ok(Fault::FlipRegister {
+                    register: None,
+                    bit: None,
+                }),
                 [register, bit] => Ok(Fault::FlipRegister {
                     register: Some(register.to_ascii_lowercase()),
                     bit: Some(number(bit, 63, "bit")? as u8),
@@ -71,8 +77,14 @@ impl Fault {
                 _ => Err("flip-register takes REGISTER BIT, or random".to_owned()),
             },
             "flip-memory" => match arguments {
-                [] => Ok(Fault::FlipMemory { address: None, bit: None }),
-                [word] if word == "random" => Ok(Fault::FlipMemory { address: None, bit: None }),
+                [] => Ok(Fault::FlipMemory {
+                    address: None,
+                    bit: None,
+                }),
+                [word] if word == "random" => Ok(Fault::FlipMemory {
+                    address: None,
+                    bit: None,
+                }),
                 [address, bit] => Ok(Fault::FlipMemory {
                     address: Some(number(address, u64::MAX, "address")?),
                     bit: Some(number(bit, 7, "bit")? as u8),
@@ -93,7 +105,9 @@ fn number(word: &str, max: u64, what: &str) -> Result<u64, String> {
     };
     match parsed {
         Ok(value) if value <= max => Ok(value),
-        _ => Err(format!("{what} must be a number from 0 to {max}, got {word:?}")),
+        _ => Err(format!(
+            "{what} must be a number from 0 to {max}, got {word:?}"
+        )),
     }
 }
 
@@ -143,22 +157,52 @@ mod tests {
     #[test]
     fn words_become_faults() {
         assert_eq!(words("crash"), Ok(Fault::Crash));
-        assert_eq!(words("flip-register RAX 63"), Ok(Fault::FlipRegister { register: Some("rax".into()), bit: Some(63) }));
-        assert_eq!(words("flip-memory 0x1000 7"), Ok(Fault::FlipMemory { address: Some(4096), bit: Some(7) }));
-        assert_eq!(words("flip-memory random"), Ok(Fault::FlipMemory { address: None, bit: None }));
+        assert_eq!(
+            words("flip-register RAX 63"),
+            Ok(Fault::FlipRegister {
+                register: Some("rax".into()),
+                bit: Some(63)
+            })
+        );
+        assert_eq!(
+            words("flip-memory 0x1000 7"),
+            Ok(Fault::FlipMemory {
+                address: Some(4096),
+                bit: Some(7)
+            })
+        );
+        assert_eq!(
+            words("flip-memory random"),
+            Ok(Fault::FlipMemory {
+                address: None,
+                bit: None
+            })
+        );
     }
 
     #[test]
     fn wrong_words_are_named() {
-        assert!(words("flip-register rax 64").unwrap_err().contains("\"64\""));
-        assert!(words("flip-memory 0x1000 8").unwrap_err().contains("0 to 7"));
+        assert!(
+            words("flip-register rax 64")
+                .unwrap_err()
+                .contains("\"64\"")
+        );
+        assert!(
+            words("flip-memory 0x1000 8")
+                .unwrap_err()
+                .contains("0 to 7")
+        );
         assert!(words("crash now").unwrap_err().contains("\"now\""));
         assert!(words("melt").unwrap_err().contains("\"melt\""));
     }
 
     #[test]
     fn json_names_the_kind_and_refuses_unknown_keys() {
-        let json = serde_json::to_string(&Fault::FlipMemory { address: Some(1), bit: Some(2) }).unwrap();
+        let json = serde_json::to_string(&Fault::FlipMemory {
+            address: Some(1),
+            bit: Some(2),
+        })
+        .unwrap();
         assert_eq!(json, r#"{"kind":"flip-memory","address":1,"bit":2}"#);
         assert!(serde_json::from_str::<Fault>(r#"{"kind":"flip-memory","adress":1}"#).is_err());
     }

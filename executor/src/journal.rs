@@ -27,7 +27,9 @@ pub struct Clock {
 impl Clock {
     /// A clock that shows 0 now.
     pub fn start() -> Self {
-        Clock { start: Instant::now() }
+        Clock {
+            start: Instant::now(),
+        }
     }
 
     /// Nanoseconds since the start.
@@ -43,7 +45,9 @@ impl Clock {
 
 /// The wall clock in nanoseconds since 1970; 0 if it stands before that.
 pub fn realtime_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// How far the voter's clock moves at most between two ticks.
@@ -60,12 +64,19 @@ pub struct FairClock {
 impl FairClock {
     /// A clock that shows 0 now.
     pub fn start() -> Self {
-        FairClock { base_ns: 0, ticked: Instant::now() }
+        FairClock {
+            base_ns: 0,
+            ticked: Instant::now(),
+        }
     }
 
     /// The time at `now`, nanoseconds.
     pub fn at(&self, now: Instant) -> u64 {
-        self.base_ns + now.saturating_duration_since(self.ticked).min(MAX_GAP).as_nanos() as u64
+        self.base_ns
+            + now
+                .saturating_duration_since(self.ticked)
+                .min(MAX_GAP)
+                .as_nanos() as u64
     }
 
     /// To be called several times per [`MAX_GAP`]; the time that passed since the last tick counts up to that bound.
@@ -90,7 +101,12 @@ pub struct EntryWriter {
 impl EntryWriter {
     /// A writer whose entries hold at most `max_bytes` of frames, or one frame.
     pub fn new(max_bytes: usize) -> Self {
-        EntryWriter { max_bytes, last_ns: 0, terminate: false, frames: 0 }
+        EntryWriter {
+            max_bytes,
+            last_ns: 0,
+            terminate: false,
+            frames: 0,
+        }
     }
 
     /// The next entry will ask the guest to stop.
@@ -103,15 +119,29 @@ impl EntryWriter {
         self.terminate
     }
 
-    /// Builds the entry for the next boundary, and says how many bytes it holds.
-    pub fn write(&mut self, clock: &Clock, ingress: &dyn Ingress) -> (Entry, usize) {
-        let frames = ingress.take(ENTRY_MAX_FRAMES, self.max_bytes);
+    /// Builds the entry for the next boundary, and says how many bytes it holds. Frames stay where they are while
+    /// `booting`.
+    pub fn write(&mut self, clock: &Clock, ingress: &dyn Ingress, booting: bool) -> (Entry, usize) {
+        let frames = if booting {
+            Vec::new()
+        } else {
+            ingress.take(ENTRY_MAX_FRAMES, self.max_bytes)
+        };
         self.last_ns = self.last_ns.max(clock.monotonic_ns());
         self.frames += frames.len() as u64;
         let bytes = frames.iter().map(Vec::len).sum();
-        let flags = if std::mem::take(&mut self.terminate) { FLAG_TERMINATE } else { 0 };
-        let entry =
-            Entry { monotonic_ns: self.last_ns, realtime_ns: realtime_ns(), flags, frames, console: Vec::new() };
+        let flags = if std::mem::take(&mut self.terminate) {
+            FLAG_TERMINATE
+        } else {
+            0
+        };
+        let entry = Entry {
+            monotonic_ns: self.last_ns,
+            realtime_ns: realtime_ns(),
+            flags,
+            frames,
+            console: Vec::new(),
+        };
         (entry, bytes)
     }
 }
@@ -138,7 +168,10 @@ mod tests {
         assert_eq!(clock.tick(start + Duration::from_millis(100)), 100_000_000);
         assert_eq!(clock.at(start + Duration::from_secs(3600)), 350_000_000);
         assert_eq!(clock.tick(start + Duration::from_secs(3600)), 350_000_000);
-        assert_eq!(clock.at(start + Duration::from_secs(3600) + Duration::from_millis(1)), 351_000_000);
+        assert_eq!(
+            clock.at(start + Duration::from_secs(3600) + Duration::from_millis(1)),
+            351_000_000
+        );
         // A time from before the last tick must not take the clock back.
         assert_eq!(clock.at(start), 350_000_000);
     }
@@ -149,8 +182,8 @@ mod tests {
         let mut writer = EntryWriter::new(ENTRY_MAX_BYTES);
         writer.ask_to_terminate();
         assert!(writer.is_urgent());
-        let (first, _) = writer.write(&clock, &Nothing);
-        let (second, _) = writer.write(&clock, &Nothing);
+        let (first, _) = writer.write(&clock, &Nothing, false);
+        let (second, _) = writer.write(&clock, &Nothing, false);
         assert_eq!((first.flags, second.flags), (FLAG_TERMINATE, 0));
         assert!(!writer.is_urgent());
         assert!(second.monotonic_ns >= first.monotonic_ns);

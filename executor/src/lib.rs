@@ -6,6 +6,8 @@
 //! what happens without a majority), R8 in [`seeds`], R10 wherever a constant says what is kept at most.
 
 pub mod channel;
+pub mod cli;
+pub mod console;
 pub mod control;
 pub mod egress;
 pub mod events;
@@ -14,6 +16,10 @@ pub mod fingerprint;
 pub mod gateway;
 pub mod inject;
 pub mod journal;
+mod kernel;
+pub mod launch;
+pub mod machine;
+pub mod replay;
 pub mod replica;
 pub mod seeds;
 pub mod set;

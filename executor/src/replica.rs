@@ -38,7 +38,7 @@ pub trait Vcpu {
     ///
     /// # Errors
     /// When the guest's queues are not fit for it; a report.
-    fn resume(&mut self, entry: &Entry) -> Result<(), String>;
+    fn resume(&mut self, entry: &Arc<Entry>) -> Result<(), String>;
     /// Does something bad to the machine: `Crash`, `Hang`, `FlipRegister` or `FlipMemory`. What the fault leaves open
     /// is chosen by `random`. Answers with the exact place.
     ///
@@ -58,7 +58,10 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
     let mut corrupt_next = false;
     loop {
         match vcpu.run() {
-            Turn::Boundary { outputs, wait_until_ns } => {
+            Turn::Boundary {
+                outputs,
+                wait_until_ns,
+            } => {
                 let ballot = ballot(boundary, outputs, wait_until_ns, &mut corrupt_next);
                 boundary += 1;
                 let mut next = shared.cast(me, ballot);
@@ -97,7 +100,13 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
 }
 
 /// Applies an injected fault. False: the replica is to leave.
-fn open(shared: &Shared, me: usize, vcpu: &mut impl Vcpu, mail: Mail, corrupt_next: &mut bool) -> bool {
+fn open(
+    shared: &Shared,
+    me: usize,
+    vcpu: &mut impl Vcpu,
+    mail: Mail,
+    corrupt_next: &mut bool,
+) -> bool {
     let result = match mail.fault {
         Fault::WrongOutput => {
             *corrupt_next = true;
@@ -117,7 +126,12 @@ fn open(shared: &Shared, me: usize, vcpu: &mut impl Vcpu, mail: Mail, corrupt_ne
 }
 
 /// Turns outputs into what the voter compares. Outside the set's lock: this is where bytes are touched.
-fn ballot(boundary: u64, outputs: Vec<Output>, wait_until_ns: u64, corrupt_next: &mut bool) -> Ballot {
+pub(crate) fn ballot(
+    boundary: u64,
+    outputs: Vec<Output>,
+    wait_until_ns: u64,
+    corrupt_next: &mut bool,
+) -> Ballot {
     let mut exits = false;
     let mut bytes = 0;
     let outputs: Vec<Cast> = outputs
@@ -138,7 +152,10 @@ fn ballot(boundary: u64, outputs: Vec<Output>, wait_until_ns: u64, corrupt_next:
                     (channel::CONTROL, status.to_le_bytes().to_vec())
                 }
             };
-            if *corrupt_next && matches!(channel, channel::NET | channel::CONSOLE) && !content.is_empty() {
+            if *corrupt_next
+                && matches!(channel, channel::NET | channel::CONSOLE)
+                && !content.is_empty()
+            {
                 corrupt(&mut content);
                 *corrupt_next = false;
             }
@@ -146,7 +163,13 @@ fn ballot(boundary: u64, outputs: Vec<Output>, wait_until_ns: u64, corrupt_next:
             (channel, content)
         })
         .collect();
-    Ballot { boundary, outputs, bytes, wait_until_ns, exits }
+    Ballot {
+        boundary,
+        outputs,
+        bytes,
+        wait_until_ns,
+        exits,
+    }
 }
 
 #[cfg(test)]
@@ -157,11 +180,23 @@ mod tests {
     #[test]
     fn the_corrupted_output_is_one_that_the_world_would_see() {
         let mut corrupt_next = true;
-        let fingerprint = Output::Fingerprint { digest: [1, 2], syscalls: 3 };
+        let fingerprint = Output::Fingerprint {
+            digest: [1, 2],
+            syscalls: 3,
+        };
         let first = ballot(0, vec![fingerprint.clone()], 0, &mut corrupt_next);
         assert!(corrupt_next, "nothing visible yet");
         assert_eq!(first.outputs[0].1.len(), 24);
-        let second = ballot(1, vec![fingerprint, Output::Frame(vec![0; 60]), Output::Frame(vec![0; 60])], 0, &mut corrupt_next);
+        let second = ballot(
+            1,
+            vec![
+                fingerprint,
+                Output::Frame(vec![0; 60]),
+                Output::Frame(vec![0; 60]),
+            ],
+            0,
+            &mut corrupt_next,
+        );
         assert!(!corrupt_next);
         assert_ne!(second.outputs[1].1, vec![0; 60]);
         assert_eq!(second.outputs[2].1, vec![0; 60]);

@@ -111,34 +111,64 @@ impl ReplicaSet {
         B: Fn(usize) -> Result<V, Failure> + Send + Sync + 'static,
     {
         if config.voter.window_bytes < MIN_WINDOW_BYTES {
-            let text = format!("a window of {} bytes: at least {MIN_WINDOW_BYTES} are needed", config.voter.window_bytes);
+            let text = format!(
+                "a window of {} bytes: at least {MIN_WINDOW_BYTES} are needed",
+                config.voter.window_bytes
+            );
             return Err(Failure::new(ExitCode::Appliance, text));
         }
         let vote = Lockstep::new(config.voter).map_err(|error| {
-            let code = if matches!(error, ConfigError::Replicas(_)) { ExitCode::Usage } else { ExitCode::Appliance };
+            let code = if matches!(error, ConfigError::Replicas(_)) {
+                ExitCode::Usage
+            } else {
+                ExitCode::Appliance
+            };
             Failure::new(code, error)
         })?;
         let replicas = usize::from(config.voter.replicas);
         let log = Arc::new(EventLog::new(world.events));
         let deliverer = Deliverer::new(world.egress, world.tap, Arc::clone(&log));
-        let shared = Shared::new(vote, config.no_quorum, world.ingress, deliverer, Clock::start());
-        let core = Arc::new(Core { shared, config, log, outside: world.outside, started: Instant::now() });
+        let shared = Shared::new(
+            vote,
+            config.no_quorum,
+            world.ingress,
+            deliverer,
+            Clock::start(),
+        );
+        let core = Arc::new(Core {
+            shared,
+            config,
+            log,
+            outside: world.outside,
+            started: Instant::now(),
+        });
 
         let build = Arc::new(build);
-        let mut set = ReplicaSet { core: Arc::clone(&core), threads: Vec::new() };
+        let mut set = ReplicaSet {
+            core: Arc::clone(&core),
+            threads: Vec::new(),
+        };
         let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name)
                 .spawn(body)
-                .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for a replica: {error}")))
+                .map_err(|error| {
+                    Failure::new(ExitCode::Host, format!("no thread for a replica: {error}"))
+                })
         };
         for me in 0..replicas {
             let (core, build) = (Arc::clone(&core), Arc::clone(&build));
-            let thread = spawn(format!("replica-{me}"), Box::new(move || live(&core, me, &*build)))?;
+            let thread = spawn(
+                format!("replica-{me}"),
+                Box::new(move || live(&core, me, &*build)),
+            )?;
             set.threads.push(thread);
         }
         let ticking = Arc::clone(&core);
-        set.threads.push(spawn("ticker".to_owned(), Box::new(move || tick(&ticking)))?);
+        set.threads.push(spawn(
+            "ticker".to_owned(),
+            Box::new(move || tick(&ticking)),
+        )?);
         Ok(set)
     }
 
@@ -212,12 +242,22 @@ impl ReplicaSet {
                 let _ = thread.join();
             }
         } else {
-            shared.tell(Event::Note { text: "a replica's thread did not end and is left behind".to_owned() });
+            shared.tell(Event::Note {
+                text: "a replica's thread did not end and is left behind".to_owned(),
+            });
         }
         let status = self.core.status();
         let exit_code = end.exit_code() as u8;
-        shared.tell(Event::Stopped { reason: end.to_string(), exit_code, fingerprint: status.fingerprint.clone() });
-        Summary { end, status, ran: self.core.started.elapsed() }
+        shared.tell(Event::Stopped {
+            reason: end.to_string(),
+            exit_code,
+            fingerprint: status.fingerprint.clone(),
+        });
+        Summary {
+            end,
+            status,
+            ran: self.core.started.elapsed(),
+        }
     }
 }
 
@@ -244,7 +284,10 @@ fn live<V: Vcpu>(core: &Core, me: usize, build: &(impl Fn(usize) -> Result<V, Fa
         }
     });
     if std::panic::catch_unwind(body).is_err() {
-        shared.fail(me, StopReason::Failed("its thread panicked; this is a defect of quorate".to_owned()));
+        shared.fail(
+            me,
+            StopReason::Failed("its thread panicked; this is a defect of quorate".to_owned()),
+        );
     }
     shared.leave(me);
 }
@@ -263,9 +306,17 @@ fn tick(core: &Core) {
 
 impl Core {
     fn kill(&self, replica: usize) -> Result<(), String> {
-        let stopped = self.shared.inner().slots.get(replica).map(|slot| slot.stopped.is_some());
+        let stopped = self
+            .shared
+            .inner()
+            .slots
+            .get(replica)
+            .map(|slot| slot.stopped.is_some());
         match stopped {
-            None => Err(format!("there is no replica {replica}; they are 0 to {}", self.config.voter.replicas - 1)),
+            None => Err(format!(
+                "there is no replica {replica}; they are 0 to {}",
+                self.config.voter.replicas - 1
+            )),
             Some(true) => Err(format!("replica {replica} is stopped already")),
             Some(false) => {
                 self.shared.fail(replica, StopReason::Killed);
@@ -275,15 +326,31 @@ impl Core {
     }
 
     fn inject(&self, replica: usize, fault: Fault) -> Result<Applied, String> {
-        let number = self.shared.inner().slots.get(replica).map_or(0, |slot| slot.faults);
+        let number = self
+            .shared
+            .inner()
+            .slots
+            .get(replica)
+            .map_or(0, |slot| slot.faults);
         let random = self.config.seed.fault(replica, number);
         let (reply, answer) = sync_channel(1);
-        let waits = format!("{fault} waits for replica {replica} to come to a place where it can be applied");
-        self.shared.post(replica, Mail { fault, random, reply })?;
+        let waits = format!(
+            "{fault} waits for replica {replica} to come to a place where it can be applied"
+        );
+        self.shared.post(
+            replica,
+            Mail {
+                fault,
+                random,
+                reply,
+            },
+        )?;
         match answer.recv_timeout(INJECT_TIMEOUT) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => Err(waits),
-            Err(RecvTimeoutError::Disconnected) => Err(format!("replica {replica} stopped before the fault was applied")),
+            Err(RecvTimeoutError::Disconnected) => Err(format!(
+                "replica {replica} stopped before the fault was applied"
+            )),
         }
     }
 }
@@ -307,7 +374,9 @@ impl SetHandle {
 impl Controlled for SetHandle {
     fn handle(&self, command: Command) -> Reply {
         let Some(core) = self.0.upgrade() else {
-            return Reply::Error { message: "the set has ended".to_owned() };
+            return Reply::Error {
+                message: "the set has ended".to_owned(),
+            };
         };
         let result = match command {
             Command::Status => Ok(Reply::Status(Box::new(core.status()))),

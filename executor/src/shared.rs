@@ -25,6 +25,9 @@ use crate::journal::{Clock, ENTRY_MAX_BYTES, EntryWriter, FairClock, Ingress};
 use crate::replica::Kick;
 use crate::sync::lock;
 
+/// How long frames are held back for a guest that has not yet waited for any.
+const BOOT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A replica's outputs at one boundary, ready for the voter.
 pub struct Ballot {
     /// The boundary.
@@ -234,7 +237,10 @@ impl Shared {
         self.changed.notify_all();
         // Nobody votes before all can: otherwise a slow build would count as a lag.
         while inner.end.is_none() && inner.slots.iter().any(|slot| slot.place == Place::Starting) {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         inner.end.is_none()
     }
@@ -271,8 +277,13 @@ impl Shared {
             self.note_ready(&mut inner);
         }
         let fair_now = inner.fair.at(now);
-        if let Err(error) = inner.vote.cast(id(me), ballot.boundary, ballot.outputs, fair_now) {
-            inner.vote.fail(id(me), StopReason::Failed(error.to_string()), fair_now);
+        if let Err(error) = inner
+            .vote
+            .cast(id(me), ballot.boundary, ballot.outputs, fair_now)
+        {
+            inner
+                .vote
+                .fail(id(me), StopReason::Failed(error.to_string()), fair_now);
         }
         self.drain(&mut inner, &mut todo);
         self.wake_those_ahead(&mut inner, &mut todo);
@@ -347,19 +358,34 @@ impl Shared {
     }
 
     /// Writes the entry for the frontier (R1: this is the only place where the world gets in).
-    fn lead(&self, me: usize, inner: &mut Inner, todo: &mut Todo, fair_now: u64) -> Option<Arc<Entry>> {
+    fn lead(
+        &self,
+        me: usize,
+        inner: &mut Inner,
+        todo: &mut Todo,
+        fair_now: u64,
+    ) -> Option<Arc<Entry>> {
         let boundary = inner.slots[me].boundary - 1;
-        let (entry, bytes) = inner.writer.write(&self.clock, &*self.ingress);
+        // A guest that has never waited is still starting: a client that connects now is kept waiting instead of
+        // being refused. A guest that never waits gets its input nevertheless.
+        let booting = !inner.slots.iter().any(|slot| slot.has_waited)
+            && self.started.elapsed() < BOOT_PATIENCE;
+        let (entry, bytes) = inner.writer.write(&self.clock, &*self.ingress, booting);
         let entry = Arc::new(entry);
         if let Err(error) = inner.vote.lead(id(me), Arc::clone(&entry), bytes, fair_now) {
             // Nobody else can have written it: the lock has been held since the voter asked for it.
-            inner.vote.fail(id(me), StopReason::Failed(error.to_string()), fair_now);
+            inner
+                .vote
+                .fail(id(me), StopReason::Failed(error.to_string()), fair_now);
             self.drain(inner, todo);
             return None;
         }
         inner.boundaries = boundary + 1;
         inner.leader = me;
-        inner.pending.push(Item::Entry { boundary, entry: Arc::clone(&entry) });
+        inner.pending.push(Item::Entry {
+            boundary,
+            entry: Arc::clone(&entry),
+        });
         for (number, slot) in inner.slots.iter_mut().enumerate() {
             if slot.place == Place::Idle && number != me {
                 self.mark(number, slot, todo);
@@ -386,8 +412,15 @@ impl Shared {
             }
         }
         let mut inner = match until {
-            None => self.turns[me].wait(inner).unwrap_or_else(PoisonError::into_inner),
-            Some(until) => self.turns[me].wait_timeout(inner, until).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.turns[me]
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(until) => {
+                self.turns[me]
+                    .wait_timeout(inner, until)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
         };
         self.awake(&mut inner.slots[me]);
         inner
@@ -433,21 +466,36 @@ impl Shared {
     pub fn mail(&self, me: usize) -> Option<Mail> {
         let mut inner = self.inner();
         let mail = &mut inner.slots[me].mail;
-        if mail.is_empty() { None } else { Some(mail.remove(0)) }
+        if mail.is_empty() {
+            None
+        } else {
+            Some(mail.remove(0))
+        }
     }
 
     /// Records what became of a fault, and tells who asked.
     pub fn injected(&self, me: usize, mail: Mail, result: Result<String, String>) {
         let mut inner = self.inner();
         let boundary = inner.slots[me].boundary;
-        let result = result.map(|detail| Applied { replica: me, boundary, detail: format!("{}: {detail}", mail.fault) });
+        let result = result.map(|detail| Applied {
+            replica: me,
+            boundary,
+            detail: format!("{}: {detail}", mail.fault),
+        });
         if let Ok(applied) = &result {
             let slot = &mut inner.slots[me];
             if slot.injected.len() == FAULTS_KEPT {
                 slot.injected.remove(0);
             }
             slot.injected.push((mail.fault, applied.clone()));
-            self.event(&mut inner, Event::Injected { replica: me, boundary, detail: applied.detail.clone() });
+            self.event(
+                &mut inner,
+                Event::Injected {
+                    replica: me,
+                    boundary,
+                    detail: applied.detail.clone(),
+                },
+            );
         }
         self.finish(inner, Todo::default());
         // Nobody may be waiting any more.
@@ -459,7 +507,9 @@ impl Shared {
         let mut inner = self.inner();
         while inner.end.is_none() && inner.slots[me].stopped.is_none() {
             inner.slots[me].place = Place::Frozen;
-            inner = self.turns[me].wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self.turns[me]
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -491,7 +541,9 @@ impl Shared {
             return Err(format!("replica {replica} is stopped"));
         }
         if slot.mail.len() >= FAULTS_WAITING {
-            return Err(format!("{FAULTS_WAITING} faults already wait for replica {replica}"));
+            return Err(format!(
+                "{FAULTS_WAITING} faults already wait for replica {replica}"
+            ));
         }
         slot.faults += 1;
         slot.mail.push(mail);
@@ -549,7 +601,12 @@ impl Shared {
             self.wake_those_ahead(&mut inner, &mut todo);
             self.wake_for_input(&mut inner, &mut todo);
             if inner.stop_deadline.is_some_and(|deadline| now >= deadline) {
-                self.event(&mut inner, Event::Note { text: "the guest program did not end in time".to_owned() });
+                self.event(
+                    &mut inner,
+                    Event::Note {
+                        text: "the guest program did not end in time".to_owned(),
+                    },
+                );
                 self.over(&mut inner, &mut todo, End::Stopped);
             }
         }
@@ -557,8 +614,15 @@ impl Shared {
     }
 
     /// Waits for a change of the set as a whole (built, ended, a thread gone), at most for `timeout`.
-    pub fn wait_changed<'a>(&self, inner: MutexGuard<'a, Inner>, timeout: Duration) -> MutexGuard<'a, Inner> {
-        self.changed.wait_timeout(inner, timeout).unwrap_or_else(PoisonError::into_inner).0
+    pub fn wait_changed<'a>(
+        &self,
+        inner: MutexGuard<'a, Inner>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, Inner> {
+        self.changed
+            .wait_timeout(inner, timeout)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 
     // --- under the lock ---
@@ -567,17 +631,36 @@ impl Shared {
     fn drain(&self, inner: &mut Inner, todo: &mut Todo) {
         while let Some(event) = inner.vote.poll_event() {
             match event {
-                quorate_voter::Event::Release { boundary, channel, bytes } => {
+                quorate_voter::Event::Release {
+                    boundary,
+                    channel,
+                    bytes,
+                } => {
                     if channel == channel::CONTROL && inner.end.is_none() {
                         let mut status = [0; 8];
                         let len = bytes.len().min(8);
                         status[..len].copy_from_slice(&bytes[..len]);
                         let wait_status = u64::from_le_bytes(status) as u32;
                         let requested = inner.stop_deadline.is_some();
-                        inner.pending.push(Item::Release { boundary, channel, bytes });
-                        self.over(inner, todo, End::Exited { wait_status, requested });
+                        inner.pending.push(Item::Release {
+                            boundary,
+                            channel,
+                            bytes,
+                        });
+                        self.over(
+                            inner,
+                            todo,
+                            End::Exited {
+                                wait_status,
+                                requested,
+                            },
+                        );
                     } else {
-                        inner.pending.push(Item::Release { boundary, channel, bytes });
+                        inner.pending.push(Item::Release {
+                            boundary,
+                            channel,
+                            bytes,
+                        });
                     }
                 }
                 other => self.judge(inner, todo, other),
@@ -611,7 +694,14 @@ impl Shared {
                 slot.stopped = Some(reason.clone());
                 let boundary = slot.boundary;
                 self.rouse(number, slot, todo);
-                self.event(inner, Event::ReplicaStopped { replica: number, boundary, reason });
+                self.event(
+                    inner,
+                    Event::ReplicaStopped {
+                        replica: number,
+                        boundary,
+                        reason,
+                    },
+                );
                 self.note_ready(inner);
                 self.wake_those_ahead(inner, todo);
             }
@@ -625,7 +715,11 @@ impl Shared {
             }
             quorate_voter::Event::NoMajority(lost) => {
                 let detail = lost.describe(named);
-                let event = Event::NoMajority { boundary: lost.boundary, policy: self.policy, detail: detail.clone() };
+                let event = Event::NoMajority {
+                    boundary: lost.boundary,
+                    policy: self.policy,
+                    detail: detail.clone(),
+                };
                 self.event(inner, event);
                 inner.no_quorum = Some(detail.clone());
                 if self.policy == NoQuorum::Stop {
@@ -637,17 +731,32 @@ impl Shared {
 
     /// Notes the first moment at which all running replicas have waited for input.
     fn note_ready(&self, inner: &mut Inner) {
-        let all = inner.slots.iter().all(|slot| slot.has_waited || slot.stopped.is_some());
+        let all = inner
+            .slots
+            .iter()
+            .all(|slot| slot.has_waited || slot.stopped.is_some());
         if all && inner.ready.is_none() && inner.end.is_none() {
             let after = self.started.elapsed();
             inner.ready = Some(after);
-            let replicas = inner.slots.iter().filter(|slot| slot.stopped.is_none()).count();
-            self.event(inner, Event::Ready { after_ms: after.as_millis() as u64, replicas });
+            let replicas = inner
+                .slots
+                .iter()
+                .filter(|slot| slot.stopped.is_none())
+                .count();
+            self.event(
+                inner,
+                Event::Ready {
+                    after_ms: after.as_millis() as u64,
+                    replicas,
+                },
+            );
         }
     }
 
     fn event(&self, inner: &mut Inner, event: Event) {
-        inner.pending.push(Item::Event(self.started.elapsed(), event));
+        inner
+            .pending
+            .push(Item::Event(self.started.elapsed(), event));
     }
 
     fn over(&self, inner: &mut Inner, todo: &mut Todo, end: End) {
@@ -666,7 +775,9 @@ impl Shared {
         match slot.place {
             Place::Running => todo.kicks.extend(slot.kick.clone()),
             Place::Starting | Place::Gone => {}
-            Place::Idle | Place::Ahead | Place::Held | Place::Exited | Place::Frozen => self.mark(number, slot, todo),
+            Place::Idle | Place::Ahead | Place::Held | Place::Exited | Place::Frozen => {
+                self.mark(number, slot, todo)
+            }
         }
     }
 
@@ -700,10 +811,17 @@ impl Shared {
         if inner.slots.iter().all(|slot| slot.place != Place::Ahead) {
             return;
         }
-        let slowest = inner.slots.iter().filter(|slot| slot.stopped.is_none()).map(|slot| slot.boundary).min();
+        let slowest = inner
+            .slots
+            .iter()
+            .filter(|slot| slot.stopped.is_none())
+            .map(|slot| slot.boundary)
+            .min();
         let Some(slowest) = slowest else { return };
         for (number, slot) in inner.slots.iter_mut().enumerate() {
-            if slot.place == Place::Ahead && slot.boundary.saturating_sub(slowest) <= self.window / 2 {
+            if slot.place == Place::Ahead
+                && slot.boundary.saturating_sub(slowest) <= self.window / 2
+            {
                 self.mark(number, slot, todo);
             }
         }

@@ -10,10 +10,20 @@ impl Core {
     pub(crate) fn status(&self) -> Status {
         let outside = (self.outside)();
         let (releases, entries, counters) = self.shared.deliverer().state();
-        let events = self.log.recent().iter().filter_map(|event| serde_json::to_value(event).ok()).collect();
+        let events = self
+            .log
+            .recent()
+            .iter()
+            .filter_map(|event| serde_json::to_value(event).ok())
+            .collect();
         let inner = self.shared.inner();
         let stats = inner.vote.stats();
-        let foremost = inner.slots.iter().map(|slot| slot.boundary).max().unwrap_or(0);
+        let foremost = inner
+            .slots
+            .iter()
+            .map(|slot| slot.boundary)
+            .max()
+            .unwrap_or(0);
         Status {
             name: self.config.name.clone(),
             pid: std::process::id(),
@@ -38,7 +48,12 @@ impl Core {
             connections: outside.connections,
             published: outside.published,
             console_dropped: outside.console_dropped,
-            replicas: inner.slots.iter().enumerate().map(|(number, slot)| replica(number, slot, foremost)).collect(),
+            replicas: inner
+                .slots
+                .iter()
+                .enumerate()
+                .map(|(number, slot)| replica(number, slot, foremost))
+                .collect(),
             events,
         }
     }
@@ -81,7 +96,11 @@ fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
         restarts: 0,
         outputs: slot.outputs,
         output_bytes: slot.output_bytes,
-        layout: slot.layout.iter().map(|(region, start)| ((*region).to_owned(), format!("{start:#x}"))).collect(),
+        layout: slot
+            .layout
+            .iter()
+            .map(|(region, start)| ((*region).to_owned(), format!("{start:#x}")))
+            .collect(),
         injected: slot
             .injected
             .iter()

@@ -24,7 +24,13 @@ fn three_replicas_answer_as_one() {
     assert_eq!((status.frames_in, status.frames_out), (50, 50));
     fake.send(b"exit 0");
     let ended = fake.end();
-    assert_eq!(ended.end, End::Exited { wait_status: 0, requested: false });
+    assert_eq!(
+        ended.end,
+        End::Exited {
+            wait_status: 0,
+            requested: false
+        }
+    );
     assert!(ended.nothing_more());
 }
 
@@ -40,7 +46,9 @@ fn one_replica_is_a_set_too() {
 #[test]
 fn sizes_out_of_range_are_refused() {
     for replicas in [0, 10] {
-        let refused = Fake::try_start(replicas, Script::default(), |_| {}).err().unwrap();
+        let refused = Fake::try_start(replicas, Script::default(), |_| {})
+            .err()
+            .unwrap();
         assert_eq!(refused.code, ExitCode::Usage);
         assert!(refused.message.contains("1 to 9"), "{}", refused.message);
     }
@@ -57,7 +65,16 @@ fn leadership_moves_when_the_leader_crashes() {
         fake.wait_for("the crash", |event| {
             matches!(event, Event::ReplicaStopped { replica, reason, .. } if *replica == victim && reason.contains("scripted crash"))
         });
-        fake.wait_for("degraded", |event| matches!(event, Event::Degraded { running: 2, of: 3, masks_another: false }));
+        fake.wait_for("degraded", |event| {
+            matches!(
+                event,
+                Event::Degraded {
+                    running: 2,
+                    of: 3,
+                    masks_another: false
+                }
+            )
+        });
         assert_eq!(fake.set.status().state, "degraded");
         fake.send(b"exit 0");
         assert_eq!(fake.end().end.exit_code(), ExitCode::Success);
@@ -71,7 +88,9 @@ fn a_spinning_guest_is_found_and_its_machine_freed() {
         fake.send(&[number]);
         assert_eq!(fake.receive(), [number]);
     }
-    fake.wait_for("the hang", |event| matches!(event, Event::ReplicaStopped { replica: 1, .. }));
+    fake.wait_for("the hang", |event| {
+        matches!(event, Event::ReplicaStopped { replica: 1, .. })
+    });
     fake.wait_until_dropped(1);
     fake.send(b"exit 0");
     assert_eq!(fake.end().end.exit_code(), ExitCode::Success);
@@ -88,7 +107,10 @@ fn a_frozen_thread_holds_up_nobody() {
             fake.send(&[number]);
             assert_eq!(fake.receive(), [number]);
         }
-        fake.wait_for("the freeze", |event| matches!(event, Event::ReplicaStopped { replica, .. } if *replica == victim));
+        fake.wait_for(
+            "the freeze",
+            |event| matches!(event, Event::ReplicaStopped { replica, .. } if *replica == victim),
+        );
         fake.wait_until_dropped(victim);
         fake.send(b"exit 0");
         assert_eq!(fake.end().end.exit_code(), ExitCode::Success);
@@ -109,7 +131,10 @@ fn a_wrong_output_stops_the_replica_that_gave_it_and_is_never_seen() {
         });
         let status = fake.set.status();
         assert_eq!(status.replicas[victim].state, "stopped");
-        assert_eq!(status.replicas[victim].injected[0].effect, "replica stopped");
+        assert_eq!(
+            status.replicas[victim].injected[0].effect,
+            "replica stopped"
+        );
         fake.send(b"exit 0");
         assert_eq!(fake.end().end.exit_code(), ExitCode::Success);
     }
@@ -129,14 +154,25 @@ fn two_replicas_stop_at_the_first_difference() {
 
 #[test]
 fn without_a_majority_a_set_can_hold() {
-    let fake = Fake::try_start(3, Script::default(), |config| config.no_quorum = NoQuorum::Hold).unwrap();
+    let fake = Fake::try_start(3, Script::default(), |config| {
+        config.no_quorum = NoQuorum::Hold
+    })
+    .unwrap();
     fake.send(b"good");
     assert_eq!(fake.receive(), b"good");
     fake.set.kill(0).unwrap();
     assert!(fake.set.kill(0).unwrap_err().contains("already"));
     assert!(fake.set.kill(3).unwrap_err().contains("no replica 3"));
     fake.set.kill(2).unwrap();
-    fake.wait_for("the loss", |event| matches!(event, Event::NoMajority { policy: NoQuorum::Hold, .. }));
+    fake.wait_for("the loss", |event| {
+        matches!(
+            event,
+            Event::NoMajority {
+                policy: NoQuorum::Hold,
+                ..
+            }
+        )
+    });
     fake.send(b"lost");
     let status = fake.set.status();
     assert_eq!(status.state, "holding");
@@ -154,9 +190,20 @@ fn a_stop_asks_the_guest_first() {
     assert_eq!(fake.receive(), b"a");
     fake.set.stop(false);
     let ended = fake.end();
-    assert_eq!(ended.end, End::Exited { wait_status: 15, requested: true });
+    assert_eq!(
+        ended.end,
+        End::Exited {
+            wait_status: 15,
+            requested: true
+        }
+    );
     assert_eq!(ended.end.exit_code(), ExitCode::Success);
-    let flags: Vec<u64> = ended.entries().iter().map(|entry| entry.flags).filter(|flags| *flags != 0).collect();
+    let flags: Vec<u64> = ended
+        .entries()
+        .iter()
+        .map(|entry| entry.flags)
+        .filter(|flags| *flags != 0)
+        .collect();
     assert_eq!(flags, [FLAG_TERMINATE]);
 }
 
@@ -167,7 +214,10 @@ fn a_guest_that_does_not_end_is_ended() {
     })
     .unwrap();
     fake.set.stop(false);
-    fake.wait_for("patience", |event| matches!(event, Event::Note { text } if text.contains("did not end")));
+    fake.wait_for(
+        "patience",
+        |event| matches!(event, Event::Note { text } if text.contains("did not end")),
+    );
     assert_eq!(fake.end().end, End::Stopped);
 }
 
@@ -204,7 +254,11 @@ fn a_machine_that_cannot_be_built_ends_the_set_with_its_code() {
     let fake = Fake::start(3, Script::one(1, Behaviour::CannotBeBuilt));
     let ended = fake.end();
     assert_eq!(ended.end.exit_code(), ExitCode::Host);
-    assert!(ended.end.to_string().contains("replica 1: no KVM for you"), "{}", ended.end);
+    assert!(
+        ended.end.to_string().contains("replica 1: no KVM for you"),
+        "{}",
+        ended.end
+    );
 }
 
 #[test]
@@ -224,14 +278,33 @@ fn a_guest_that_breaks_the_rules_stops_itself_only() {
 #[test]
 fn flips_are_reported_as_masked_until_they_are_not() {
     let fake = Fake::start(3, Script::default());
-    let applied = fake.set.inject(1, Fault::FlipRegister { register: Some("rax".into()), bit: Some(1) }).unwrap();
+    let applied = fake
+        .set
+        .inject(
+            1,
+            Fault::FlipRegister {
+                register: Some("rax".into()),
+                bit: Some(1),
+            },
+        )
+        .unwrap();
     assert!(applied.detail.contains("rax"), "{}", applied.detail);
     let effect = |fake: &Fake| fake.set.status().replicas[1].injected[0].effect.clone();
     assert_eq!(effect(&fake), "masked so far");
     fake.set.kill(1).unwrap();
     assert_eq!(effect(&fake), "replica stopped");
-    assert!(fake.set.inject(1, Fault::Crash).unwrap_err().contains("stopped"));
-    assert!(fake.set.inject(7, Fault::Crash).unwrap_err().contains("no replica 7"));
+    assert!(
+        fake.set
+            .inject(1, Fault::Crash)
+            .unwrap_err()
+            .contains("stopped")
+    );
+    assert!(
+        fake.set
+            .inject(7, Fault::Crash)
+            .unwrap_err()
+            .contains("no replica 7")
+    );
     fake.send(b"exit 0");
     assert_eq!(fake.end().end.exit_code(), ExitCode::Success);
 }
@@ -239,12 +312,19 @@ fn flips_are_reported_as_masked_until_they_are_not() {
 #[test]
 fn ready_is_said_once_when_all_wait_for_input() {
     let fake = Fake::start(3, Script::default());
-    fake.wait_for("ready", |event| matches!(event, Event::Ready { replicas: 3, .. }));
+    fake.wait_for("ready", |event| {
+        matches!(event, Event::Ready { replicas: 3, .. })
+    });
     fake.send(b"a");
     assert_eq!(fake.receive(), b"a");
     fake.send(b"exit 0");
     let ended = fake.end();
-    let ready = ended.status.events.iter().filter(|event| event["event"] == "ready").count();
+    let ready = ended
+        .status
+        .events
+        .iter()
+        .filter(|event| event["event"] == "ready")
+        .count();
     assert_eq!(ready, 1);
     assert!(ended.status.ready_after_ms.is_some());
 }
@@ -268,5 +348,9 @@ fn equal_inputs_give_equal_fingerprints_and_all_replicas_read_one_journal() {
     // Times differ, so the inputs do.
     assert_ne!(first.input_fingerprint, second.input_fingerprint);
     assert_eq!(first.boundaries, entries.len() as u64);
-    assert!(entries.windows(2).all(|pair| pair[0].monotonic_ns <= pair[1].monotonic_ns));
+    assert!(
+        entries
+            .windows(2)
+            .all(|pair| pair[0].monotonic_ns <= pair[1].monotonic_ns)
+    );
 }

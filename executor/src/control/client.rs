@@ -29,7 +29,11 @@ impl Client {
         stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(io)?;
         stream.set_write_timeout(Some(REPLY_TIMEOUT)).map_err(io)?;
         let reader = BufReader::new(stream.try_clone().map_err(io)?);
-        Ok(Client { path: path.to_owned(), stream, reader })
+        Ok(Client {
+            path: path.to_owned(),
+            stream,
+            reader,
+        })
     }
 
     /// Connects to the named set, or to the only one that runs.
@@ -57,19 +61,27 @@ impl Client {
     /// # Errors
     /// When the set refuses, does not answer in time, or answers something else than the protocol has.
     pub fn call(&mut self, command: Command) -> Result<Reply, ControlError> {
-        let mut line = serde_json::to_vec(&Request { version: VERSION, command })
-            .map_err(|error| ControlError::io(&self.path, error))?;
+        let mut line = serde_json::to_vec(&Request {
+            version: VERSION,
+            command,
+        })
+        .map_err(|error| ControlError::io(&self.path, error))?;
         line.push(b'\n');
         // A set that turns clients away answers before it reads: take its answer, not our write error.
         let written = self.stream.write_all(&line);
         let mut answer = Vec::new();
-        let read = self.reader.by_ref().take(MAX_REPLY as u64).read_until(b'\n', &mut answer);
+        let read = self
+            .reader
+            .by_ref()
+            .take(MAX_REPLY as u64)
+            .read_until(b'\n', &mut answer);
         if answer.last() != Some(&b'\n') {
             written.map_err(|error| ControlError::io(&self.path, error))?;
             read.map_err(|error| ControlError::io(&self.path, error))?;
             return Err(self.unexpected("the answer is cut short"));
         }
-        let response: Response = serde_json::from_slice(&answer).map_err(|error| self.unexpected(error))?;
+        let response: Response =
+            serde_json::from_slice(&answer).map_err(|error| self.unexpected(error))?;
         if response.version != VERSION {
             return Err(self.unexpected(format!("version {}", response.version)));
         }
@@ -93,6 +105,9 @@ impl Client {
     }
 
     fn unexpected(&self, problem: impl std::fmt::Display) -> ControlError {
-        ControlError::Protocol { path: self.path.clone(), problem: problem.to_string() }
+        ControlError::Protocol {
+            path: self.path.clone(),
+            problem: problem.to_string(),
+        }
     }
 }

@@ -53,6 +53,9 @@ pub enum ControlError {
 
 impl ControlError {
     fn io(path: &std::path::Path, source: impl Into<std::io::Error>) -> Self {
-        ControlError::Io { path: path.to_owned(), source: source.into() }
+        ControlError::Io {
+            path: path.to_owned(),
+            source: source.into(),
+        }
     }
 }

@@ -17,8 +17,13 @@ const BACKLOG: i32 = 16;
 /// The directory of default sockets: `$XDG_RUNTIME_DIR/quorate`, or `/tmp/quorate-UID` where that is not set.
 pub fn default_directory() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(directory) if directory.is_absolute() && directory.is_dir() => directory.join("quorate"),
-        _ => PathBuf::from(format!("/tmp/quorate-{}", rustix::process::getuid().as_raw())),
+        Some(directory) if directory.is_absolute() && directory.is_dir() => {
+            directory.join("quorate")
+        }
+        _ => PathBuf::from(format!(
+            "/tmp/quorate-{}",
+            rustix::process::getuid().as_raw()
+        )),
     }
 }
 
@@ -33,7 +38,8 @@ pub fn private_directory(path: &Path) -> Result<(), ControlError> {
         Err(error) => return Err(ControlError::io(path, error)),
     }
     // `symlink_metadata`: in /tmp anybody could have put a link here.
-    let metadata = std::fs::symlink_metadata(path).map_err(|error| ControlError::io(path, error))?;
+    let metadata =
+        std::fs::symlink_metadata(path).map_err(|error| ControlError::io(path, error))?;
     let problem = if !metadata.is_dir() {
         "not a directory".to_owned()
     } else if metadata.uid() != rustix::process::getuid().as_raw() {
@@ -43,7 +49,10 @@ pub fn private_directory(path: &Path) -> Result<(), ControlError> {
     } else {
         return Ok(());
     };
-    Err(ControlError::Directory { path: path.to_owned(), problem })
+    Err(ControlError::Directory {
+        path: path.to_owned(),
+        problem,
+    })
 }
 
 /// Binds a control socket of mode 0600 at `path`. One that nobody serves any more is replaced.
@@ -57,12 +66,19 @@ pub fn bind(path: &Path) -> Result<UnixListener, ControlError> {
         _ => Path::new("."),
     };
     // Two starts at once must not both take the same socket for stale: looking and binding happen under a lock.
-    let directory = rustix::fs::open(parent, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    let directory = rustix::fs::open(
+        parent,
+        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| ControlError::io(parent, error))?;
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive)
         .map_err(|error| ControlError::io(parent, error))?;
-    rustix::fs::flock(&directory, FlockOperation::LockExclusive).map_err(|error| ControlError::io(parent, error))?;
 
     match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => return Err(ControlError::NotASocket(path.to_owned())),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ControlError::NotASocket(path.to_owned()));
+        }
         Ok(_) => match UnixStream::connect(path) {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(|error| ControlError::io(path, error))?;
@@ -75,8 +91,13 @@ pub fn bind(path: &Path) -> Result<UnixListener, ControlError> {
     }
 
     let address = SocketAddrUnix::new(path).map_err(io)?;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(io)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(io)?;
     // Linux gives the new file the mode of the socket's own inode, so it never exists with wider rights.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(io)?;
     rustix::net::bind(&socket, &address).map_err(io)?;
@@ -93,7 +114,11 @@ pub fn bind_default(directory: &Path, name: &str) -> Result<(UnixListener, PathB
     let name = file_name(name);
     let mut last = None;
     for number in 1..=MAX_SAME_NAME {
-        let path = directory.join(if number == 1 { format!("{name}.sock") } else { format!("{name}-{number}.sock") });
+        let path = directory.join(if number == 1 {
+            format!("{name}.sock")
+        } else {
+            format!("{name}-{number}.sock")
+        });
         match bind(&path) {
             Ok(listener) => return Ok((listener, path)),
             Err(error @ ControlError::InUse(_)) => last = Some(error),
@@ -105,11 +130,16 @@ pub fn bind_default(directory: &Path, name: &str) -> Result<(UnixListener, PathB
 
 /// The sockets in `directory` that somebody serves.
 pub fn live_sockets(directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
     let mut found: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "sock")
+        })
         .filter(|path| UnixStream::connect(path).is_ok())
         .collect();
     found.sort();
@@ -120,9 +150,19 @@ fn file_name(name: &str) -> String {
     let safe: String = name
         .chars()
         .take(64)
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
-    if safe.trim_matches('.').is_empty() { "appliance".to_owned() } else { safe }
+    if safe.trim_matches('.').is_empty() {
+        "appliance".to_owned()
+    } else {
+        safe
+    }
 }
 
 #[cfg(test)]
@@ -136,7 +176,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         let _listener = bind(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]
@@ -180,6 +223,9 @@ mod tests {
         assert!(error.to_string().contains("0755"), "{error}");
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&open, &link).unwrap();
-        assert!(matches!(private_directory(&link), Err(ControlError::Directory { .. })));
+        assert!(matches!(
+            private_directory(&link),
+            Err(ControlError::Directory { .. })
+        ));
     }
 }

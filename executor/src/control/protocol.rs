@@ -178,12 +178,17 @@ pub struct InjectedStatus {
 impl Response {
     /// A response of this version.
     pub fn new(reply: Reply) -> Self {
-        Response { version: VERSION, reply }
+        Response {
+            version: VERSION,
+            reply,
+        }
     }
 
     /// A refusal.
     pub fn error(message: impl Into<String>) -> Self {
-        Self::new(Reply::Error { message: message.into() })
+        Self::new(Reply::Error {
+            message: message.into(),
+        })
     }
 }
 
@@ -192,11 +197,16 @@ impl Response {
 /// # Errors
 /// Says what is wrong with it: no JSON, an unknown key or command, another version.
 pub fn parse_request(line: &[u8]) -> Result<Command, String> {
-    let value: serde_json::Value = serde_json::from_slice(line).map_err(|error| format!("not a JSON object: {error}"))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(line).map_err(|error| format!("not a JSON object: {error}"))?;
     // The version first: a later version's request may have keys that this one does not know.
     match value.get("version").and_then(serde_json::Value::as_u64) {
         Some(version) if version == u64::from(VERSION) => {}
-        Some(version) => return Err(format!("version {version} is not spoken here, only {VERSION}")),
+        Some(version) => {
+            return Err(format!(
+                "version {version} is not spoken here, only {VERSION}"
+            ));
+        }
         None => return Err("the key `version` is missing or no number".to_owned()),
     }
     serde_json::from_value::<Request>(value)
@@ -215,9 +225,19 @@ mod tests {
             Command::Status,
             Command::Stop { now: true },
             Command::Kill { replica: 2 },
-            Command::Inject { replica: 0, fault: Fault::FlipRegister { register: Some("rax".into()), bit: Some(3) } },
+            Command::Inject {
+                replica: 0,
+                fault: Fault::FlipRegister {
+                    register: Some("rax".into()),
+                    bit: Some(3),
+                },
+            },
         ] {
-            let line = serde_json::to_vec(&Request { version: VERSION, command: command.clone() }).unwrap();
+            let line = serde_json::to_vec(&Request {
+                version: VERSION,
+                command: command.clone(),
+            })
+            .unwrap();
             assert_eq!(parse_request(&line), Ok(command));
         }
     }
@@ -228,8 +248,13 @@ mod tests {
         assert!(refused(r#"{"version":2,"command":{"name":"status"}}"#).contains("version 2"));
         assert!(refused(r#"{"command":{"name":"status"}}"#).contains("`version`"));
         assert!(refused(r#"{"version":1,"command":{"name":"reboot"}}"#).contains("reboot"));
-        assert!(refused(r#"{"version":1,"command":{"name":"kill","replica":1,"force":true}}"#).contains("force"));
-        assert!(refused(r#"{"version":1,"command":{"name":"status"},"extra":1}"#).contains("extra"));
+        assert!(
+            refused(r#"{"version":1,"command":{"name":"kill","replica":1,"force":true}}"#)
+                .contains("force")
+        );
+        assert!(
+            refused(r#"{"version":1,"command":{"name":"status"},"extra":1}"#).contains("extra")
+        );
         assert!(refused("status").contains("JSON"));
     }
 }

@@ -43,7 +43,11 @@ impl Server {
     ///
     /// # Errors
     /// When no thread or socket pair can be made.
-    pub fn start(listener: UnixListener, path: PathBuf, target: Arc<dyn Controlled>) -> std::io::Result<Server> {
+    pub fn start(
+        listener: UnixListener,
+        path: PathBuf,
+        target: Arc<dyn Controlled>,
+    ) -> std::io::Result<Server> {
         let (wake, woken) = UnixStream::pair()?;
         let clients = Arc::new(Clients::default());
         let accepting = {
@@ -52,7 +56,12 @@ impl Server {
                 .name("control".to_owned())
                 .spawn(move || accept_clients(&listener, &woken, &clients, &target))?
         };
-        Ok(Server { path, wake: Some(wake), accepting: Some(accepting), clients })
+        Ok(Server {
+            path,
+            wake: Some(wake),
+            accepting: Some(accepting),
+            clients,
+        })
     }
 }
 
@@ -70,10 +79,18 @@ impl Drop for Server {
     }
 }
 
-fn accept_clients(listener: &UnixListener, woken: &UnixStream, clients: &Arc<Clients>, target: &Arc<dyn Controlled>) {
+fn accept_clients(
+    listener: &UnixListener,
+    woken: &UnixStream,
+    clients: &Arc<Clients>,
+    target: &Arc<dyn Controlled>,
+) {
     let mut number = 0;
     loop {
-        let mut ready = [PollFd::new(listener, PollFlags::IN), PollFd::from_borrowed_fd(woken.as_fd(), PollFlags::IN)];
+        let mut ready = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::from_borrowed_fd(woken.as_fd(), PollFlags::IN),
+        ];
         match poll(&mut ready, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
@@ -103,24 +120,36 @@ fn accept_clients(listener: &UnixListener, woken: &UnixStream, clients: &Arc<Cli
     }
 }
 
-fn admit(mut stream: UnixStream, number: u64, clients: &Arc<Clients>, target: &Arc<dyn Controlled>) -> std::io::Result<()> {
+fn admit(
+    mut stream: UnixStream,
+    number: u64,
+    clients: &Arc<Clients>,
+    target: &Arc<dyn Controlled>,
+) -> std::io::Result<()> {
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let kept = stream.try_clone()?;
     {
         let mut open = lock(&clients.open);
         if open.len() >= MAX_CLIENTS {
             drop(open);
-            return send(&mut stream, &Response::error(format!("more than {MAX_CLIENTS} control clients; try again")));
+            return send(
+                &mut stream,
+                &Response::error(format!(
+                    "more than {MAX_CLIENTS} control clients; try again"
+                )),
+            );
         }
         open.push((number, kept));
     }
     let (clients_of_thread, target) = (Arc::clone(clients), Arc::clone(target));
-    let spawned = std::thread::Builder::new().name("control-client".to_owned()).spawn(move || {
-        if let Err(error) = serve(stream, &*target) {
-            tracing::debug!(%error, "control client");
-        }
-        lock(&clients_of_thread.open).retain(|(id, _)| *id != number);
-    });
+    let spawned = std::thread::Builder::new()
+        .name("control-client".to_owned())
+        .spawn(move || {
+            if let Err(error) = serve(stream, &*target) {
+                tracing::debug!(%error, "control client");
+            }
+            lock(&clients_of_thread.open).retain(|(id, _)| *id != number);
+        });
     if spawned.is_err() {
         lock(&clients.open).retain(|(id, _)| *id != number);
     }
@@ -132,13 +161,19 @@ fn serve(mut stream: UnixStream, target: &dyn Controlled) -> std::io::Result<()>
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = reader.by_ref().take(MAX_REQUEST as u64 + 1).read_until(b'\n', &mut line)?;
+        let read = reader
+            .by_ref()
+            .take(MAX_REQUEST as u64 + 1)
+            .read_until(b'\n', &mut line)?;
         if read == 0 {
             return Ok(());
         }
         if line.len() > MAX_REQUEST {
             // What follows is the rest of the same line: there is no place from which to go on.
-            return send(&mut stream, &Response::error(format!("a request has at most {MAX_REQUEST} bytes")));
+            return send(
+                &mut stream,
+                &Response::error(format!("a request has at most {MAX_REQUEST} bytes")),
+            );
         }
         let response = match parse_request(&line) {
             Ok(command) => Response::new(target.handle(command)),
@@ -166,7 +201,9 @@ mod tests {
         fn handle(&self, command: Command) -> Reply {
             match command {
                 Command::Kill { replica: 0 } => Reply::Done,
-                other => Reply::Error { message: format!("no: {other:?}") },
+                other => Reply::Error {
+                    message: format!("no: {other:?}"),
+                },
             }
         }
     }
@@ -174,7 +211,8 @@ mod tests {
     fn start() -> (tempfile::TempDir, PathBuf, Server) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
-        let server = Server::start(paths::bind(&path).unwrap(), path.clone(), Arc::new(Echo)).unwrap();
+        let server =
+            Server::start(paths::bind(&path).unwrap(), path.clone(), Arc::new(Echo)).unwrap();
         (directory, path, server)
     }
 
@@ -182,7 +220,10 @@ mod tests {
     fn answers_and_refusals_reach_the_client() {
         let (_directory, path, _server) = start();
         let mut client = Client::connect(&path).unwrap();
-        assert!(matches!(client.call(Command::Kill { replica: 0 }), Ok(Reply::Done)));
+        assert!(matches!(
+            client.call(Command::Kill { replica: 0 }),
+            Ok(Reply::Done)
+        ));
         let refused = client.call(Command::Kill { replica: 1 }).unwrap_err();
         assert!(matches!(refused, ControlError::Refused(_)), "{refused}");
         // The connection survives a refusal.
@@ -195,7 +236,9 @@ mod tests {
         let mut raw = UnixStream::connect(&path).unwrap();
         raw.write_all(b"\xff\xfe{]\n").unwrap();
         let mut line = String::new();
-        BufReader::new(raw.try_clone().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(raw.try_clone().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert!(line.contains("\"reply\":\"error\""), "{line}");
 
         let mut endless = UnixStream::connect(&path).unwrap();
@@ -204,18 +247,31 @@ mod tests {
         endless.read_to_string(&mut answer).unwrap();
         assert!(answer.contains("at most"), "{answer}");
 
-        assert!(Client::connect(&path).unwrap().call(Command::Kill { replica: 0 }).is_ok());
+        assert!(
+            Client::connect(&path)
+                .unwrap()
+                .call(Command::Kill { replica: 0 })
+                .is_ok()
+        );
     }
 
     #[test]
     fn clients_beyond_the_bound_are_told() {
         let (_directory, path, _server) = start();
-        let mut clients: Vec<_> = (0..MAX_CLIENTS).map(|_| Client::connect(&path).unwrap()).collect();
+        let mut clients: Vec<_> = (0..MAX_CLIENTS)
+            .map(|_| Client::connect(&path).unwrap())
+            .collect();
         for client in &mut clients {
             client.call(Command::Kill { replica: 0 }).unwrap();
         }
-        let refused = Client::connect(&path).unwrap().call(Command::Kill { replica: 0 }).unwrap_err();
-        assert!(refused.to_string().contains("16 control clients"), "{refused}");
+        let refused = Client::connect(&path)
+            .unwrap()
+            .call(Command::Kill { replica: 0 })
+            .unwrap_err();
+        assert!(
+            refused.to_string().contains("16 control clients"),
+            "{refused}"
+        );
     }
 
     #[test]

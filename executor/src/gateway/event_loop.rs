@@ -220,7 +220,7 @@ impl EventLoop {
         self.shared.mailbox.swap(&mut inbox);
         self.stats.frames_from_guest += inbox.len() as u64;
         for frame in inbox.drain(..) {
-            if let Err(dropped) = self.from_guest(frame, now) {
+            if let Err(dropped) = self.guest_frame(frame, now) {
                 match dropped {
                     Dropped::Malformed => self.stats.frames_malformed += 1,
                     Dropped::Ignored => self.stats.frames_ignored += 1,
@@ -230,7 +230,7 @@ impl EventLoop {
         self.inbox = inbox;
     }
 
-    fn from_guest(&mut self, frame: Vec<u8>, now: Instant) -> Result<(), Dropped> {
+    fn guest_frame(&mut self, frame: Vec<u8>, now: Instant) -> Result<(), Dropped> {
         let answer = match link::classify(&frame)? {
             Incoming::Tcp {
                 guest_port,
@@ -263,7 +263,7 @@ impl EventLoop {
                 let stats = &mut self.stats;
                 if self
                     .udp
-                    .from_guest(guest_port, gateway_port, payload, now, stats)
+                    .guest_datagram(guest_port, gateway_port, payload, now, stats)
                 {
                     return Ok(());
                 }
@@ -566,4 +566,20 @@ impl EventLoop {
 
 fn raw(flow: &Flow) -> RawFd {
     flow.host().as_raw_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_contained_and_counted() {
+        let mut faults = 0;
+        assert_eq!(contained(&mut faults, || 7), Some(7));
+        assert_eq!(
+            contained(&mut faults, || -> u8 { panic!("expected in this test") }),
+            None
+        );
+        assert_eq!(faults, 1);
+    }
 }

@@ -25,11 +25,11 @@ pub const FLOW_TX_BUFFER: usize = 64 * 1024;
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
 /// An acknowledgement does not wait when this many bytes are unacknowledged or have been freed in the window:
 /// then the guest's send buffer may be what limits it.
-const ACK_NOW_BYTES: usize = 4096;
+pub(super) const ACK_NOW_BYTES: usize = 4096;
 /// A guest that has not accepted a connection by then is taken not to listen, and the client sees a reset.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a guest may take to acknowledge the end of a connection that the client has left.
-const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the event loop has to do with a connection after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -161,7 +161,7 @@ impl Udp {
     }
 
     /// A datagram of the guest. False: nobody is at that port.
-    pub(super) fn from_guest(
+    pub(super) fn guest_datagram(
         &mut self,
         guest_port: u16,
         gateway_port: u16,
@@ -195,5 +195,78 @@ impl Udp {
             keep
         });
         stats.udp_clients = self.clients.len() as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn address(n: usize) -> SocketAddr {
+        SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 5))
+    }
+
+    fn udp() -> (Udp, GatewayStats) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        (Udp::new(vec![(socket, 53)]), GatewayStats::default())
+    }
+
+    #[test]
+    fn the_client_that_was_silent_longest_makes_room() {
+        let (mut udp, mut stats) = udp();
+        let at = |n: usize| Instant::from_millis(n as i64);
+        let ports: Vec<_> = (0..UDP_MAX_CLIENTS)
+            .map(|n| udp.client(0, address(n), at(n), &mut stats).unwrap())
+            .collect();
+        let late = at(UDP_MAX_CLIENTS);
+        assert_eq!(
+            udp.client(0, address(0), late, &mut stats),
+            Some(ports[0]),
+            "known"
+        );
+        assert_eq!(stats.udp_evicted, 0);
+        udp.client(0, address(UDP_MAX_CLIENTS), late, &mut stats)
+            .unwrap();
+        assert_eq!(
+            (stats.udp_evicted, stats.udp_clients),
+            (1, UDP_MAX_CLIENTS as u64)
+        );
+        assert!(
+            !udp.clients.contains_key(&ports[1]),
+            "client 1 was the oldest"
+        );
+        assert!(!udp.guest_datagram(53, ports[1], b"", late, &mut stats));
+        assert!(
+            !udp.guest_datagram(54, ports[0], b"", late, &mut stats),
+            "another guest port"
+        );
+        assert_eq!(udp.clients.len(), udp.gateway_ports.len());
+    }
+
+    #[test]
+    fn silent_clients_are_forgotten() {
+        let (mut udp, mut stats) = udp();
+        let start = Instant::from_secs(1);
+        udp.client(0, address(1), start, &mut stats);
+        udp.client(0, address(2), start + SWEEP_INTERVAL, &mut stats);
+        udp.sweep(start + IDLE_TIMEOUT, &mut stats);
+        assert_eq!(stats.udp_clients, 1);
+        udp.sweep(start + SWEEP_INTERVAL + IDLE_TIMEOUT, &mut stats);
+        assert!(!udp.has_clients() && udp.gateway_ports.is_empty());
+    }
+
+    #[test]
+    fn gateway_ports_wrap_around_those_in_use() {
+        let (mut udp, mut stats) = udp();
+        udp.next_port = u16::MAX;
+        let now = Instant::from_secs(1);
+        assert_eq!(udp.client(0, address(1), now, &mut stats), Some(u16::MAX));
+        assert_eq!(udp.client(0, address(2), now, &mut stats), Some(FIRST_PORT));
+        udp.next_port = u16::MAX;
+        assert_eq!(
+            udp.client(0, address(3), now, &mut stats),
+            Some(FIRST_PORT + 1)
+        );
     }
 }

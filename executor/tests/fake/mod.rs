@@ -69,7 +69,10 @@ impl Bell {
 
     /// Waits for the bell and silences it.
     fn wait(&self) {
-        let mut state = self.rung.wait_while(self.state.lock().unwrap(), |rung| !*rung).unwrap();
+        let mut state = self
+            .rung
+            .wait_while(self.state.lock().unwrap(), |rung| !*rung)
+            .unwrap();
         *state = false;
     }
 }
@@ -101,8 +104,12 @@ impl Vcpu for Echo {
             return Turn::Crash("injected crash".into());
         }
         match self.behaviour {
-            Behaviour::CrashAt(at) if at == self.boundary => return Turn::Crash("scripted crash".into()),
-            Behaviour::MisbehaveAt(at) if at == self.boundary => return Turn::Misbehaved("garbage in queue 1".into()),
+            Behaviour::CrashAt(at) if at == self.boundary => {
+                return Turn::Crash("scripted crash".into());
+            }
+            Behaviour::MisbehaveAt(at) if at == self.boundary => {
+                return Turn::Misbehaved("garbage in queue 1".into());
+            }
             Behaviour::SpinAt(at) if at == self.boundary => self.hang = true,
             _ => {}
         }
@@ -111,19 +118,33 @@ impl Vcpu for Echo {
             return Turn::Kicked;
         }
         if let Some(gate) = &self.gate {
-            drop(gate.opened.wait_while(gate.open.lock().unwrap(), |open| !*open).unwrap());
+            drop(
+                gate.opened
+                    .wait_while(gate.open.lock().unwrap(), |open| !*open)
+                    .unwrap(),
+            );
         }
-        let mut outputs = vec![Output::Fingerprint { digest: [self.boundary, 7], syscalls: self.boundary }];
+        let mut outputs = vec![Output::Fingerprint {
+            digest: [self.boundary, 7],
+            syscalls: self.boundary,
+        }];
         outputs.extend(self.frames.drain(..).map(Output::Frame));
         if let Some(status) = self.exit {
             outputs.push(Output::Exit { status });
         }
-        let wait_until_ns = if self.boundary < self.free_run { WAIT_NONE } else { WAIT_FOREVER };
+        let wait_until_ns = if self.boundary < self.free_run {
+            WAIT_NONE
+        } else {
+            WAIT_FOREVER
+        };
         self.boundary += 1;
-        Turn::Boundary { outputs, wait_until_ns }
+        Turn::Boundary {
+            outputs,
+            wait_until_ns,
+        }
     }
 
-    fn resume(&mut self, entry: &Entry) -> Result<(), String> {
+    fn resume(&mut self, entry: &Arc<Entry>) -> Result<(), String> {
         for frame in &entry.frames {
             match frame.strip_prefix(b"exit ") {
                 Some(status) => self.exit = Some(String::from_utf8_lossy(status).parse().unwrap()),
@@ -199,7 +220,11 @@ impl Seen {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what} did not happen; events: {:#?}", outcome.events);
+            assert!(
+                !left.is_zero(),
+                "{what} did not happen; events: {:#?}",
+                outcome.events
+            );
             outcome = self.changed.wait_timeout(outcome, left).unwrap().0;
         }
     }
@@ -249,8 +274,16 @@ impl Fake {
         Fake::try_start(replicas, script, |_| {}).unwrap()
     }
 
-    pub fn try_start(replicas: u8, script: Script, change: impl FnOnce(&mut SetConfig)) -> Result<Fake, Failure> {
-        let (queue, seen, gate) = (Arc::new(Queue::default()), Arc::new(Seen::default()), Arc::new(Gate::default()));
+    pub fn try_start(
+        replicas: u8,
+        script: Script,
+        change: impl FnOnce(&mut SetConfig),
+    ) -> Result<Fake, Failure> {
+        let (queue, seen, gate) = (
+            Arc::new(Queue::default()),
+            Arc::new(Seen::default()),
+            Arc::new(Gate::default()),
+        );
         let dropped = Arc::new(AtomicUsize::new(0));
         let mut config = SetConfig {
             name: "fake".into(),
@@ -272,12 +305,22 @@ impl Fake {
             ingress: queue.clone(),
             egress: Box::new(ToSeen(Arc::clone(&seen))),
             events: Box::new(move |logged: &Logged| {
-                of_events.outcome.lock().unwrap().events.push(logged.event.clone());
+                of_events
+                    .outcome
+                    .lock()
+                    .unwrap()
+                    .events
+                    .push(logged.event.clone());
                 of_events.changed.notify_all();
             }),
             tap: Some(Box::new(move |item| {
                 if let Item::Entry { entry, .. } = item {
-                    of_tap.outcome.lock().unwrap().entries.push(Arc::clone(entry));
+                    of_tap
+                        .outcome
+                        .lock()
+                        .unwrap()
+                        .entries
+                        .push(Arc::clone(entry));
                 }
             })),
             outside: Box::new(Outside::default),
@@ -287,7 +330,13 @@ impl Fake {
             let free_run = script
                 .0
                 .iter()
-                .find_map(|behaviour| if let Behaviour::GatedUntil(count) = behaviour { Some(*count) } else { None })
+                .find_map(|behaviour| {
+                    if let Behaviour::GatedUntil(count) = behaviour {
+                        Some(*count)
+                    } else {
+                        None
+                    }
+                })
                 .unwrap_or(0);
             move |me: usize| {
                 let behaviour = script.0.get(me).copied().unwrap_or_default();
@@ -311,7 +360,13 @@ impl Fake {
             }
         };
         let set = ReplicaSet::start(config, world, build)?;
-        Ok(Fake { set, queue, seen, gate, dropped })
+        Ok(Fake {
+            set,
+            queue,
+            seen,
+            gate,
+            dropped,
+        })
     }
 
     pub fn send(&self, frame: &[u8]) {
@@ -320,21 +375,24 @@ impl Fake {
     }
 
     pub fn receive(&self) -> Vec<u8> {
-        self.seen.wait("a frame", |outcome| outcome.frames.pop_front())
+        self.seen
+            .wait("a frame", |outcome| outcome.frames.pop_front())
     }
 
     pub fn wait_for(&self, what: &str, matches: impl Fn(&Event) -> bool) {
-        self.seen.wait(what, |outcome| outcome.events.iter().any(&matches).then_some(()));
+        self.seen.wait(what, |outcome| {
+            outcome.events.iter().any(&matches).then_some(())
+        });
     }
 
-    pub fn wait_for_status(
-        &self,
-        what: &str,
-        matches: impl Fn(&Status) -> bool,
-    ) {
+    pub fn wait_for_status(&self, what: &str, matches: impl Fn(&Status) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !matches(&self.set.status()) {
-            assert!(Instant::now() < deadline, "{what} did not happen: {:#?}", self.set.status());
+            assert!(
+                Instant::now() < deadline,
+                "{what} did not happen: {:#?}",
+                self.set.status()
+            );
             std::thread::yield_now();
         }
     }
@@ -342,7 +400,10 @@ impl Fake {
     pub fn wait_until_dropped(&self, replica: usize) {
         let deadline = Instant::now() + PATIENCE;
         while self.dropped.load(Ordering::SeqCst) & (1 << replica) == 0 {
-            assert!(Instant::now() < deadline, "the machine of replica {replica} was not dropped");
+            assert!(
+                Instant::now() < deadline,
+                "the machine of replica {replica} was not dropped"
+            );
             std::thread::yield_now();
         }
     }
@@ -355,6 +416,10 @@ impl Fake {
     /// Waits for the end of the set.
     pub fn end(self) -> Ended {
         let summary = self.set.wait();
-        Ended { end: summary.end, status: summary.status, seen: self.seen }
+        Ended {
+            end: summary.end,
+            status: summary.status,
+            seen: self.seen,
+        }
     }
 }

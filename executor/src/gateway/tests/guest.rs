@@ -68,6 +68,9 @@ pub struct Controls {
     pub connections: AtomicU64,
     /// When not 0: seed for mutated copies that go out before each real frame.
     pub hostile: AtomicU64,
+    /// The guest's frames are kept in `held`.
+    pub hold: AtomicBool,
+    pub held: Mutex<Vec<Vec<u8>>>,
     stop: AtomicBool,
 }
 
@@ -221,7 +224,11 @@ impl Guest {
                 0 => frames,
                 seed => self.mutated(frames, seed),
             };
-            self.gateway.deliver(frames);
+            if self.controls.hold.load(Ordering::SeqCst) {
+                self.controls.held.lock().unwrap().extend(frames);
+            } else {
+                self.gateway.deliver(frames);
+            }
             self.controls
                 .connections
                 .store(self.conns.len() as u64, Ordering::SeqCst);

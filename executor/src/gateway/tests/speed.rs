@@ -1,5 +1,5 @@
 //! Rough speed of gateway, client and simulated guest together. Ignored by default: run with `--ignored --nocapture`
-//! in release mode.
+//! in release mode. `CONNECTIONS=50` picks one of the request measurements, for a profiler.
 
 use std::io::{Read, Write};
 use std::time::Instant;
@@ -29,7 +29,13 @@ fn requests_per_second(connections: usize, rounds: usize) -> f64 {
 #[test]
 #[ignore = "a measurement"]
 fn measure_requests() {
+    let only = std::env::var("CONNECTIONS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     for (connections, rounds) in [(1, 20_000), (50, 8000), (500, 800)] {
+        if only.is_some_and(|only: usize| only != connections) {
+            continue;
+        }
         let rate = requests_per_second(connections, rounds);
         println!("{connections} connections, 64 B: {rate:.0} requests/s");
     }

@@ -1,0 +1,80 @@
+//! `quorate status`, `stop`, `kill` and `inject`: one question to a running set each.
+
+use super::progress::line;
+use super::{InjectArgs, KillArgs, StatusArgs, StopArgs, table};
+use crate::control::ControlError;
+use crate::control::client::Client;
+use crate::control::protocol::{Command, Reply, Status};
+use crate::exit::{ExitCode, Failure};
+use crate::inject::Fault;
+
+fn failed(error: ControlError) -> Failure {
+    Failure::new(ExitCode::Control, error)
+}
+
+fn unexpected(reply: &Reply) -> Failure {
+    Failure::new(ExitCode::Control, format!("unexpected answer: {reply:?}"))
+}
+
+pub fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    let status: Box<Status> = match client.call(Command::Status).map_err(failed)? {
+        Reply::Status(status) => status,
+        other => return Err(unexpected(&other)),
+    };
+    if args.json {
+        let json = serde_json::to_string_pretty(&status).map_err(|error| {
+            Failure::new(
+                ExitCode::Internal,
+                format!("the status is no JSON: {error}"),
+            )
+        })?;
+        println!("{json}");
+    } else {
+        print!("{}", table::status(&status, args.layout));
+    }
+    Ok(ExitCode::Success)
+}
+
+pub fn stop(args: &StopArgs) -> Result<ExitCode, Failure> {
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    client
+        .call(Command::Stop { now: args.now })
+        .map_err(failed)?;
+    client.wait_for_end().map_err(failed)?;
+    line("stopped");
+    Ok(ExitCode::Success)
+}
+
+pub fn kill(args: &KillArgs) -> Result<ExitCode, Failure> {
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    client
+        .call(Command::Kill {
+            replica: args.replica,
+        })
+        .map_err(failed)?;
+    line(&format!("replica {} stopped", args.replica));
+    Ok(ExitCode::Success)
+}
+
+pub fn inject(args: &InjectArgs) -> Result<ExitCode, Failure> {
+    let fault = Fault::from_words(&args.kind, &args.arguments)
+        .map_err(|message| Failure::new(ExitCode::Usage, message))?;
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    match client
+        .call(Command::Inject {
+            replica: args.replica,
+            fault,
+        })
+        .map_err(failed)?
+    {
+        Reply::Applied(applied) => {
+            line(&format!(
+                "injected into replica {} at boundary {}: {}",
+                applied.replica, applied.boundary, applied.detail
+            ));
+            Ok(ExitCode::Success)
+        }
+        other => Err(unexpected(&other)),
+    }
+}

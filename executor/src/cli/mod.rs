@@ -1,0 +1,232 @@
+//! The command line.
+
+mod build;
+mod control;
+mod doctor;
+mod progress;
+mod run;
+mod table;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::events::NoQuorum;
+use crate::exit::{ExitCode, Failure};
+use crate::gateway::Publish;
+
+/// Runs one appliance as several virtual machines at once, and lets the outside world see only what a majority of them
+/// agree on.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", version, after_help = ExitCode::table(), max_term_width = 100)]
+struct Cli {
+    /// What is logged to standard error, as in RUST_LOG (for example `info` or `quorate_executor=debug`).
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an appliance as a replica set, in the foreground
+    Run(RunArgs),
+    /// Show the state of a running set
+    Status(StatusArgs),
+    /// Stop a running set
+    Stop(StopArgs),
+    /// Stop one replica of a running set
+    Kill(KillArgs),
+    /// Inject a fault into one replica of a running set
+    Inject(InjectArgs),
+    /// Say what this host offers and what will work on it
+    Doctor(DoctorArgs),
+    /// Build the image of an appliance
+    Build(BuildArgs),
+}
+
+/// `quorate run`
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The appliance file
+    appliance: PathBuf,
+    /// Number of replicas, 1 to 9 [default: the appliance's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9))]
+    replicas: Option<u8>,
+    /// Whether all replicas have the same addresses or each its own [default: the appliance's]
+    #[arg(long)]
+    layout: Option<LayoutArg>,
+    /// Seed of the run: any text, or the 64 digits that a run has printed [default: random]
+    #[arg(long)]
+    seed: Option<String>,
+    /// Publish a port of the guest; may be repeated, and replaces the appliance's list
+    #[arg(long, value_name = "[ADDR:]HOST:GUEST[/udp]")]
+    publish: Vec<Publish>,
+    /// Memory of each replica, for example 256M [default: the appliance's]
+    #[arg(long, value_name = "SIZE", value_parser = quorate_images::size::parse)]
+    memory: Option<u64>,
+    /// Where to put the control socket [default: $XDG_RUNTIME_DIR/quorate/NAME.sock or /tmp/quorate-UID/NAME.sock]
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    /// What to do when there is no majority [default: the appliance's]
+    #[arg(long, value_name = "POLICY")]
+    no_quorum: Option<NoQuorum>,
+    /// Seconds that the guest program gets to end when it is asked to
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    stop_grace: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LayoutArg {
+    Same,
+    Random,
+}
+
+#[derive(Debug, Args)]
+struct ControlArg {
+    /// The set's control socket; not needed while only one set runs
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+}
+
+/// `quorate status`
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    at: ControlArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show where every region of every replica lies
+    #[arg(long)]
+    layout: bool,
+}
+
+/// `quorate stop`
+#[derive(Debug, Args)]
+struct StopArgs {
+    #[command(flatten)]
+    at: ControlArg,
+    /// Do not ask the guest program to end, stop at once
+    #[arg(long)]
+    now: bool,
+}
+
+/// `quorate kill`
+#[derive(Debug, Args)]
+struct KillArgs {
+    /// The replica, from 0
+    replica: usize,
+    #[command(flatten)]
+    at: ControlArg,
+}
+
+/// `quorate inject`
+#[derive(Debug, Args)]
+struct InjectArgs {
+    /// The replica, from 0
+    replica: usize,
+    /// crash, hang, freeze, wrong-output, flip-register or flip-memory
+    kind: String,
+    /// For flip-register: REGISTER BIT; for flip-memory: ADDRESS BIT; or random
+    arguments: Vec<String>,
+    #[command(flatten)]
+    at: ControlArg,
+}
+
+/// `quorate doctor`
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `quorate build`
+#[derive(Debug, Args)]
+struct BuildArgs {
+    /// The appliance file
+    appliance: PathBuf,
+    /// Resolve the packages again even though a lock file is there
+    #[arg(long)]
+    update: bool,
+}
+
+/// Runs the command and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::Usage
+            } else {
+                ExitCode::Success
+            };
+        }
+    };
+    let result = log(cli.log.as_deref()).and_then(|()| match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Status(args) => control::status(&args),
+        Command::Stop(args) => control::stop(&args),
+        Command::Kill(args) => control::kill(&args),
+        Command::Inject(args) => control::inject(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Build(args) => build::build(&args),
+    });
+    result.unwrap_or_else(|Failure { code, message }| {
+        progress::line(&format!("error: {message}"));
+        code
+    })
+}
+
+fn log(filter: Option<&str>) -> Result<(), Failure> {
+    let filter = match filter {
+        Some(text) => EnvFilter::try_new(text)
+            .map_err(|error| Failure::new(ExitCode::Usage, format!("--log {text:?}: {error}")))?,
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+fn load(path: &std::path::Path) -> Result<quorate_images::Appliance, Failure> {
+    quorate_images::Appliance::load(path).map_err(|error| Failure::new(ExitCode::Appliance, error))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn replicas_are_one_to_nine() {
+        for (given, good) in [
+            ("0", false),
+            ("1", true),
+            ("9", true),
+            ("10", false),
+            ("x", false),
+        ] {
+            let parsed = Cli::try_parse_from(["quorate", "run", "a.toml", "--replicas", given]);
+            assert_eq!(parsed.is_ok(), good, "{given}");
+        }
+    }
+
+    #[test]
+    fn the_help_has_the_exit_codes() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("7  no majority"), "{help}");
+    }
+}

@@ -1,0 +1,164 @@
+//! `quorate run`
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use quorate_vmm::LayoutKind;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::progress::{Progress, line};
+use super::{LayoutArg, RunArgs, load};
+use crate::console::Console;
+use crate::control::{ControlError, paths, server::Server};
+use crate::events::End;
+use crate::exit::{ExitCode, Failure};
+use crate::launch::{Hooks, Options, Plan, describe};
+use crate::set::{SetHandle, Summary};
+
+/// Lines of the console that are shown again when the guest program fails.
+const LAST_LINES: usize = 10;
+
+pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+    let appliance = load(&args.appliance)?;
+    let options = Options {
+        replicas: args.replicas,
+        layout: args.layout.map(|layout| match layout {
+            LayoutArg::Same => LayoutKind::Same,
+            LayoutArg::Random => LayoutKind::Random,
+        }),
+        seed: args.seed,
+        publish: args.publish,
+        memory: args.memory,
+        no_quorum: args.no_quorum,
+        stop_grace: Some(Duration::from_secs(args.stop_grace)),
+        cache_dir: None,
+    };
+    let progress = Progress::new();
+    let plan = Plan::new(&appliance, &options, &|step| progress.building(step));
+    progress.done();
+    let plan = plan?;
+
+    // Before anything runs: a signal must never find the default handler, which would lose what is under way.
+    let signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| {
+        Failure::new(
+            ExitCode::Host,
+            format!("signals cannot be handled: {error}"),
+        )
+    })?;
+    let (listener, path) = match &args.control {
+        Some(path) => (paths::bind(path).map_err(control_failure)?, path.clone()),
+        None => paths::bind_default(&paths::default_directory(), &appliance.name)
+            .map_err(control_failure)?,
+    };
+    let console = Console::start(std::io::stdout()).map_err(|error| {
+        Failure::new(
+            ExitCode::Host,
+            format!("no thread for the console: {error}"),
+        )
+    })?;
+    let console = Arc::new(console);
+    let config = plan.set.clone();
+    let hooks = Hooks {
+        events: Box::new(|logged| line(&logged.event.to_string())),
+        console: Arc::clone(&console),
+        tap: None,
+    };
+    let running = match plan.start(hooks) {
+        Ok(running) => running,
+        Err(failure) => {
+            let _ = std::fs::remove_file(&path);
+            return Err(failure);
+        }
+    };
+    let server =
+        Server::start(listener, path.clone(), running.set.controlled()).map_err(|error| {
+            Failure::new(
+                ExitCode::Host,
+                format!("the control socket cannot be served: {error}"),
+            )
+        })?;
+    line(&format!(
+        "{}: starting {} with layout {}, seed {}",
+        config.name,
+        crate::events::count(config.voter.replicas.into()),
+        config.layout_mode,
+        config.seed
+    ));
+    for (publish, at) in running.addresses() {
+        line(&format!("published {}", describe(&publish, &at)));
+    }
+    line(&format!("control socket {}", path.display()));
+
+    let signals = watch(signals, running.set.handle())?;
+    let summary = running.wait();
+    signals.end();
+    report(&summary, &console);
+    drop(server);
+    Ok(summary.end.exit_code())
+}
+
+fn control_failure(error: ControlError) -> Failure {
+    Failure::new(ExitCode::Control, error)
+}
+
+struct Watching {
+    handle: signal_hook::iterator::Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Watching {
+    fn end(self) {
+        self.handle.close();
+        let _ = self.thread.join();
+    }
+}
+
+/// The first signal asks the guest program to end, the second ends the set at once.
+fn watch(mut signals: Signals, set: SetHandle) -> Result<Watching, Failure> {
+    let handle = signals.handle();
+    let thread = std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut asked = false;
+            for _ in signals.forever() {
+                set.stop(asked);
+                asked = true;
+            }
+        })
+        .map_err(|error| Failure::new(ExitCode::Host, format!("no thread for signals: {error}")))?;
+    Ok(Watching { handle, thread })
+}
+
+fn report(summary: &Summary, console: &Console) {
+    let status = &summary.status;
+    if matches!(summary.end, End::Exited { .. }) && summary.end.exit_code() == ExitCode::GuestFailed
+    {
+        let lines = console.last_lines(LAST_LINES);
+        let after = summary.ran.as_secs_f64();
+        if lines.is_empty() {
+            line(&format!(
+                "{} after {after:.1} s; it wrote nothing",
+                summary.end
+            ));
+        } else {
+            line(&format!(
+                "{} after {after:.1} s; the last it wrote:",
+                summary.end
+            ));
+            for text in lines {
+                line(&format!("  | {text}"));
+            }
+        }
+    }
+    line(&format!(
+        "{} boundaries, {} ballots, {} bytes voted, {} outputs with {} bytes released",
+        status.boundaries,
+        status.ballots,
+        status.bytes_voted,
+        status.releases,
+        status.bytes_released
+    ));
+    line(&format!("input fingerprint {}", status.input_fingerprint));
+}

@@ -1,0 +1,379 @@
+//! From an appliance to a running set: what `quorate run` does, without its command line.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use kvm_ioctls::Kvm;
+use quorate_images::{Appliance, BuildOptions, BuiltImage, LayoutPolicy, Progress};
+use quorate_vmm::{LayoutKind, Machine, MachineConfig, ProgramSpec, StartTime, open_kvm};
+use quorate_voter::{Config as VoterConfig, MAX_REPLICAS};
+
+use crate::console::Console;
+use crate::egress::{Egress, Tap};
+use crate::events::{EventSink, NoQuorum};
+use crate::exit::{ExitCode, Failure};
+use crate::gateway::{Gateway, GatewayConfig, GatewayError, Ingress, Publish};
+use crate::journal::{self, realtime_ns};
+use crate::kernel;
+use crate::machine::{KvmVcpu, failure};
+use crate::seeds::{RunSeed, Seed};
+use crate::set::{Outside, ReplicaSet, SetConfig, SetHandle, Summary, World};
+
+/// How many times as slow as a quorum a replica may be for a while; with fewer cores than replicas they take turns.
+const LAG_FACTOR: u32 = 10;
+/// Default of [`Options::stop_grace`].
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// What the command line changes of what the appliance says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Number of replicas.
+    pub replicas: Option<u8>,
+    /// Layout of the replicas.
+    pub layout: Option<LayoutKind>,
+    /// Text of the run seed; random if absent.
+    pub seed: Option<String>,
+    /// Published ports instead of the appliance's, if there are any.
+    pub publish: Vec<Publish>,
+    /// Guest memory in bytes.
+    pub memory: Option<u64>,
+    /// What to do without a majority.
+    pub no_quorum: Option<NoQuorum>,
+    /// How long the guest program may take to end when it is asked to; [`STOP_GRACE`] if absent.
+    pub stop_grace: Option<Duration>,
+    /// Where images are kept; the default place if absent.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Everything that is needed to start a set, checked as far as that is possible beforehand.
+#[derive(Clone)]
+pub struct Plan {
+    /// For [`ReplicaSet`].
+    pub set: SetConfig,
+    /// Published ports.
+    pub publish: Vec<Publish>,
+    /// What all replicas have in common; the layout seed is each one's own.
+    pub machine: MachineConfig,
+    /// The image.
+    pub image: BuiltImage,
+}
+
+/// What sees a set at work.
+pub struct Hooks {
+    /// Shows events.
+    pub events: EventSink,
+    /// Takes the guest's console.
+    pub console: Arc<Console>,
+    /// Sees everything; for tests and recordings.
+    pub tap: Option<Tap>,
+}
+
+/// A set that runs, with its gateway.
+pub struct Running {
+    /// The set.
+    pub set: ReplicaSet,
+    gateway: Arc<Gateway>,
+    console: Arc<Console>,
+}
+
+impl Plan {
+    /// Works out what to start. Builds the image if it is not there yet, which `progress` follows.
+    ///
+    /// # Errors
+    /// Whatever is wrong with appliance, image or options.
+    pub fn new(
+        appliance: &Appliance,
+        options: &Options,
+        progress: &dyn Fn(Progress<'_>),
+    ) -> Result<Plan, Failure> {
+        let replicas = options.replicas.unwrap_or(appliance.machine.replicas);
+        if replicas == 0 || usize::from(replicas) > MAX_REPLICAS {
+            let text = format!("{replicas} replicas: a set has 1 to {MAX_REPLICAS}");
+            return Err(Failure::new(ExitCode::Usage, text));
+        }
+        let publish = if options.publish.is_empty() {
+            published(appliance)?
+        } else {
+            options.publish.clone()
+        };
+        let layout = options.layout.unwrap_or(match appliance.machine.layout {
+            LayoutPolicy::Same => LayoutKind::Same,
+            LayoutPolicy::Random => LayoutKind::Random,
+        });
+        let no_quorum = options
+            .no_quorum
+            .unwrap_or(match appliance.policy.no_quorum {
+                quorate_images::NoQuorum::Stop => NoQuorum::Stop,
+                quorate_images::NoQuorum::Hold => NoQuorum::Hold,
+            });
+        let seed = match &options.seed {
+            Some(text) => RunSeed::from_text(text),
+            None => RunSeed::random().map_err(|error| Failure::new(ExitCode::Host, error))?,
+        };
+        let memory_bytes = memory(options.memory, appliance)?;
+        let image = image(appliance, options, progress)?;
+        let file = File::open(&image.path).map_err(|error| {
+            Failure::new(
+                ExitCode::Image,
+                format!("{}: cannot open the image: {error}", image.path.display()),
+            )
+        })?;
+        let policy = &appliance.policy;
+        let bound = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        Ok(Plan {
+            set: SetConfig {
+                name: appliance.name.clone(),
+                voter: VoterConfig {
+                    replicas,
+                    window_boundaries: policy.window_boundaries,
+                    window_bytes: bound(policy.window_bytes),
+                    lag_timeout_ns: policy.lag_timeout_ms.saturating_mul(1_000_000),
+                    lag_factor: LAG_FACTOR,
+                },
+                no_quorum,
+                stop_grace: options.stop_grace.unwrap_or(STOP_GRACE),
+                seed,
+                layout_mode: match layout {
+                    LayoutKind::Same => "same",
+                    LayoutKind::Random => "random",
+                },
+            },
+            publish,
+            machine: MachineConfig {
+                kernel: kernel::load()?,
+                image: Some(Arc::new(file)),
+                memory_bytes,
+                layout,
+                layout_seed: seed.layout(0, 0),
+                input_seed: seed.input(),
+                program: program(appliance),
+                start: StartTime {
+                    monotonic_ns: 0,
+                    realtime_ns: realtime_ns(),
+                },
+            },
+            image,
+        })
+    }
+
+    /// The layout seed of a replica. With one layout for all, nothing of it may differ (R8).
+    pub fn layout_seed(&self, replica: usize) -> Seed {
+        match self.machine.layout {
+            LayoutKind::Same => self.set.seed.layout(0, 0),
+            LayoutKind::Random => self.set.seed.layout(replica, 0),
+        }
+    }
+
+    /// Makes the machine of a replica.
+    ///
+    /// # Errors
+    /// See [`failure`].
+    pub fn build(&self, kvm: &Kvm, replica: usize, layout_seed: Seed) -> Result<KvmVcpu, Failure> {
+        let config = MachineConfig {
+            layout_seed,
+            ..self.machine.clone()
+        };
+        let machine = Machine::new(kvm, &config).map_err(|error| failure(&error))?;
+        Ok(KvmVcpu::new(machine, replica))
+    }
+
+    /// Binds the published ports and starts the set.
+    ///
+    /// # Errors
+    /// When the host has no KVM, a port is taken, or the set cannot be started. A machine that cannot be built is
+    /// reported by [`Running::wait`].
+    pub fn start(self, hooks: Hooks) -> Result<Running, Failure> {
+        let kvm = open_kvm().map_err(|error| failure(&error))?;
+        let handle: Arc<OnceLock<SetHandle>> = Arc::default();
+        let notify = {
+            let handle = Arc::clone(&handle);
+            Arc::new(move || {
+                if let Some(set) = handle.get() {
+                    set.input_arrived();
+                }
+            })
+        };
+        let gateway = GatewayConfig {
+            publish: self.publish.clone(),
+            ..GatewayConfig::default()
+        };
+        let gateway = Arc::new(Gateway::start(gateway, notify).map_err(gateway_failure)?);
+        let console = Arc::clone(&hooks.console);
+        let world = World {
+            ingress: Arc::new(FromGateway(gateway.ingress())),
+            egress: Box::new(ToWorld {
+                gateway: Arc::clone(&gateway),
+                console: Arc::clone(&console),
+            }),
+            events: hooks.events,
+            tap: hooks.tap,
+            outside: {
+                let (gateway, console) = (Arc::clone(&gateway), Arc::clone(&console));
+                Box::new(move || outside(&gateway, &console))
+            },
+        };
+        let config = self.set.clone();
+        let set = ReplicaSet::start(config, world, move |me| {
+            self.build(&kvm, me, self.layout_seed(me))
+        })?;
+        // Frames that came before this are seen when the first replica looks for input.
+        let _ = handle.set(set.handle());
+        set.input_arrived();
+        Ok(Running {
+            set,
+            gateway,
+            console,
+        })
+    }
+}
+
+impl Running {
+    /// Published ports with the addresses that they are really at.
+    pub fn addresses(&self) -> Vec<(Publish, std::net::SocketAddr)> {
+        self.gateway.addresses()
+    }
+
+    /// Waits until the set has ended, what it released has been passed on, and everything is closed.
+    pub fn wait(self) -> Summary {
+        let summary = self.set.wait();
+        // The set's own references are gone with its threads. If one was left behind, the process's end closes the rest.
+        if let Some(gateway) = Arc::into_inner(self.gateway) {
+            gateway.stop();
+        }
+        self.console.finish();
+        summary
+    }
+}
+
+fn published(appliance: &Appliance) -> Result<Vec<Publish>, Failure> {
+    let parse = |text: &String| {
+        text.parse().map_err(|error| {
+            let path = appliance.path.display();
+            Failure::new(
+                ExitCode::Appliance,
+                format!("{path}: key `publish` in [network]: {error}"),
+            )
+        })
+    };
+    appliance.network.publish.iter().map(parse).collect()
+}
+
+fn memory(given: Option<u64>, appliance: &Appliance) -> Result<u64, Failure> {
+    use quorate_abi::map::{MAX_RAM, MIN_RAM};
+    const UNIT: u64 = 2 << 20;
+    let (bytes, code, origin) = match given {
+        Some(bytes) => (bytes, ExitCode::Usage, "--memory".to_owned()),
+        None => {
+            let origin = format!("{}: key `memory` in [machine]", appliance.path.display());
+            (appliance.machine.memory, ExitCode::Appliance, origin)
+        }
+    };
+    let size = quorate_images::size::format;
+    let problem = if bytes < MIN_RAM {
+        format!(
+            "too little memory, the guest needs at least {}",
+            size(MIN_RAM)
+        )
+    } else if bytes > MAX_RAM {
+        format!("too much memory, at most {} are possible", size(MAX_RAM))
+    } else if !bytes.is_multiple_of(UNIT) {
+        "memory must be a multiple of 2M".to_owned()
+    } else {
+        return Ok(bytes);
+    };
+    Err(Failure::new(
+        code,
+        format!("{origin}: {}: {problem}", size(bytes)),
+    ))
+}
+
+fn image(
+    appliance: &Appliance,
+    options: &Options,
+    progress: &dyn Fn(Progress<'_>),
+) -> Result<BuiltImage, Failure> {
+    let cache_dir = options
+        .cache_dir
+        .clone()
+        .unwrap_or_else(quorate_images::default_cache_dir);
+    let build = BuildOptions {
+        cache_dir,
+        update: false,
+        progress,
+    };
+    quorate_images::build(appliance, &build).map_err(|error| Failure::new(ExitCode::Image, error))
+}
+
+fn program(appliance: &Appliance) -> ProgramSpec {
+    let program = &appliance.program;
+    ProgramSpec {
+        argv: program.command.clone(),
+        envp: program
+            .env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect(),
+        cwd: program.cwd.clone(),
+        hostname: appliance.hostname().to_owned(),
+        uid: program.uid,
+        gid: program.gid,
+    }
+}
+
+fn gateway_failure(error: GatewayError) -> Failure {
+    let code = match error {
+        GatewayError::InUse { .. }
+        | GatewayError::NoPermission { .. }
+        | GatewayError::NoSuchAddress { .. }
+        | GatewayError::Bind { .. } => ExitCode::Port,
+        GatewayError::TooManyPublished(_) | GatewayError::MaxConnections(_) => ExitCode::Usage,
+        _ => ExitCode::Host,
+    };
+    Failure::new(code, error)
+}
+
+fn outside(gateway: &Gateway, console: &Console) -> Outside {
+    Outside {
+        connections: gateway.stats().connections,
+        published: gateway
+            .addresses()
+            .iter()
+            .map(|(publish, at)| describe(publish, at))
+            .collect(),
+        console_dropped: console.dropped(),
+    }
+}
+
+/// One published port for people.
+pub fn describe(publish: &Publish, at: &std::net::SocketAddr) -> String {
+    format!("{at} -> {}/{}", publish.guest_port, publish.protocol)
+}
+
+struct FromGateway(Arc<Ingress>);
+
+impl journal::Ingress for FromGateway {
+    fn take(&self, max_frames: usize, max_bytes: usize) -> Vec<Vec<u8>> {
+        self.0.take(max_frames, max_bytes)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+struct ToWorld {
+    gateway: Arc<Gateway>,
+    console: Arc<Console>,
+}
+
+impl Egress for ToWorld {
+    fn frames(&mut self, frames: Vec<Vec<u8>>) {
+        self.gateway.deliver(frames);
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.console.put(bytes);
+    }
+}

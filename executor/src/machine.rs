@@ -1,0 +1,218 @@
+//! A KVM machine as the set's [`Vcpu`].
+
+use std::sync::Arc;
+
+use quorate_devices::Entry;
+use quorate_vmm::{Layout, Machine, MachineError, Outcome, Register};
+
+use crate::exit::{ExitCode, Failure};
+use crate::inject::Fault;
+use crate::replica::{Kick, Turn, Vcpu};
+
+/// Names of the regions of a layout, in the order of [`Layout`]'s fields.
+pub const REGIONS: [&str; 11] = [
+    "kernel",
+    "boot",
+    "direct",
+    "image",
+    "devices",
+    "kernel_dynamic",
+    "program",
+    "libraries",
+    "mmap",
+    "heap",
+    "stack_top",
+];
+
+/// See the module.
+pub struct KvmVcpu {
+    machine: Machine,
+    replica: usize,
+}
+
+impl KvmVcpu {
+    /// A machine for replica number `replica`.
+    pub fn new(machine: Machine, replica: usize) -> Self {
+        KvmVcpu { machine, replica }
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self) -> Turn {
+        match self.machine.run() {
+            Outcome::Boundary(boundary) => Turn::Boundary {
+                outputs: boundary.outputs,
+                wait_until_ns: boundary.wait_until_ns,
+            },
+            Outcome::Kicked => Turn::Kicked,
+            Outcome::Crash(report) => {
+                // Registers and stack are for whoever looks for the cause; the event has one line.
+                tracing::warn!(replica = self.replica, "crash report: {report}");
+                Turn::Crash(report.kind.to_string())
+            }
+            Outcome::Misbehaved(error) => Turn::Misbehaved(error.to_string()),
+        }
+    }
+
+    fn resume(&mut self, entry: &Arc<Entry>) -> Result<(), String> {
+        self.machine
+            .resume(entry)
+            .map_err(|error| error.to_string())
+    }
+
+    fn inject(&mut self, fault: &Fault, random: u64) -> Result<String, String> {
+        let machine = &mut self.machine;
+        let done = match fault {
+            Fault::Crash => machine.crash().map(|()| "a triple fault".to_owned()),
+            Fault::Hang => machine
+                .set_rip_spin()
+                .map(|()| "the guest spins".to_owned()),
+            Fault::FlipRegister { register, bit } => {
+                flip_register(machine, register.as_deref(), *bit, random)
+            }
+            Fault::FlipMemory { address, bit } => flip_memory(machine, *address, *bit, random),
+            Fault::Freeze | Fault::WrongOutput => {
+                return Err("not a fault of the machine".to_owned());
+            }
+        };
+        done.map_err(|error| error.to_string())
+    }
+
+    fn kicker(&self) -> Kick {
+        let kicker = self.machine.kicker();
+        Arc::new(move || kicker.kick())
+    }
+
+    fn layout(&self) -> Vec<(&'static str, u64)> {
+        let Layout {
+            kernel,
+            boot,
+            direct,
+            image,
+            devices,
+            kernel_dynamic,
+            program,
+            libraries,
+            mmap,
+            heap,
+            stack_top,
+        } = *self.machine.layout();
+        let starts = [
+            kernel,
+            boot,
+            direct,
+            image,
+            devices,
+            kernel_dynamic,
+            program,
+            libraries,
+            mmap,
+            heap,
+            stack_top,
+        ];
+        REGIONS.into_iter().zip(starts).collect()
+    }
+}
+
+fn flip_register(
+    machine: &mut Machine,
+    name: Option<&str>,
+    bit: Option<u8>,
+    random: u64,
+) -> Result<String, MachineError> {
+    let names: Vec<&'static str> = Register::names().collect();
+    let name = name.unwrap_or_else(|| names[(random >> 8) as usize % names.len()]);
+    let bit = bit.unwrap_or((random % 64) as u8);
+    let (before, after) = machine.flip_register(name.parse()?, bit.into())?;
+    Ok(format!("{name} bit {bit}: {before:#x} became {after:#x}"))
+}
+
+fn flip_memory(
+    machine: &mut Machine,
+    address: Option<u64>,
+    bit: Option<u8>,
+    random: u64,
+) -> Result<String, MachineError> {
+    let bit = bit.unwrap_or((random % 8) as u8);
+    // `% end` may fall into the hole below 4 GiB; half of the range is always RAM.
+    let end = machine.ram_end().max(2);
+    let chosen = (random >> 3) % end;
+    let address = address.unwrap_or(chosen);
+    let flipped = machine.flip_memory(address, bit.into());
+    let (address, (before, after)) = match flipped {
+        Err(MachineError::Access(_)) if address == chosen => {
+            let address = chosen % (1 << 30);
+            (address, machine.flip_memory(address, bit.into())?)
+        }
+        other => (address, other?),
+    };
+    Ok(format!(
+        "physical address {address:#x} bit {bit}: {before:#04x} became {after:#04x}"
+    ))
+}
+
+/// How the command ends when a machine cannot be made.
+pub fn failure(error: &MachineError) -> Failure {
+    let code = match error {
+        MachineError::Layout(_) => ExitCode::Layout,
+        MachineError::Image(_)
+        | MachineError::ImageEmpty
+        | MachineError::ImageTooLarge(_)
+        | MachineError::Kernel(_) => ExitCode::Image,
+        MachineError::MemoryTooSmall { .. }
+        | MachineError::MemoryTooLarge(_)
+        | MachineError::MemoryUneven(_)
+        | MachineError::StringsTooLong(_)
+        | MachineError::StringWithNul(_)
+        | MachineError::NoProgram => ExitCode::Appliance,
+        MachineError::NotAtBoundary | MachineError::Access(_) => ExitCode::Internal,
+        _ => ExitCode::Host,
+    };
+    Failure::new(code, error)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use quorate_vmm::{AddressSpace, LayoutKind, LayoutRequest};
+
+    #[test]
+    fn a_layout_that_cannot_fit_has_an_exit_code_of_its_own() {
+        let request = LayoutRequest {
+            kind: LayoutKind::Random,
+            layout_seed: [1; 32],
+            input_seed: [2; 32],
+            kernel_bytes: 1 << 20,
+            boot_bytes: 1 << 20,
+            ram_end: 1 << 30,
+            image_bytes: 1 << 30,
+        };
+        let space = AddressSpace {
+            low: 0x10_0000,
+            high: 1 << 38,
+        };
+        let error = MachineError::from(request.generate_in(space).unwrap_err());
+        let failure = failure(&error);
+        assert_eq!(failure.code, ExitCode::Layout);
+        assert!(
+            failure.message.contains("cannot fit"),
+            "{}",
+            failure.message
+        );
+    }
+
+    #[test]
+    fn what_the_host_lacks_is_the_hosts_fault() {
+        assert_eq!(failure(&MachineError::NoKvm).code, ExitCode::Host);
+        assert_eq!(failure(&MachineError::KvmPermission).code, ExitCode::Host);
+        assert_eq!(
+            failure(&MachineError::MemoryTooSmall {
+                given: 1,
+                needed: 2
+            })
+            .code,
+            ExitCode::Appliance
+        );
+    }
+}
