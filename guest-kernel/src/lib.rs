@@ -9,6 +9,7 @@ extern crate alloc;
 
 pub mod boundary;
 pub mod cell;
+pub mod drivers;
 pub mod errno;
 pub mod file;
 pub mod fingerprint;
