@@ -1,4 +1,5 @@
-//! Messages of the kernel itself, on the console, each line prefixed `[kernel] `.
+//! Messages of the kernel itself, on the console, each line prefixed `[kernel] `. They are outputs like any other: they must not
+//! contain addresses (R8).
 
 /// Prints one line to the console.
 #[macro_export]
@@ -11,5 +12,9 @@ pub fn line(text: &str) {
     #[cfg(test)]
     std::eprintln!("[kernel] {text}");
     #[cfg(not(test))]
-    let _ = text;
+    {
+        crate::drivers::console_write(b"[kernel] ");
+        crate::drivers::console_write(text.as_bytes());
+        crate::drivers::console_write(b"\n");
+    }
 }

@@ -7,17 +7,25 @@
 
 extern crate alloc;
 
+pub mod arch;
+pub mod boot;
 pub mod boundary;
 pub mod cell;
 pub mod drivers;
 pub mod errno;
+pub mod exec;
+pub mod fault;
 pub mod file;
 pub mod fingerprint;
 pub mod fs;
+pub mod futex;
 pub mod klog;
 pub mod mm;
 pub mod net;
+pub mod rewrite;
 pub mod sched;
+pub mod signal;
+pub mod sys;
 pub mod time;
 pub mod user;
 pub mod wait;

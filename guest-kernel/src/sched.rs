@@ -1,40 +1,426 @@
-//! Threads and the scheduler. (Interface; the lead is filling it in.)
+//! Threads and the scheduler: cooperative, first come first served, the same in every replica.
+
+use crate::arch::{self, FxArea, TrapFrame};
+use crate::cell::Global;
+use crate::errno::*;
+use crate::mm::kheap;
+use crate::signal::ThreadSignals;
 use crate::wait::Wake;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+
+/// Id of the process, and of its first thread. Not 1: programs treat pid 1 as a container's init.
+pub const PID: u32 = 100;
+/// Most threads of a process.
+pub const MAX_THREADS: usize = 4096;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Runnable,
+    Blocked { interruptible: bool },
+    Dead,
+}
+
+/// A thread.
+pub struct Thread {
+    /// Linux tid.
+    pub tid: u32,
+    state: State,
+    wake: Wake,
+    deadline_ns: Option<u64>,
+    stack_top: u64,
+    stack_pointer: u64,
+    fx: FxArea,
+    fs_base: u64,
+    gs_base: u64,
+    /// Signals of this thread.
+    pub signals: ThreadSignals,
+    /// Address to clear and wake when the thread ends (CLONE_CHILD_CLEARTID).
+    pub clear_tid: u64,
+    /// Head of the robust futex list, and its length as registered.
+    pub robust_list: (u64, u64),
+    /// Address and signature of the thread's `struct rseq`; address 0 if none.
+    pub rseq: (u64, u32),
+    /// PR_SET_NAME.
+    pub name: [u8; 16],
+}
+
+struct Scheduler {
+    threads: BTreeMap<u32, Box<Thread>>,
+    runnable: VecDeque<u32>,
+    sleepers: BTreeSet<(u64, u32)>,
+    current: u32,
+    next_tid: u32,
+    free_stacks: Vec<u64>,
+    dead: Vec<u32>,
+}
+
+static SCHEDULER: Global<Scheduler> = Global::new(Scheduler {
+    threads: BTreeMap::new(),
+    runnable: VecDeque::new(),
+    sleepers: BTreeSet::new(),
+    current: PID,
+    next_tid: PID + 1,
+    free_stacks: Vec::new(),
+    dead: Vec::new(),
+});
+
+struct Process {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+static PROCESS: Global<Process> = Global::new(Process { uid: 0, gid: 0, groups: Vec::new() });
 
 /// Id of the calling thread (Linux tid).
 pub fn current() -> u32 {
-    1
+    SCHEDULER.borrow().current
 }
+
 /// Id of the process.
 pub fn pid() -> u32 {
-    1
+    PID
 }
-/// Whether an unblocked signal is pending for the calling thread.
-pub fn signal_pending() -> bool {
-    false
-}
-/// Makes a blocked thread runnable; false if it was not blocked.
-pub fn make_runnable(_thread: u32, _why: Wake) -> bool {
-    false
-}
-/// Blocks the calling thread.
-pub fn block(_deadline_ns: Option<u64>) -> Wake {
-    Wake::Timeout
-}
-/// Blocks the calling thread; signals do not end it.
-pub fn block_uninterruptible() {}
-/// Lets other runnable threads run.
-pub fn yield_now() {}
-/// Number of threads of the process.
-pub fn thread_count() -> usize {
-    1
-}
+
 /// User and group id of the process (real = effective = saved).
 pub fn credentials() -> (u32, u32) {
-    (0, 0)
+    let process = PROCESS.borrow();
+    (process.uid, process.gid)
 }
-/// Sends a signal to the process (`kill(getpid(), signal)`), e.g. SIGPIPE, SIGALRM.
-pub fn send_signal_to_self(_signal: u32) {}
-/// Temporarily replaces the calling thread's signal mask (ppoll, pselect, epoll_pwait); returns the old one.
+
+/// Sets user and group id.
+pub fn set_credentials(uid: u32, gid: u32) {
+    let mut process = PROCESS.borrow_mut();
+    process.uid = uid;
+    process.gid = gid;
+}
+
+/// Supplementary groups.
+pub fn groups() -> Vec<u32> {
+    PROCESS.borrow().groups.clone()
+}
+
+/// Sets the supplementary groups.
+pub fn set_groups(groups: Vec<u32>) {
+    PROCESS.borrow_mut().groups = groups;
+}
+
+/// Number of threads of the process.
+pub fn thread_count() -> usize {
+    SCHEDULER.borrow().threads.len().max(1)
+}
+
+/// Ids of all threads, ascending.
+pub fn thread_ids() -> Vec<u32> {
+    SCHEDULER.borrow().threads.keys().copied().collect()
+}
+
+/// Runs `f` on a thread; None if there is no such thread. `f` must not call the scheduler.
+pub fn with_thread<T>(tid: u32, f: impl FnOnce(&mut Thread) -> T) -> Option<T> {
+    SCHEDULER.borrow_mut().threads.get_mut(&tid).map(|t| f(t))
+}
+
+/// Runs `f` on the calling thread. `f` must not call the scheduler.
+#[track_caller]
+pub fn with_current<T>(f: impl FnOnce(&mut Thread) -> T) -> T {
+    let mut scheduler = SCHEDULER.borrow_mut();
+    let current = scheduler.current;
+    match scheduler.threads.get_mut(&current) {
+        Some(thread) => f(thread),
+        None => panic!("the running thread {current} is not known"),
+    }
+}
+
+/// Whether an unblocked signal is pending for the calling thread.
+pub fn signal_pending() -> bool {
+    if cfg!(test) {
+        return false;
+    }
+    crate::signal::deliverable()
+}
+
+/// See [`crate::signal::send_to_process`].
+pub fn send_signal_to_self(signal: u32) {
+    crate::signal::send_to_process(signal);
+}
+
+/// Temporarily replaces the calling thread's signal mask (ppoll, pselect, epoll_pwait).
 /// The old mask is restored when the system call returns, after a pending signal was delivered.
-pub fn set_temporary_mask(_mask: u64) {}
+pub fn set_temporary_mask(mask: u64) {
+    crate::signal::set_temporary_mask(mask);
+}
+
+/// Makes a blocked thread runnable; false if it was not blocked.
+pub fn make_runnable(tid: u32, why: Wake) -> bool {
+    let mut scheduler = SCHEDULER.borrow_mut();
+    scheduler.wake(tid, why)
+}
+
+/// Ends the interruptible wait of a thread because a signal is there for it.
+pub fn interrupt(tid: u32) {
+    let mut scheduler = SCHEDULER.borrow_mut();
+    if let Some(thread) = scheduler.threads.get(&tid)
+        && thread.state == (State::Blocked { interruptible: true })
+    {
+        scheduler.wake(tid, Wake::Signal);
+    }
+}
+
+impl Scheduler {
+    fn wake(&mut self, tid: u32, why: Wake) -> bool {
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return false;
+        };
+        if !matches!(thread.state, State::Blocked { .. }) {
+            return false;
+        }
+        thread.state = State::Runnable;
+        thread.wake = why;
+        if let Some(deadline) = thread.deadline_ns.take() {
+            self.sleepers.remove(&(deadline, tid));
+        }
+        self.runnable.push_back(tid);
+        true
+    }
+}
+
+/// Wakes the threads whose deadlines have passed.
+pub fn wake_sleepers(now_ns: u64) {
+    let mut scheduler = SCHEDULER.borrow_mut();
+    while let Some((deadline, tid)) = scheduler.sleepers.first().copied() {
+        if deadline > now_ns {
+            break;
+        }
+        scheduler.sleepers.pop_first();
+        if let Some(thread) = scheduler.threads.get_mut(&tid) {
+            thread.deadline_ns = None;
+        }
+        scheduler.wake(tid, Wake::Timeout);
+    }
+}
+
+/// First deadline of a sleeping thread.
+pub fn next_deadline_ns() -> Option<u64> {
+    SCHEDULER.borrow().sleepers.first().map(|(deadline, _)| *deadline)
+}
+
+/// Whether another thread could run.
+pub fn others_runnable() -> bool {
+    !SCHEDULER.borrow().runnable.is_empty()
+}
+
+/// Blocks the calling thread until it is woken or the deadline passes; see [`crate::wait::wait_on`].
+pub fn block(deadline_ns: Option<u64>) -> Wake {
+    block_as(deadline_ns, true)
+}
+
+/// Blocks the calling thread; signals do not end it.
+pub fn block_uninterruptible() {
+    block_as(None, false);
+}
+
+fn block_as(deadline_ns: Option<u64>, interruptible: bool) -> Wake {
+    if cfg!(test) {
+        return Wake::Timeout;
+    }
+    if deadline_ns.is_some_and(|d| d <= crate::time::now_ns()) {
+        return Wake::Timeout;
+    }
+    {
+        let mut scheduler = SCHEDULER.borrow_mut();
+        let tid = scheduler.current;
+        if let Some(deadline) = deadline_ns {
+            scheduler.sleepers.insert((deadline, tid));
+        }
+        if let Some(thread) = scheduler.threads.get_mut(&tid) {
+            thread.state = State::Blocked { interruptible };
+            thread.deadline_ns = deadline_ns;
+        }
+    }
+    schedule();
+    with_current(|thread| thread.wake)
+}
+
+/// Lets other runnable threads run.
+pub fn yield_now() {
+    {
+        let mut scheduler = SCHEDULER.borrow_mut();
+        if scheduler.runnable.is_empty() {
+            return;
+        }
+        let tid = scheduler.current;
+        scheduler.runnable.push_back(tid);
+    }
+    schedule();
+}
+
+/// Switches to the thread that has waited longest; if there is none, to the world, until there is one.
+fn schedule() {
+    loop {
+        let next = SCHEDULER.borrow_mut().runnable.pop_front();
+        match next {
+            Some(tid) => {
+                switch_to(tid);
+                return;
+            }
+            None => crate::boundary::idle(),
+        }
+    }
+}
+
+#[cfg(test)]
+fn switch_to(_tid: u32) {}
+
+#[cfg(not(test))]
+fn switch_to(tid: u32) {
+    let (from, to): (*mut Thread, *mut Thread) = {
+        let mut scheduler = SCHEDULER.borrow_mut();
+        let current = scheduler.current;
+        if current == tid {
+            return;
+        }
+        scheduler.current = tid;
+        let from: *mut Thread = match scheduler.threads.get_mut(&current) {
+            Some(thread) => &mut **thread,
+            None => panic!("thread {current} vanished"),
+        };
+        let to: *mut Thread = match scheduler.threads.get_mut(&tid) {
+            Some(thread) => &mut **thread,
+            None => panic!("runnable thread {tid} vanished"),
+        };
+        (from, to)
+    };
+    // SAFETY: threads are boxed and not removed while they run or before they have been switched away from (the dead are
+    // buried by the next thread); one vCPU, so nothing else touches them meanwhile.
+    unsafe {
+        (*from).fx.save();
+        (*from).fs_base = arch::fs_base();
+        (*from).gs_base = arch::gs_base();
+        arch::set_fs_base((*to).fs_base);
+        arch::set_gs_base((*to).gs_base);
+        arch::entry::ENTRY_KERNEL_STACK.store((*to).stack_top, core::sync::atomic::Ordering::Relaxed);
+        (*to).fx.load();
+        arch::entry::switch(&mut (*from).stack_pointer, (*to).stack_pointer);
+    }
+    bury();
+}
+
+/// Frees what dead threads leave; called on another thread's stack.
+fn bury() {
+    loop {
+        let dead = {
+            let mut scheduler = SCHEDULER.borrow_mut();
+            match scheduler.dead.pop() {
+                Some(tid) => {
+                    let thread = scheduler.threads.remove(&tid);
+                    if let Some(thread) = &thread {
+                        scheduler.free_stacks.push(thread.stack_top);
+                    }
+                    thread
+                }
+                None => return,
+            }
+        };
+        drop(dead);
+    }
+}
+
+/// Called by a new thread before it enters the program.
+pub fn started() {
+    bury();
+}
+
+fn new_thread(tid: u32, stack_top: u64) -> Box<Thread> {
+    Box::new(Thread {
+        tid,
+        state: State::Runnable,
+        wake: Wake::Ready,
+        deadline_ns: None,
+        stack_top,
+        stack_pointer: 0,
+        fx: FxArea::initial(),
+        fs_base: 0,
+        gs_base: 0,
+        signals: ThreadSignals::default(),
+        clear_tid: 0,
+        robust_list: (0, 0),
+        rseq: (0, 0),
+        name: [0; 16],
+    })
+}
+
+/// Makes the first thread, which is running already, known. Returns the top of its kernel stack.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn init() -> Result<u64> {
+    let top = kheap::new_stack()?;
+    let mut scheduler = SCHEDULER.borrow_mut();
+    scheduler.threads.insert(PID, new_thread(PID, top));
+    arch::entry::ENTRY_KERNEL_STACK.store(top, core::sync::atomic::Ordering::Relaxed);
+    Ok(top)
+}
+
+/// Makes a new thread that will enter the program with `frame`, and makes it runnable. Inherits the caller's name, signal
+/// mask and floating-point state.
+///
+/// # Errors
+/// `EAGAIN` at [`MAX_THREADS`], `ENOMEM`.
+#[cfg(not(test))]
+pub fn spawn(frame: &TrapFrame, fs_base: u64) -> Result<u32> {
+    let mut scheduler = SCHEDULER.borrow_mut();
+    if scheduler.threads.len() >= MAX_THREADS {
+        return Err(EAGAIN);
+    }
+    let top = match scheduler.free_stacks.pop() {
+        Some(top) => top,
+        None => kheap::new_stack()?,
+    };
+    let tid = scheduler.next_tid;
+    scheduler.next_tid += 1;
+    let mut thread = new_thread(tid, top);
+    thread.fx.save();
+    thread.fs_base = fs_base;
+    thread.gs_base = arch::gs_base();
+    // SAFETY: a kernel stack that nobody uses.
+    thread.stack_pointer = unsafe { arch::entry::prepare_stack(top, frame) };
+    let current = scheduler.current;
+    if let Some(parent) = scheduler.threads.get(&current) {
+        thread.name = parent.name;
+        thread.signals.mask = parent.signals.mask;
+    }
+    scheduler.threads.insert(tid, thread);
+    scheduler.runnable.push_back(tid);
+    Ok(tid)
+}
+
+/// Undoes a [`spawn`] whose thread has not run yet.
+pub fn unspawn(tid: u32) {
+    let mut scheduler = SCHEDULER.borrow_mut();
+    scheduler.runnable.retain(|t| *t != tid);
+    if let Some(thread) = scheduler.threads.remove(&tid) {
+        scheduler.free_stacks.push(thread.stack_top);
+    }
+}
+
+/// Ends the calling thread. The caller has done what the thread owes to others (clear_tid, robust futexes).
+pub fn exit_thread() -> ! {
+    {
+        let mut scheduler = SCHEDULER.borrow_mut();
+        let tid = scheduler.current;
+        if let Some(thread) = scheduler.threads.get_mut(&tid) {
+            thread.state = State::Dead;
+        }
+        scheduler.dead.push(tid);
+    }
+    schedule();
+    panic!("a dead thread runs")
+}
+
+/// Number of threads that have not ended.
+pub fn living() -> usize {
+    let scheduler = SCHEDULER.borrow();
+    scheduler.threads.len() - scheduler.dead.len()
+}

@@ -20,7 +20,9 @@ impl Page {
             bytes: core::cell::UnsafeCell::new(alloc::boxed::Box::new([0; 4096])),
         });
         #[cfg(not(test))]
-        Ok(Self { physical: 0 })
+        Ok(Self {
+            physical: super::frames::alloc()?,
+        })
     }
 
     /// Physical address.
@@ -36,7 +38,7 @@ impl Page {
         // SAFETY: the box is not replaced while the page lives.
         return unsafe { (*self.bytes.get()).as_mut_ptr() };
         #[cfg(not(test))]
-        (super::physical_to_direct(self.physical) as *mut u8)
+        (super::frames::to_direct(self.physical) as *mut u8)
     }
 
     /// Copies out of the page. Pages may be shared with a program's mapping, hence copies instead of references.
@@ -51,5 +53,12 @@ impl Page {
         assert!(offset + from.len() <= 4096);
         // SAFETY: within the page, which this object owns.
         unsafe { core::ptr::copy(from.as_ptr(), self.pointer().add(offset), from.len()) };
+    }
+}
+
+#[cfg(not(test))]
+impl Drop for Page {
+    fn drop(&mut self) {
+        super::frames::free(self.physical);
     }
 }

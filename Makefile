@@ -1,0 +1,37 @@
+# Quorate. `make demo` and `make test` do all of their own set-up and say what they do.
+
+CARGO ?= cargo
+RELEASE := target/release
+
+.PHONY: build demo test check bench images test-svm fuzz clean setup
+
+build: setup
+	$(CARGO) build --release --locked --workspace
+
+setup:
+	@scripts/setup
+
+images: build
+	$(RELEASE)/quorate build images/appliances/redis.toml
+	$(RELEASE)/quorate build images/appliances/busybox.toml
+
+demo: build
+	$(RELEASE)/demo
+
+check: setup
+	scripts/check
+
+test: build
+	scripts/test
+
+bench: build
+	$(RELEASE)/bench
+
+fuzz: setup
+	scripts/fuzz
+
+test-svm:
+	@echo "The SVM lane (QEMU's emulator with nested SVM) is not built yet: see issue 6." >&2; exit 2
+
+clean:
+	rm -rf target guest-kernel/target images/cache

@@ -1,0 +1,63 @@
+//! Exceptions: demand paging, replaced instructions, and the signals that Linux would deliver.
+
+use crate::arch::TrapFrame;
+use crate::arch::monitor::MONITOR_CR2;
+use crate::mm::space::Fault;
+use crate::mm::{self, Access};
+use crate::signal::{self, number};
+use crate::{boot, rewrite};
+use core::sync::atomic::Ordering;
+
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
+const BUS_ADRERR: i32 = 2;
+const SI_KERNEL: i32 = 0x80;
+
+/// Entry from assembly, on the fault stack.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
+    let address = MONITOR_CR2.load(Ordering::Relaxed);
+    if boot::is_kernel_address(frame.rip) {
+        panic!(
+            "exception {vector} (error {error:#x}) in the kernel at +{:#x}, address {}, rbp {:#x}",
+            boot::kernel_offset(frame.rip),
+            boot::describe_address(address),
+            frame.rbp
+        );
+    }
+    let (signal, code, value) = match vector {
+        14 => match page_fault(address, error) {
+            Ok(()) => return,
+            Err(Fault::Unmapped) => (number::SEGV, SEGV_MAPERR, address),
+            Err(Fault::Protected) => (number::SEGV, SEGV_ACCERR, address),
+            Err(Fault::Bus) => (number::BUS, BUS_ADRERR, address),
+            Err(Fault::NoMemory) => {
+                crate::klog!("out of memory: program killed (give it more with [machine] memory)");
+                crate::boundary::exit_program(u64::from(number::KILL));
+            }
+        },
+        6 if rewrite::emulate_leak(frame) => return,
+        0 => (number::FPE, 1, frame.rip),
+        1 => (number::TRAP, 2, frame.rip),
+        3 => (number::TRAP, SI_KERNEL, 0),
+        6 => (number::ILL, 2, frame.rip),
+        16 | 19 => (number::FPE, 7, frame.rip),
+        17 => (number::BUS, 1, 0),
+        _ => (number::SEGV, SI_KERNEL, 0),
+    };
+    signal::fault(frame, signal, code, value);
+}
+
+fn page_fault(address: u64, error: u64) -> Result<(), Fault> {
+    let access = if error & 0x10 != 0 {
+        Access::Execute
+    } else if error & 2 != 0 {
+        Access::Write
+    } else {
+        Access::Read
+    };
+    let mut space = mm::space();
+    let result = space.access(address, access);
+    space.finish();
+    result
+}

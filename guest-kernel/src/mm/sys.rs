@@ -1,0 +1,216 @@
+//! System calls on memory.
+
+use super::space::{Backing, EXEC, LOWEST, WRITE_PROT};
+use crate::errno::*;
+use crate::file;
+use crate::rewrite;
+use quorate_abi::PAGE_SIZE;
+
+const MAP_SHARED: u64 = 1;
+const MAP_PRIVATE: u64 = 2;
+const MAP_SHARED_VALIDATE: u64 = 3;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_GROWSDOWN: u64 = 0x100;
+const MAP_POPULATE: u64 = 0x8000;
+const MAP_STACK: u64 = 0x2_0000;
+const MAP_HUGETLB: u64 = 0x4_0000;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+
+const MREMAP_MAYMOVE: u64 = 1;
+const MREMAP_FIXED: u64 = 2;
+
+fn page_up(len: u64) -> Result<u64> {
+    len.checked_next_multiple_of(PAGE_SIZE).ok_or(ENOMEM)
+}
+
+fn aligned(addr: u64) -> bool {
+    addr.is_multiple_of(PAGE_SIZE)
+}
+
+/// `mmap`.
+///
+/// # Errors
+/// As Linux.
+pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64) -> SysResult {
+    let len = page_up(len)?;
+    if len == 0 || prot & !7 != 0 || !aligned(offset) {
+        return Err(EINVAL);
+    }
+    if flags & (MAP_HUGETLB | MAP_GROWSDOWN) != 0 {
+        return Err(EINVAL);
+    }
+    let shared = match flags & 0xf {
+        MAP_SHARED | MAP_SHARED_VALIDATE => true,
+        MAP_PRIVATE => false,
+        _ => return Err(EINVAL),
+    };
+    let prot = prot as u8;
+    let backing = if flags & MAP_ANONYMOUS != 0 {
+        // One process: shared anonymous memory is shared with nobody else.
+        Backing::Anonymous
+    } else {
+        let open = file::get(fd)?;
+        if !open.readable() || (shared && prot & WRITE_PROT != 0 && !open.writable()) {
+            return Err(EACCES);
+        }
+        // Learn now whether it can be mapped at all.
+        match open.file.map_page(offset / PAGE_SIZE, false) {
+            Ok(_) | Err(ENXIO) => {}
+            Err(error) => return Err(error),
+        }
+        Backing::File { file: open.file.clone(), offset, shared }
+    };
+    let mut space = super::space();
+    let at = if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
+        if !aligned(addr) {
+            return Err(EINVAL);
+        }
+        if addr < LOWEST {
+            return Err(EPERM);
+        }
+        if !space.allowed(addr, len) {
+            return Err(ENOMEM);
+        }
+        if flags & MAP_FIXED == 0 && !space.is_free(addr, addr + len) {
+            return Err(EEXIST);
+        }
+        addr
+    } else {
+        let library = matches!(backing, Backing::File { .. });
+        space.place(addr, len, library)?
+    };
+    let name = if flags & MAP_STACK != 0 { "[thread stack]" } else { "" };
+    let result = space.map(at, len, prot, backing, name, flags & MAP_POPULATE != 0);
+    space.finish();
+    drop(space);
+    result?;
+    if prot & EXEC != 0 {
+        rewrite::scan(at, at + len);
+    }
+    Ok(at)
+}
+
+/// `munmap`.
+///
+/// # Errors
+/// `EINVAL`.
+pub fn munmap(addr: u64, len: u64) -> SysResult {
+    let len = page_up(len)?;
+    if !aligned(addr) || len == 0 {
+        return Err(EINVAL);
+    }
+    let end = addr.checked_add(len).ok_or(EINVAL)?;
+    let mut space = super::space();
+    space.unmap(addr, end);
+    space.finish();
+    Ok(0)
+}
+
+/// `mprotect`.
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM`, `EACCES`.
+pub fn mprotect(addr: u64, len: u64, prot: u64) -> SysResult {
+    let len = page_up(len)?;
+    if !aligned(addr) || prot & !7 != 0 {
+        return Err(EINVAL);
+    }
+    let end = addr.checked_add(len).ok_or(ENOMEM)?;
+    let mut space = super::space();
+    let result = space.protect(addr, end, prot as u8);
+    space.finish();
+    drop(space);
+    result?;
+    if prot as u8 & EXEC != 0 {
+        rewrite::scan(addr, end);
+    }
+    Ok(0)
+}
+
+/// `madvise`.
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM`.
+pub fn madvise(addr: u64, len: u64, advice: u64) -> SysResult {
+    let len = page_up(len)?;
+    if !aligned(addr) {
+        return Err(EINVAL);
+    }
+    let end = addr.checked_add(len).ok_or(ENOMEM)?;
+    match advice {
+        // DONTNEED, FREE (which may be done at once)
+        4 | 8 => {
+            let mut space = super::space();
+            let result = space.discard(addr, end);
+            space.finish();
+            result?;
+            Ok(0)
+        }
+        // NORMAL, RANDOM, SEQUENTIAL, HUGEPAGE, NOHUGEPAGE, DONTDUMP, DODUMP, COLD, PAGEOUT: hints that change nothing
+        0..=2 | 14..=17 | 20 | 21 => Ok(0),
+        // WILLNEED, POPULATE_READ, POPULATE_WRITE
+        3 | 22 | 23 => {
+            let mut space = super::space();
+            let done = space.populate(addr, end);
+            space.finish();
+            if advice == 3 || done.is_ok() { Ok(0) } else { Err(ENOMEM) }
+        }
+        _ => Err(EINVAL),
+    }
+}
+
+/// `mremap`.
+///
+/// # Errors
+/// As Linux.
+pub fn mremap(old: u64, old_len: u64, new_len: u64, flags: u64, to: u64) -> SysResult {
+    let (old_len, new_len) = (page_up(old_len)?, page_up(new_len)?);
+    if !aligned(old) || new_len == 0 || old_len == 0 || flags & !3 != 0 {
+        return Err(EINVAL);
+    }
+    let may_move = flags & MREMAP_MAYMOVE != 0;
+    let mut space = super::space();
+    let fixed = if flags & MREMAP_FIXED != 0 {
+        let overlaps = to < old + old_len && old < to.saturating_add(new_len);
+        if !may_move || !aligned(to) || to < LOWEST || overlaps || !space.allowed(to, new_len) {
+            return Err(EINVAL);
+        }
+        Some(to)
+    } else {
+        None
+    };
+    let result = space.remap(old, old_len, new_len, may_move, fixed);
+    space.finish();
+    result
+}
+
+/// `msync`: shared mappings are the file's own pages, so there is nothing to write back.
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM`.
+pub fn msync(addr: u64, len: u64, flags: u64) -> SysResult {
+    if !aligned(addr) || flags & !7 != 0 || flags & 5 == 5 {
+        return Err(EINVAL);
+    }
+    let end = addr.checked_add(page_up(len)?).ok_or(ENOMEM)?;
+    let space = super::space();
+    let mut va = addr;
+    while va < end {
+        va = space.mapping_at(va).ok_or(ENOMEM)?.1;
+    }
+    Ok(0)
+}
+
+/// `mlock` and friends: nothing is ever paged out; what is locked is populated.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn mlock(addr: u64, len: u64) -> SysResult {
+    let start = addr & !(PAGE_SIZE - 1);
+    let end = page_up(addr.checked_add(len).ok_or(EINVAL)?)?;
+    let mut space = super::space();
+    let done = space.populate(start, end);
+    space.finish();
+    done.map(|()| 0).map_err(|_| ENOMEM)
+}

@@ -1,0 +1,194 @@
+//! System calls: dispatch, and what follows each one.
+
+pub mod clock;
+pub mod ident;
+pub mod names;
+pub mod process;
+
+use crate::arch::TrapFrame;
+use crate::arch::entry::KIND_TRAP;
+use crate::cell::Global;
+use crate::errno::*;
+use crate::{boundary, file, fingerprint, fs, futex, klog, mm, net, rewrite, sched, signal};
+
+mod nr {
+    #![allow(missing_docs)]
+    pub const MMAP: u64 = 9;
+    pub const MPROTECT: u64 = 10;
+    pub const MUNMAP: u64 = 11;
+    pub const BRK: u64 = 12;
+    pub const RT_SIGRETURN: u64 = 15;
+    pub const MREMAP: u64 = 25;
+    pub const CLONE: u64 = 56;
+    pub const EXIT: u64 = 60;
+    pub const EXIT_GROUP: u64 = 231;
+    pub const CLONE3: u64 = 435;
+}
+
+/// Calls after which another runnable thread gets its turn, even if the caller never waits.
+const CALLS_PER_TURN: u32 = 64;
+
+struct Unknown {
+    counts: [u32; names::COUNT],
+    calls: u32,
+}
+
+static UNKNOWN: Global<Unknown> = Global::new(Unknown { counts: [0; names::COUNT], calls: 0 });
+
+/// Entry from assembly. Returns 1 when all registers must be restored, 0 when SYSCALL's contract is enough.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
+    let number = frame.rax;
+    let mut full = frame.kind == KIND_TRAP && rewrite::patch_site(frame);
+    if number == nr::RT_SIGRETURN {
+        signal::sigreturn(frame);
+        fingerprint::call(number, 0);
+        signal::deliver_pending(frame, false);
+        return 1;
+    }
+    let result = dispatch(number, frame);
+    let value = match result {
+        Ok(value) => value,
+        Err(error) => (-i64::from(error.0)) as u64,
+    };
+    frame.rax = value;
+    let digested = match number {
+        // Addresses must not reach an output (R8).
+        nr::MMAP | nr::BRK | nr::MREMAP if result.is_ok() => 0,
+        _ => value,
+    };
+    fingerprint::call(number, digested);
+    boundary::after_call();
+    turn();
+    let interrupted = result == Err(EINTR) && signal::restartable(number);
+    if signal::deliverable() || interrupted {
+        full |= signal::deliver_pending(frame, interrupted);
+    } else {
+        signal::restore_mask();
+    }
+    u8::from(full)
+}
+
+/// Lets other threads run now and then.
+fn turn() {
+    let mut unknown = UNKNOWN.borrow_mut();
+    unknown.calls += 1;
+    if unknown.calls >= CALLS_PER_TURN {
+        unknown.calls = 0;
+        drop(unknown);
+        sched::yield_now();
+    }
+}
+
+/// A new thread's first steps, before its registers are loaded.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn handle_thread_start(frame: &mut TrapFrame) {
+    sched::started();
+    let _ = frame;
+}
+
+fn dispatch(number: u64, frame: &mut TrapFrame) -> SysResult {
+    let a = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
+    // The calls of a server's inner loop first.
+    if let Some(result) = fs::dispatch(number, a) {
+        return result;
+    }
+    if let Some(result) = net::dispatch(number, a) {
+        return result;
+    }
+    match number {
+        nr::MMAP => mm::sys::mmap(a[0], a[1], a[2], a[3], a[4] as i32, a[5]),
+        nr::MPROTECT => mm::sys::mprotect(a[0], a[1], a[2]),
+        nr::MUNMAP => mm::sys::munmap(a[0], a[1]),
+        nr::BRK => {
+            let mut space = mm::space();
+            let result = space.set_brk(a[0]);
+            space.finish();
+            Ok(result)
+        }
+        13 => signal::sigaction(a[0], a[1], a[2], a[3]),
+        14 => signal::sigprocmask(a[0], a[1], a[2], a[3]),
+        24 => {
+            sched::yield_now();
+            Ok(0)
+        }
+        nr::MREMAP => mm::sys::mremap(a[0], a[1], a[2], a[3], a[4]),
+        26 => mm::sys::msync(a[0], a[1], a[2]),
+        28 => mm::sys::madvise(a[0], a[1], a[2]),
+        149 | 325 => mm::sys::mlock(a[0], a[1]),
+        // munlock, mlockall, munlockall: memory is never paged out.
+        150..=152 => Ok(0),
+        34 => pause(),
+        35 => clock::nanosleep(a[0], a[1]),
+        36 => clock::getitimer(a[0], a[1]),
+        37 => clock::alarm(a[0]),
+        38 => clock::setitimer(a[0], a[1], a[2]),
+        96 => clock::gettimeofday(a[0], a[1]),
+        98 => clock::getrusage(a[0] as i32, a[1]),
+        100 => clock::times(a[0]),
+        201 => clock::time(a[0]),
+        228 => clock::clock_gettime(a[0] as i32, a[1]),
+        229 => clock::clock_getres(a[0] as i32, a[1]),
+        230 => clock::clock_nanosleep(a[0] as i32, a[1], a[2], a[3]),
+        127 => signal::sigpending(a[0]),
+        128 => signal::sigtimedwait(a[0], a[1], a[2], a[3]),
+        130 => signal::sigsuspend(a[0], a[1]),
+        131 => signal::sigaltstack(frame, a[0], a[1]),
+        62 => signal::kill(a[0] as i32, a[1]),
+        200 => signal::tgkill(None, a[0] as i32, a[1]),
+        234 => signal::tgkill(Some(a[0] as i32), a[1] as i32, a[2]),
+        202 => futex::futex(a[0], a[1], a[2] as u32, a[3], a[4], a[5] as u32),
+        nr::CLONE => process::clone(frame, a),
+        nr::CLONE3 => process::clone3(frame, a[0], a[1]),
+        nr::EXIT => process::exit(a[0]),
+        nr::EXIT_GROUP => boundary::exit_program((a[0] & 0xff) << 8),
+        61 | 247 => Err(ECHILD),
+        158 => process::arch_prctl(a[0], a[1]),
+        157 => process::prctl(a),
+        218 => process::set_tid_address(a[0]),
+        273 => process::set_robust_list(a[0], a[1]),
+        274 => process::get_robust_list(a[0], a[1], a[2]),
+        324 => process::membarrier(a[0]),
+        334 => process::rseq(a[0], a[1], a[2], a[3] as u32),
+        _ => match ident::dispatch(number, a) {
+            Some(result) => result,
+            None => unknown(number),
+        },
+    }
+}
+
+/// A call that is not implemented: counted, and named on the console the first time.
+fn unknown(number: u64) -> SysResult {
+    let mut state = UNKNOWN.borrow_mut();
+    let first = match usize::try_from(number).ok().and_then(|n| state.counts.get_mut(n)) {
+        Some(count) => {
+            *count = count.saturating_add(1);
+            *count == 1
+        }
+        None => true,
+    };
+    drop(state);
+    if first {
+        klog!("system call {} ({number}) is not implemented: ENOSYS", names::name(number));
+    }
+    Err(ENOSYS)
+}
+
+/// How often calls that are not implemented were made: (number, count), ascending.
+pub fn unknown_counts() -> alloc::vec::Vec<(u64, u32)> {
+    let state = UNKNOWN.borrow();
+    let counts = state.counts.iter().enumerate();
+    counts.filter(|(_, c)| **c > 0).map(|(n, c)| (n as u64, *c)).collect()
+}
+
+fn pause() -> SysResult {
+    while !signal::deliverable() {
+        sched::block(None);
+    }
+    Err(EINTR)
+}
+
+/// RLIMIT_NOFILE lives with the descriptor table.
+fn fd_limit() -> u64 {
+    file::table().limit as u64
+}
