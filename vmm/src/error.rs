@@ -105,6 +105,14 @@ pub enum MachineError {
     /// The machine is not at a boundary, so it takes no entry.
     #[error("the machine is not at a boundary")]
     NotAtBoundary,
+    /// A guest that only measures did not do what it should: this KVM does not work as it must.
+    #[error("the probe's step `{what}` failed on this KVM: {how}")]
+    Probe {
+        /// Which step.
+        what: &'static str,
+        /// What happened.
+        how: String,
+    },
     /// No such register.
     #[error("there is no register {0:?}")]
     NoRegister(String),

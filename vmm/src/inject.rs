@@ -135,6 +135,11 @@ impl Machine {
             .map_err(MachineError::kvm("KVM_SET_SREGS"))
     }
 
+    /// Gives the probe's guest a number.
+    pub(crate) fn set_r12(&mut self, value: u64) -> Result<(), MachineError> {
+        self.change_registers(|regs| regs.r12 = value)
+    }
+
     fn change_registers(&mut self, change: impl FnOnce(&mut kvm_regs)) -> Result<(), MachineError> {
         self.settle()?;
         let mut regs = self

@@ -15,8 +15,8 @@ mod layout;
 mod machine;
 mod memory;
 mod paging;
+mod probe;
 mod registers;
-#[allow(dead_code)]
 mod stub;
 #[cfg(test)]
 mod tests;
@@ -28,6 +28,7 @@ pub use inject::Register;
 pub use kick::Kicker;
 pub use layout::{AddressSpace, LayoutError, LayoutKind, LayoutRequest};
 pub use machine::{Boundary, Machine, MachineConfig, Outcome, ProgramSpec, StartTime, open_kvm};
+pub use probe::{Backend, HostReport, KvmAccess, ProbeReport, host, probe};
 pub use quorate_abi::boot::Layout;
 pub use quorate_devices::{DeviceError, Entry, Output};
 pub use registers::Registers;

@@ -4,15 +4,13 @@
 use quorate_abi::boot::KERNEL_MAGIC;
 use quorate_abi::{ABI_VERSION, PAGE_SIZE};
 
-/// Bytes that a stub's code leaves free at its start, for the header.
-pub(crate) const HEADER_BYTES: usize = 64;
 /// Bytes between two vectors of a stub.
 pub(crate) const VECTOR_STRIDE: u32 = 16;
 
 /// A stub: position-independent code, and where in it things are.
 #[derive(Clone, Debug)]
 pub(crate) struct Stub {
-    /// The code, with [`HEADER_BYTES`] unused bytes in front.
+    /// The code, with 64 unused bytes in front for the header.
     pub code: Vec<u8>,
     /// 32 handlers, [`VECTOR_STRIDE`] apart.
     pub vectors: u64,
