@@ -284,6 +284,37 @@ fn a_full_ingress_holds_clients_back_without_loss() {
     assert_eq!(world.gateway.stats().faults, 0);
 }
 
+/// Without anything else that would wake the gateway.
+#[test]
+fn taking_from_a_full_ingress_wakes_the_gateway() {
+    let publish = vec!["0:53/udp".parse().unwrap()];
+    let config = GatewayConfig {
+        publish,
+        ..Default::default()
+    };
+    let gateway = Gateway::start(config, Arc::new(|| ())).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(gateway.addresses()[0].1).unwrap();
+    let ingress = gateway.ingress();
+    while ingress.len() < INGRESS_MAX_FRAMES {
+        client.send(b"datagram").unwrap();
+    }
+    client.send(b"one more").unwrap();
+    let asleep = settled(|| gateway.stats().turns);
+    assert_eq!(
+        ingress.take(usize::MAX, usize::MAX).len(),
+        INGRESS_MAX_FRAMES
+    );
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while ingress.is_empty() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "asleep since turn {asleep}"
+        );
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn beyond_max_connections_clients_wait() {
     let publish = vec![format!("0:{ECHO}").parse().unwrap()];

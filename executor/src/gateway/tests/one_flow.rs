@@ -223,3 +223,76 @@ fn a_guest_that_never_acknowledges_the_end_is_given_up() {
         "{retransmitted} FINs: they must back off"
     );
 }
+
+#[test]
+fn the_end_of_stream_waits_for_a_client_that_reads_late() {
+    let mut bench = Bench::established();
+    // Fill the client's connection from the side.
+    let mut side = bench.flow.host().try_clone().unwrap();
+    let mut filled = 0;
+    while let Ok(n) = side.write(&[0; 65536]) {
+        filled += n;
+    }
+    bench.guest_sends(b"the last words");
+    bench
+        .guest_set
+        .get_mut::<tcp::Socket>(bench.guest_handle)
+        .close();
+    bench.carry(Vec::new());
+    assert_eq!(bench.turn(), Next::Sent, "the end is acknowledged");
+    assert_eq!(bench.stats.bytes_from_guest, 0, "and the words are kept");
+    let mut buffer = vec![0; filled];
+    bench.client.read_exact(&mut buffer).unwrap();
+    bench.flow.host_event(false, true, false, false);
+    bench.turn();
+    buffer.clear();
+    bench.client.read_to_end(&mut buffer).unwrap();
+    assert_eq!(buffer, b"the last words");
+}
+
+/// smoltcp's TIME-WAIT timer throws received data away; the client may need longer than that.
+#[test]
+fn the_last_words_outlive_time_wait() {
+    let mut bench = Bench::established();
+    let mut side = bench.flow.host().try_clone().unwrap();
+    let mut filled = 0;
+    while let Ok(n) = side.write(&[0; 65536]) {
+        filled += n;
+    }
+    bench.client.shutdown(Shutdown::Write).unwrap();
+    bench.flow.host_event(true, false, true, false);
+    assert_eq!(bench.turn(), Next::Sent);
+    let fin = bench.frames();
+    bench.carry(fin);
+    bench.guest_sends(b"the last words");
+    bench
+        .guest_set
+        .get_mut::<tcp::Socket>(bench.guest_handle)
+        .close();
+    bench.carry(Vec::new());
+    bench.turn();
+    let ack = bench.frames();
+    bench.carry(ack);
+    let state = bench
+        .guest_set
+        .get::<tcp::Socket>(bench.guest_handle)
+        .state();
+    assert_eq!(state, tcp::State::Closed, "the guest is done");
+    for _ in 0..200 {
+        bench.now += Duration::from_millis(100);
+        if bench
+            .flow
+            .tick(&mut bench.stack, bench.now, &mut bench.stats)
+            == Tick::Due
+        {
+            assert_ne!(bench.turn(), Next::Remove);
+        }
+    }
+    let mut buffer = vec![0; filled];
+    bench.client.read_exact(&mut buffer).unwrap();
+    bench.flow.host_event(false, true, false, false);
+    assert_eq!(bench.turn(), Next::Remove);
+    buffer.clear();
+    bench.client.read_to_end(&mut buffer).unwrap();
+    assert_eq!(buffer, b"the last words");
+}
