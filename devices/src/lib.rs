@@ -14,6 +14,8 @@ mod ring;
 mod set;
 mod stream;
 mod sync;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod types;
 

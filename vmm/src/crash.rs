@@ -83,7 +83,7 @@ pub struct CrashReport {
     /// Why.
     pub kind: CrashKind,
     /// The registers, if KVM still gives them.
-    pub registers: Option<Registers>,
+    pub registers: Option<Box<Registers>>,
     /// More for a reader, in lines: code and stack near the crash, what was left in the console. Not
     /// comparable between replicas.
     pub text: String,

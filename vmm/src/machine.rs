@@ -266,7 +266,7 @@ impl Machine {
         };
         match exit {
             VcpuExit::IoOut(SYNC_PORT, data) if data.len() == 4 => Exit::Boundary,
-            VcpuExit::IoOut(MONITOR_PANIC_PORT, data) => match <[u8; 4]>::try_from(&*data) {
+            VcpuExit::IoOut(MONITOR_PANIC_PORT, data) => match <[u8; 4]>::try_from(data) {
                 Ok(vector) => Exit::Crash(CrashKind::MonitorPanic(u32::from_le_bytes(vector))),
                 Err(_) => Exit::Crash(unexpected_pio(MONITOR_PANIC_PORT, data.len(), true)),
             },
@@ -428,6 +428,7 @@ impl Machine {
         self.phase = Phase::Ended;
         let registers = self.registers().ok();
         let text = registers.map_or_else(String::new, |at| self.describe(&at, console));
+        let registers = registers.map(Box::new);
         Outcome::Crash(CrashReport {
             kind,
             registers,

@@ -121,7 +121,7 @@ impl<'a> PageTables<'a> {
                 if shift == last {
                     let large = if area.page == LARGE_PAGE { LARGE } else { 0 };
                     let bits = PRESENT | USER | ACCESSED | DIRTY | large | area.rights.bits();
-                    write(self.ram, entry, area.phys + offset | bits)?;
+                    write(self.ram, entry, (area.phys + offset) | bits)?;
                     break;
                 }
                 table = self.descend(entry)?;

@@ -1,5 +1,8 @@
 //! Tests that run guests on the host's KVM.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bad_input;
+mod cost;
 mod guest;
+mod layouts;
 mod machine;
