@@ -95,23 +95,18 @@ struct Core {
 }
 
 impl Core {
-    /// The next item of the ready list that still exists, and the file it watches. Items of closed files go.
-    fn next_ready(&self) -> Option<(Rc<Item>, Rc<OpenFile>)> {
-        loop {
-            let key = self.ready.borrow_mut().pop_front()?;
-            let item = self.items.borrow().get(&key).cloned();
-            let Some(item) = item else {
-                continue;
-            };
-            item.queued.set(false);
-            match item.open.upgrade() {
-                Some(open) => return Some((item, open)),
-                None => {
-                    let gone = self.items.borrow_mut().remove(&key);
-                    drop(gone);
-                }
-            }
+    /// Takes the first item off the ready list. None: there is nothing to it any more, its file was closed (then it
+    /// also leaves the set) or it was removed.
+    fn pop_ready(&self) -> Option<(Rc<Item>, Rc<OpenFile>)> {
+        let key = self.ready.borrow_mut().pop_front()?;
+        let item = self.items.borrow().get(&key).cloned()?;
+        item.queued.set(false);
+        let open = item.open.upgrade();
+        if open.is_none() {
+            let gone = self.items.borrow_mut().remove(&key);
+            drop(gone);
         }
+        Some((item, open?))
     }
 
     /// Puts an item at the end of the ready list, if it is not on it.
@@ -128,8 +123,8 @@ impl Core {
         let mut left = self.ready.borrow().len();
         while count < most && left > 0 {
             left -= 1;
-            let Some((item, open)) = self.next_ready() else {
-                break;
+            let Some((item, open)) = self.pop_ready() else {
+                continue;
             };
             let events = item.ready(&open);
             if events == 0 {
@@ -148,13 +143,10 @@ impl Core {
     }
 
     fn any_ready(&self) -> bool {
-        let mut left = self.ready.borrow().len();
-        while left > 0 {
-            left -= 1;
-            let Some((item, open)) = self.next_ready() else {
-                return false;
-            };
-            if item.ready(&open) != 0 {
+        while !self.ready.borrow().is_empty() {
+            if let Some((item, open)) = self.pop_ready()
+                && item.ready(&open) != 0
+            {
                 // Put back in front: looking must not change the order.
                 item.queued.set(true);
                 self.ready.borrow_mut().push_front(item.key);

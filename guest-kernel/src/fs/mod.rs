@@ -36,6 +36,8 @@ mod sys_path;
 mod sys_stat;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod timerfd;
 mod tree;
 mod wait_for;

@@ -59,7 +59,7 @@ impl Walked {
         match self.target {
             Target::Inode(inode) => Ok(inode),
             Target::Missing => Err(ENOENT),
-            Target::File(_) => Err(ENXIO),
+            Target::File(open) => inode_of(&open).ok_or(ENXIO),
         }
     }
 
@@ -102,18 +102,14 @@ pub fn start(dirfd: i32, path: &[u8]) -> Result<Rc<Inode>> {
 /// # Errors
 /// `ENOENT` (also for an empty path), `ENOTDIR`, `EACCES`, `ELOOP`, `ENAMETOOLONG`, `EIO`.
 pub fn walk(dirfd: i32, path: &[u8], follow: bool) -> Result<Walked> {
+    if path.is_empty() {
+        return Err(ENOENT);
+    }
     let start = start(dirfd, path)?;
     walk_from(start, path, follow)
 }
 
-/// [`walk`] from a directory.
-///
-/// # Errors
-/// As [`walk`].
-pub fn walk_from(start: Rc<Inode>, path: &[u8], follow: bool) -> Result<Walked> {
-    if path.is_empty() {
-        return Err(ENOENT);
-    }
+fn walk_from(start: Rc<Inode>, path: &[u8], follow: bool) -> Result<Walked> {
     let root = state::root();
     let mut dir = start;
     let mut links = 0;
@@ -271,6 +267,7 @@ pub fn target_at(dirfd: i32, path: u64, at_flags: u32) -> Result<Target> {
     }
     match walk(dirfd, &path, at_flags & AT_SYMLINK_NOFOLLOW == 0)?.target {
         Target::Missing => Err(ENOENT),
+        Target::File(open) => Ok(of_open(open)),
         target => Ok(target),
     }
 }
