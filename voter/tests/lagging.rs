@@ -294,3 +294,70 @@ fn time_that_goes_back_or_jumps_does_no_harm() {
     set.tick(u64::MAX);
     assert!(set.all_run(), "all wait for an entry");
 }
+
+#[test]
+fn a_time_that_went_back_makes_nobody_look_late() {
+    let mut set = started(config(3));
+    set.tick(100 * S);
+    for r in 0..3 {
+        set.cast(r, vec![]);
+    }
+    // The entry is written in the past: replica 2 could run from now on, not from then on.
+    set.now = 0;
+    for r in 0..3 {
+        set.go(r);
+    }
+    set.cast(0, vec![]);
+    set.cast(1, vec![]);
+    set.tick(102 * S);
+    assert!(set.all_run());
+    set.tick(102 * S + 1);
+    assert!(lagging(&set, 2));
+}
+
+#[test]
+fn an_idle_time_is_not_counted_as_time_that_a_quorum_needed() {
+    let mut set = started(config(3));
+    for r in 0..3 {
+        set.cast(r, vec![]);
+    }
+    // No tick in between.
+    set.now = 100 * S;
+    set.go(0);
+    set.go(1);
+    set.cast(0, vec![]);
+    set.cast(1, vec![]);
+    set.tick(102 * S + 1);
+    assert!(lagging(&set, 2), "2 s, and four times nothing");
+}
+
+#[test]
+fn nobody_is_charged_for_the_time_that_a_stopped_replica_held_others_up() {
+    let mut set = started(Config {
+        window_boundaries: 2,
+        ..config(5)
+    });
+    // Replica 4 holds the others up at boundary 1; replica 3 takes its time at boundary 2, in nobody's way.
+    for r in 0..4 {
+        set.run(r, vec![]);
+    }
+    for r in 0..3 {
+        set.cast(r, vec![]);
+        assert_eq!(set.step(r), Step::WindowFull);
+    }
+    set.ticks(1900 * MS);
+    set.inner.fail(id(4), StopReason::Killed, set.now);
+    // From now on replica 3 is in the way, but never for long.
+    for _ in 0..4 {
+        for r in 0..3 {
+            if set.step(r) != Step::WindowFull {
+                set.go(r);
+                set.cast(r, vec![]);
+            }
+            assert_eq!(set.step(r), Step::WindowFull);
+        }
+        set.ticks(set.now + 100 * MS);
+        assert_eq!(set.stopped(3), None);
+        set.run(3, vec![]);
+    }
+}
