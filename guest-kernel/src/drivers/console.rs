@@ -53,7 +53,11 @@ impl Console {
     fn put(&mut self, bytes: &[u8]) -> usize {
         let mut done = 0;
         while done < bytes.len() {
-            let (id, used) = match self.open.take().or_else(|| self.free.pop().map(|id| (id, 0))) {
+            let (id, used) = match self
+                .open
+                .take()
+                .or_else(|| self.free.pop().map(|id| (id, 0)))
+            {
                 Some(open) => open,
                 None => break,
             };

@@ -167,8 +167,22 @@ impl Generator {
 /// One block of the ChaCha20 key stream (RFC 8439, 2.3).
 fn chacha20_block(key: &[u32; 8], counter: u32, nonce: [u32; 3]) -> [u8; BLOCK] {
     let mut state = [
-        0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574, key[0], key[1], key[2], key[3], key[4], key[5],
-        key[6], key[7], counter, nonce[0], nonce[1], nonce[2],
+        0x6170_7865,
+        0x3320_646e,
+        0x7962_2d32,
+        0x6b20_6574,
+        key[0],
+        key[1],
+        key[2],
+        key[3],
+        key[4],
+        key[5],
+        key[6],
+        key[7],
+        counter,
+        nonce[0],
+        nonce[1],
+        nonce[2],
     ];
     let start = state;
     let mut quarter = |a: usize, b: usize, c: usize, d: usize| {
@@ -179,8 +193,14 @@ fn chacha20_block(key: &[u32; 8], counter: u32, nonce: [u32; 3]) -> [u8; BLOCK] 
     };
     for _ in 0..10 {
         for (a, b, c, d) in [
-            (0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
-            (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14),
+            (0, 4, 8, 12),
+            (1, 5, 9, 13),
+            (2, 6, 10, 14),
+            (3, 7, 11, 15),
+            (0, 5, 10, 15),
+            (1, 6, 11, 12),
+            (2, 7, 8, 13),
+            (3, 4, 9, 14),
         ] {
             quarter(a, b, c, d);
         }
@@ -205,7 +225,10 @@ mod tests {
         let nonce = [0x0900_0000, 0x4a00_0000, 0];
         let block = chacha20_block(key.as_slice().try_into().unwrap_or(&[0; 8]), 1, nonce);
         assert_eq!(block[..8], [0x10, 0xf1, 0xe7, 0xe4, 0xd1, 0x3b, 0x59, 0x15]);
-        assert_eq!(block[56..], [0xcb, 0xd0, 0x83, 0xe8, 0xa2, 0x50, 0x3c, 0x4e]);
+        assert_eq!(
+            block[56..],
+            [0xcb, 0xd0, 0x83, 0xe8, 0xa2, 0x50, 0x3c, 0x4e]
+        );
     }
 
     #[test]

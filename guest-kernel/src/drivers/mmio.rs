@@ -137,9 +137,21 @@ pub fn queue(
     let at = queue.addresses();
     window.write(register::QUEUE_SIZE, u32::from(size));
     for (low, high, address) in [
-        (register::QUEUE_DESC_LOW, register::QUEUE_DESC_HIGH, at.descriptors),
-        (register::QUEUE_DRIVER_LOW, register::QUEUE_DRIVER_HIGH, at.available),
-        (register::QUEUE_DEVICE_LOW, register::QUEUE_DEVICE_HIGH, at.used),
+        (
+            register::QUEUE_DESC_LOW,
+            register::QUEUE_DESC_HIGH,
+            at.descriptors,
+        ),
+        (
+            register::QUEUE_DRIVER_LOW,
+            register::QUEUE_DRIVER_HIGH,
+            at.available,
+        ),
+        (
+            register::QUEUE_DEVICE_LOW,
+            register::QUEUE_DEVICE_HIGH,
+            at.used,
+        ),
     ] {
         window.write(low, address as u32);
         window.write(high, (address >> 32) as u32);

@@ -6,6 +6,8 @@ pub mod console;
 pub mod entropy;
 pub mod mmio;
 pub mod net;
+#[cfg(test)]
+mod tests;
 pub mod virtqueue;
 
 use crate::mm;
@@ -40,7 +42,9 @@ impl core::fmt::Display for InitError {
             Self::Missing => write!(f, "no device at its slot"),
             Self::NotVirtio => write!(f, "not a virtio-mmio device of version 2"),
             Self::WrongDevice(id) => write!(f, "unexpected device id {id}"),
-            Self::Features(offered) => write!(f, "offers features {offered:#x}, which is not enough"),
+            Self::Features(offered) => {
+                write!(f, "offers features {offered:#x}, which is not enough")
+            }
             Self::FeaturesRefused => write!(f, "refused the driver's features"),
             Self::Queue(index) => write!(f, "queue {index} is missing or in use"),
             Self::Memory => write!(f, "no memory for queues"),

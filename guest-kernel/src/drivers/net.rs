@@ -108,7 +108,11 @@ impl Transmit {
 
     /// A free descriptor with memory for a small or any frame.
     fn take(&mut self, small: bool) -> Option<u16> {
-        let class = if small { &mut self.small } else { &mut self.large };
+        let class = if small {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
         if let Some(id) = class.free.pop() {
             return Some(id);
         }
@@ -145,7 +149,11 @@ impl Transmit {
 
     fn give_back(&mut self, id: u16) {
         let small = id < self.queue.size() - self.queue.size() / 4;
-        let class = if small { &mut self.small } else { &mut self.large };
+        let class = if small {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
         class.free.push(id);
     }
 }

@@ -189,7 +189,9 @@ mod tests {
         let mut model: HashMap<(u16, u16), FlowId> = HashMap::new();
         let mut state = 1u64;
         for _ in 0..4000 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             let ports = ((state >> 40) as u16 % 40, (state >> 20) as u16 % 20);
             let key = FlowKey {
                 local: 1,

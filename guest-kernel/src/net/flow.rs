@@ -23,6 +23,9 @@ pub const ACK_DELAY_MS: u64 = 10;
 const WRITABLE_FREE: usize = TCP_TX_BUFFER / 3;
 
 const SECOND: u64 = 1_000_000_000;
+/// Time in TIME-WAIT at which smoltcp's clock stops for a connection that the program still holds: after the last
+/// acknowledgement has gone out, before smoltcp's `CLOSE_DELAY` of 10 s.
+const TIME_WAIT_CLOCK_NS: u64 = SECOND;
 /// How long `connect` tries (Linux: six retries).
 pub const CONNECT_TIMEOUT_NS: u64 = 127 * SECOND;
 /// How long a half-open passive connection is kept (Linux: five retries).
@@ -236,7 +239,11 @@ impl Flow {
         self.socket().send_queue() > 0
             || matches!(
                 self.state(),
-                State::SynSent | State::SynReceived | State::FinWait1 | State::Closing | State::LastAck
+                State::SynSent
+                    | State::SynReceived
+                    | State::FinWait1
+                    | State::Closing
+                    | State::LastAck
             )
     }
 
@@ -307,13 +314,22 @@ impl Flow {
     }
 
     /// Sends what is to be sent. Returns what changed, and false if room on the link ran out before.
-    pub fn output(&mut self, iface: &mut Interface, port: &mut Port<'_>, now_ns: u64) -> (Change, bool) {
+    pub fn output(
+        &mut self,
+        iface: &mut Interface,
+        port: &mut Port<'_>,
+        now_ns: u64,
+    ) -> (Change, bool) {
         let now = instant(self.clock(now_ns));
         self.watch_timeouts(now_ns);
         let mut fruitless = 0;
         let mut complete = true;
         // `poll_at` says without side effects whether there is anything to do.
-        while fruitless < 2 && iface.poll_at(now, &self.sockets).is_some_and(|at| at <= now) {
+        while fruitless < 2
+            && iface
+                .poll_at(now, &self.sockets)
+                .is_some_and(|at| at <= now)
+        {
             if !port.output.room(self.loopback) {
                 complete = false;
                 break;
@@ -327,23 +343,22 @@ impl Flow {
         (change, complete)
     }
 
-    /// The time that smoltcp is told. TIME-WAIT ends in smoltcp by emptying the buffers: its clock stands still while
+    /// The time that smoltcp is told. TIME-WAIT ends in smoltcp by emptying the buffers: its clock stops before that while
     /// the program may still read them.
     fn clock(&self, now_ns: u64) -> u64 {
         match self.time_wait_ns {
-            Some(since) if !self.owned_by_nobody() => since,
+            Some(since) if !self.owned_by_nobody() => now_ns.min(since + TIME_WAIT_CLOCK_NS),
             _ => now_ns,
         }
     }
 
     /// When this flow has to be looked at, if no packet comes.
     pub fn deadline(&mut self, iface: &mut Interface, now_ns: u64) -> Option<u64> {
-        let now = self.clock(now_ns);
-        let frozen = now != now_ns;
         let own = iface
-            .poll_at(instant(now), &self.sockets)
+            .poll_at(instant(self.clock(now_ns)), &self.sockets)
             .map(nanoseconds)
-            .filter(|_| !frozen);
+            // What lies beyond the time at which the clock stops never comes.
+            .filter(|at| self.clock(*at) == *at);
         [own, self.timeout_at(), self.probe_at(), self.orphan_at()]
             .into_iter()
             .flatten()
@@ -369,7 +384,12 @@ impl Flow {
 
     fn probe_at(&self) -> Option<u64> {
         let keep_alive = self.keep_alive?;
-        if self.unfinished() || !matches!(self.state(), State::Established | State::CloseWait | State::FinWait2) {
+        if self.unfinished()
+            || !matches!(
+                self.state(),
+                State::Established | State::CloseWait | State::FinWait2
+            )
+        {
             return None;
         }
         let first = self.heard_ns.saturating_add(keep_alive.idle_ns);
@@ -382,7 +402,9 @@ impl Flow {
     }
 
     fn watch_timeouts(&mut self, now_ns: u64) {
-        if self.orphan_at().is_some_and(|at| at <= now_ns) || self.timeout_at().is_some_and(|at| at <= now_ns) {
+        if self.orphan_at().is_some_and(|at| at <= now_ns)
+            || self.timeout_at().is_some_and(|at| at <= now_ns)
+        {
             self.fail(crate::errno::ETIMEDOUT);
             self.socket_mut().abort();
         } else if self.probe_at().is_some_and(|at| at <= now_ns) {

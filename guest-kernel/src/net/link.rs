@@ -233,9 +233,12 @@ impl<'a> Device for Port<'a> {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = if self.loopback { LOOPBACK_MTU } else { usize::from(MTU) };
+        capabilities.max_transmission_unit = if self.loopback {
+            LOOPBACK_MTU
+        } else {
+            usize::from(MTU)
+        };
         capabilities.checksum = checksums(self.loopback);
         capabilities
     }
 }
-

@@ -106,7 +106,10 @@ impl Ports {
     /// `EADDRINUSE`.
     pub fn listen(&mut self, binding: Binding) -> Result<()> {
         let held = self.held.get_mut(&binding.port).ok_or(EADDRNOTAVAIL)?;
-        let me = held.iter().position(|h| h.serial == binding.serial).ok_or(EADDRNOTAVAIL)?;
+        let me = held
+            .iter()
+            .position(|h| h.serial == binding.serial)
+            .ok_or(EADDRNOTAVAIL)?;
         let clash = held.iter().any(|other| {
             other.listening
                 && (binding.ip == ANY || other.ip == ANY || binding.ip == other.ip)
@@ -192,9 +195,9 @@ impl Listeners {
     pub fn find(&self, ip: Ip, port: u16, hash: u64) -> Option<usize> {
         let ids = self.by_port.get(&port)?;
         let matching = |wanted: Ip| {
-            ids.iter().copied().filter(move |id| {
-                self.get(*id).is_some_and(|l| l.binding.ip == wanted)
-            })
+            ids.iter()
+                .copied()
+                .filter(move |id| self.get(*id).is_some_and(|l| l.binding.ip == wanted))
         };
         let exact = matching(ip).count();
         let wanted = if exact > 0 { ip } else { ANY };
@@ -250,6 +253,9 @@ mod tests {
         }
         assert_eq!(ports.bind(ANY, 0, &options(false, false)), Err(EADDRINUSE));
         ports.unbind(first);
-        assert_eq!(ports.bind(ANY, 0, &options(false, false)).unwrap().port, first.port);
+        assert_eq!(
+            ports.bind(ANY, 0, &options(false, false)).unwrap().port,
+            first.port
+        );
     }
 }

@@ -13,10 +13,12 @@ pub mod sockaddr;
 pub mod socket;
 pub mod stack;
 pub mod syscalls;
+mod tcp_io;
 pub mod tcp_socket;
 pub mod transfer;
 pub mod udp;
 pub mod unix;
+mod unix_end;
 
 pub use syscalls::dispatch;
 
@@ -63,7 +65,7 @@ fn default_link() -> Box<dyn link::Link> {
 
 #[cfg(test)]
 fn default_link() -> Box<dyn link::Link> {
-    Box::new(tests::Nowhere::default())
+    Box::new(tests::Wire::default())
 }
 
 /// Runs `act` on the stack (with the time), then wakes whom it wants to wake.
@@ -115,7 +117,9 @@ pub fn receive(frame: &[u8]) {
 /// Answers an ARP request for our address. The gateway needs none, but what is on a link should answer.
 fn answer_arp(packet: &[u8]) {
     const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
-    let Some((arp, _)) = packet.split_first_chunk::<28>() else { return };
+    let Some((arp, _)) = packet.split_first_chunk::<28>() else {
+        return;
+    };
     if arp[..8] != REQUEST || arp[24..28] != GUEST_IP {
         return;
     }
@@ -171,7 +175,9 @@ pub fn close_all() {
     let files = {
         let mut table = crate::file::table();
         let fds = table.open_fds();
-        fds.into_iter().filter_map(|fd| table.remove(fd).ok()).collect::<Vec<_>>()
+        fds.into_iter()
+            .filter_map(|fd| table.remove(fd).ok())
+            .collect::<Vec<_>>()
     };
     drop(files);
 }
@@ -189,21 +195,4 @@ pub fn check_bindable(ip: Ip) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A link into nothing.
-    #[derive(Default)]
-    pub struct Nowhere(Vec<u8>);
-
-    impl link::Link for Nowhere {
-        fn room(&self) -> bool {
-            true
-        }
-        fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-            self.0.resize(len, 0);
-            Some(&mut self.0[..len])
-        }
-        fn commit(&mut self) {}
-    }
-}
+mod tests;

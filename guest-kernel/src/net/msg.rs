@@ -161,7 +161,9 @@ macro_rules! plain { ($($t:ty),*) => { $(
     // SAFETY: repr(C), integers only, valid for every bit pattern.
     unsafe impl Plain for $t {}
 )* } }
-plain!(SockaddrIn, MsgHdr, MmsgHdr, CmsgHdr, Linger, Timeval, Ucred, TcpInfo);
+plain!(
+    SockaddrIn, MsgHdr, MmsgHdr, CmsgHdr, Linger, Timeval, Ucred, TcpInfo
+);
 
 const _: () = assert!(core::mem::size_of::<MsgHdr>() == 56);
 const _: () = assert!(core::mem::size_of::<MmsgHdr>() == 64);

@@ -178,7 +178,9 @@ fn timeout(addr: u64, len: usize) -> Result<Option<u64>> {
     if time.sec < 0 {
         return Ok(Some(0)); // Linux: a negative timeout does not wait.
     }
-    let ns = (time.sec as u64).saturating_mul(SECOND).saturating_add(time.usec as u64 * 1000);
+    let ns = (time.sec as u64)
+        .saturating_mul(SECOND)
+        .saturating_add(time.usec as u64 * 1000);
     Ok((ns != 0).then_some(ns))
 }
 
@@ -186,7 +188,14 @@ fn timeout(addr: u64, len: usize) -> Result<Option<u64>> {
 ///
 /// # Errors
 /// `ENOPROTOOPT` for what does not exist here, `EINVAL`, `EDOM`, `EFAULT`.
-pub fn set(options: &mut Options, what: Identity, level: u32, name: u32, addr: u64, len: usize) -> Result<()> {
+pub fn set(
+    options: &mut Options,
+    what: Identity,
+    level: u32,
+    name: u32,
+    addr: u64,
+    len: usize,
+) -> Result<()> {
     match (level, name) {
         (SOL_SOCKET, so::LINGER) => {
             if len < size_of::<Linger>() {
@@ -212,7 +221,13 @@ pub fn set(options: &mut Options, what: Identity, level: u32, name: u32, addr: u
     let known = match level {
         SOL_SOCKET => !matches!(
             name,
-            so::TYPE | so::ERROR | so::ACCEPTCONN | so::PROTOCOL | so::DOMAIN | so::PEERCRED | so::SNDLOWAT
+            so::TYPE
+                | so::ERROR
+                | so::ACCEPTCONN
+                | so::PROTOCOL
+                | so::DOMAIN
+                | so::PEERCRED
+                | so::SNDLOWAT
         ),
         IPPROTO_TCP => name != tcp::INFO,
         _ => true,
@@ -243,19 +258,29 @@ pub fn set(options: &mut Options, what: Identity, level: u32, name: u32, addr: u
             }
         }
         // Linux doubles what is asked for, within limits, and reports that.
-        (SOL_SOCKET, so::SNDBUF) => options.send_buffer = ((value as u32).min(BUFFER_MAX) * 2).max(4608),
-        (SOL_SOCKET, so::RCVBUF) => options.receive_buffer = ((value as u32).min(BUFFER_MAX) * 2).max(2304),
+        (SOL_SOCKET, so::SNDBUF) => {
+            options.send_buffer = ((value as u32).min(BUFFER_MAX) * 2).max(4608)
+        }
+        (SOL_SOCKET, so::RCVBUF) => {
+            options.receive_buffer = ((value as u32).min(BUFFER_MAX) * 2).max(2304)
+        }
         (IPPROTO_TCP, tcp::NODELAY) => options.no_delay = on,
         (IPPROTO_TCP, tcp::CORK) => options.cork = on,
         (IPPROTO_TCP, tcp::QUICKACK) => options.quick_ack = on,
         (IPPROTO_TCP, tcp::KEEPIDLE) => options.keep_idle_s = in_range(value, 1..=32767)?,
         (IPPROTO_TCP, tcp::KEEPINTVL) => options.keep_interval_s = in_range(value, 1..=32767)?,
         (IPPROTO_TCP, tcp::KEEPCNT) => options.keep_count = in_range(value, 1..=127)?,
-        (IPPROTO_TCP, tcp::USER_TIMEOUT) => options.user_timeout_ms = in_range(value, 0..=i32::MAX)?,
+        (IPPROTO_TCP, tcp::USER_TIMEOUT) => {
+            options.user_timeout_ms = in_range(value, 0..=i32::MAX)?
+        }
         (IPPROTO_TCP, tcp::DEFER_ACCEPT) => options.defer_accept_s = value.max(0) as u32,
         (IPPROTO_IP, ip::TOS) => options.tos = value as u8,
         (IPPROTO_IP, ip::TTL) => {
-            options.ttl = if value == -1 { 64 } else { in_range(value, 1..=255)? as u8 };
+            options.ttl = if value == -1 {
+                64
+            } else {
+                in_range(value, 1..=255)? as u8
+            };
         }
         (IPPROTO_IP, ip::MTU_DISCOVER) => options.mtu_discover = in_range(value, 0..=5)?,
         _ => return Err(ENOPROTOOPT),
@@ -306,8 +331,12 @@ pub fn get(
             };
             return put(linger, room, addr, len_addr);
         }
-        (SOL_SOCKET, so::RCVTIMEO) => return put(time(options.receive_timeout_ns), room, addr, len_addr),
-        (SOL_SOCKET, so::SNDTIMEO) => return put(time(options.send_timeout_ns), room, addr, len_addr),
+        (SOL_SOCKET, so::RCVTIMEO) => {
+            return put(time(options.receive_timeout_ns), room, addr, len_addr);
+        }
+        (SOL_SOCKET, so::SNDTIMEO) => {
+            return put(time(options.send_timeout_ns), room, addr, len_addr);
+        }
         (SOL_SOCKET, so::PEERCRED) => return put((live.peer_credentials)(), room, addr, len_addr),
         (IPPROTO_TCP, tcp::INFO) => return put((live.tcp_info)(), room, addr, len_addr),
         (SOL_SOCKET, so::TYPE) => what.kind,

@@ -67,10 +67,12 @@ impl Address {
         match u16::from_le_bytes(*family) {
             AF_UNSPEC => Ok(Self::Unspec),
             AF_INET => match rest {
-                [p0, p1, a, b, c, d, ..] if bytes.len() >= size_of::<SockaddrIn>() => Ok(Self::Inet(
-                    u32::from_be_bytes([*a, *b, *c, *d]),
-                    u16::from_be_bytes([*p0, *p1]),
-                )),
+                [p0, p1, a, b, c, d, ..] if bytes.len() >= size_of::<SockaddrIn>() => {
+                    Ok(Self::Inet(
+                        u32::from_be_bytes([*a, *b, *c, *d]),
+                        u16::from_be_bytes([*p0, *p1]),
+                    ))
+                }
                 _ => Err(EINVAL),
             },
             AF_UNIX => {
@@ -158,6 +160,9 @@ mod tests {
         assert_eq!(Address::parse(&[2, 0, 0, 80, 1, 2, 3, 4]), Err(EINVAL));
         assert_eq!(Address::parse(&[2]), Err(EINVAL));
         assert_eq!(Address::parse(&[10, 0, 1, 2]), Err(EAFNOSUPPORT));
-        assert_eq!(Address::parse(&[[1, 0].as_slice(), &[b'x'; 109]].concat()), Err(EINVAL));
+        assert_eq!(
+            Address::parse(&[[1, 0].as_slice(), &[b'x'; 109]].concat()),
+            Err(EINVAL)
+        );
     }
 }

@@ -89,7 +89,8 @@ pub trait Socket {
     ///
     /// # Errors
     /// `EAGAIN` and others as Linux.
-    fn receive(&self, parts: &mut [&mut [u8]], peek: bool, message: &mut Incoming) -> Result<usize>;
+    fn receive(&self, parts: &mut [&mut [u8]], peek: bool, message: &mut Incoming)
+    -> Result<usize>;
     /// `shutdown`.
     ///
     /// # Errors
@@ -178,7 +179,8 @@ impl File for SocketFile {
         if buf.is_empty() && !self.is_message_based() {
             return Ok(0);
         }
-        self.socket.receive(&mut [buf], false, &mut Incoming::default())
+        self.socket
+            .receive(&mut [buf], false, &mut Incoming::default())
     }
 
     fn write(&self, buf: &[u8]) -> Result<usize> {
@@ -221,7 +223,9 @@ impl File for SocketFile {
                 }
                 user::write(arg, self.socket.unsent_bytes() as i32)?;
             }
-            control::SIOCATMARK if self.socket.identity().family == AF_INET => user::write(arg, 0i32)?,
+            control::SIOCATMARK if self.socket.identity().family == AF_INET => {
+                user::write(arg, 0i32)?
+            }
             // Interfaces cannot be looked at; there is one link, and it is set up already.
             control::SIOCGIFCONF..=control::SIOCGIFINDEX => return Err(ENOTTY),
             _ => return Err(ENOTTY),
@@ -236,7 +240,11 @@ impl File for SocketFile {
 
     fn patience_ns(&self, write: bool) -> Option<u64> {
         let options = self.socket.options().borrow();
-        if write { options.send_timeout_ns } else { options.receive_timeout_ns }
+        if write {
+            options.send_timeout_ns
+        } else {
+            options.receive_timeout_ns
+        }
     }
 
     fn path(&self) -> Vec<u8> {

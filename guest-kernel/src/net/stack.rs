@@ -15,7 +15,9 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::socket::tcp::State;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint, IpProtocol, Ipv4Address, Ipv4Packet};
+use smoltcp::wire::{
+    HardwareAddress, IpAddress, IpCidr, IpListenEndpoint, IpProtocol, Ipv4Address, Ipv4Packet,
+};
 
 /// Most TCP connections at a time (R10). Beyond, SYNs are dropped and `connect` fails with `EADDRNOTAVAIL`.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -66,6 +68,8 @@ pub struct Stack {
     timers: BTreeSet<(u64, FlowId)>,
     time_wait: VecDeque<FlowId>,
     orphans: usize,
+    // Boxed as in the table, so that a flow never moves.
+    #[expect(clippy::vec_box)]
     pool: Vec<Box<Flow>>,
 }
 
@@ -80,7 +84,10 @@ fn interface(output: &mut Output, loopback: bool, address: Ip, seed: u64) -> Int
     let mut interface = Interface::new(config, &mut port, instant(0));
     interface.update_ip_addrs(|list| {
         // smoltcp's list has room for two; a prefix of 32 has no broadcast address.
-        let _ = list.push(IpCidr::new(IpAddress::Ipv4(Ipv4Address::from_bits(address)), 32));
+        let _ = list.push(IpCidr::new(
+            IpAddress::Ipv4(Ipv4Address::from_bits(address)),
+            32,
+        ));
     });
     // Any address in 127.0.0.0/8 is ours; what is not ours never gets as far as smoltcp.
     interface.set_any_ip(loopback);
@@ -125,7 +132,11 @@ impl Stack {
 
     /// Address that packets to `remote` come from.
     pub fn source_for(&self, remote: Ip) -> Ip {
-        if is_loopback(remote) { super::LOOPBACK_IP } else { self.address }
+        if is_loopback(remote) {
+            super::LOOPBACK_IP
+        } else {
+            self.address
+        }
     }
 
     // --- packets in ---
@@ -152,9 +163,13 @@ impl Stack {
         let packet = &packet[..usize::from(header.total_len())];
         let payload = header.payload();
         match header.next_header() {
-            IpProtocol::Tcp => self.receive_tcp(packet, payload, source, destination, loopback, now_ns),
+            IpProtocol::Tcp => {
+                self.receive_tcp(packet, payload, source, destination, loopback, now_ns)
+            }
             IpProtocol::Udp => {
-                let delivered = self.datagrams.receive(payload, source, destination, loopback);
+                let delivered = self
+                    .datagrams
+                    .receive(payload, source, destination, loopback);
                 match delivered {
                     super::udp::Delivery::Queued(wait) => self.wakes.push(wait),
                     super::udp::Delivery::Full => self.counters.datagrams_dropped += 1,
@@ -211,7 +226,10 @@ impl Stack {
         let mut id = self.flows.find(key);
         if opening
             && let Some(old) = id
-            && self.flows.get(old).is_some_and(|f| f.state() == State::TimeWait && matches!(f.owner, Owner::Orphan))
+            && self
+                .flows
+                .get(old)
+                .is_some_and(|f| f.state() == State::TimeWait && matches!(f.owner, Owner::Orphan))
         {
             // A new connection from the same port ends TIME-WAIT early, as in Linux.
             self.recycle(old);
@@ -236,7 +254,9 @@ impl Stack {
             output,
             ..
         } = self;
-        let Some(flow) = flows.get_mut(id) else { return };
+        let Some(flow) = flows.get_mut(id) else {
+            return;
+        };
         let mut port = Port {
             received: Some(packet),
             output,
@@ -265,7 +285,9 @@ impl Stack {
         listener.half_open += 1;
         let options = listener.options.clone();
         let flow = self.new_flow(key, loopback, Owner::HalfOpen(id), now_ns);
-        let Some(new) = self.flows.get_mut(flow) else { return Err(()) };
+        let Some(new) = self.flows.get_mut(flow) else {
+            return Err(());
+        };
         new.apply(&options);
         let endpoint = IpListenEndpoint {
             addr: Some(IpAddress::Ipv4(Ipv4Address::from_bits(key.local))),
@@ -279,20 +301,29 @@ impl Stack {
 
     /// Adds a flow; the caller has checked [`CONNECTIONS_MAX`].
     pub fn new_flow(&mut self, key: FlowKey, loopback: bool, owner: Owner, now_ns: u64) -> FlowId {
-        let mut flow = self.pool.pop().unwrap_or_else(|| Box::new(Flow::for_key(key)));
+        let mut flow = self
+            .pool
+            .pop()
+            .unwrap_or_else(|| Box::new(Flow::for_key(key)));
         flow.reuse(key, loopback, owner, now_ns);
         self.flows.insert(flow)
     }
 
     /// A smoltcp context, for `connect`.
     pub fn open(&mut self, id: FlowId, loopback: bool) -> bool {
-        let Some(flow) = self.flows.get_mut(id) else { return false };
+        let Some(flow) = self.flows.get_mut(id) else {
+            return false;
+        };
         let key = flow.key;
         let at = |ip, port| (IpAddress::Ipv4(Ipv4Address::from_bits(ip)), port);
         let context = self.interfaces[usize::from(loopback)].context();
         let done = flow
             .socket_mut()
-            .connect(context, at(key.remote, key.remote_port), at(key.local, key.local_port))
+            .connect(
+                context,
+                at(key.remote, key.remote_port),
+                at(key.local, key.local_port),
+            )
             .is_ok();
         flow.seen = flow.state();
         done
@@ -314,7 +345,9 @@ impl Stack {
         if change == Change::default() {
             return;
         }
-        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Some(flow) = self.flows.get_mut(id) else {
+            return;
+        };
         if change.opened
             && let Owner::HalfOpen(listener) = flow.owner
         {
@@ -363,7 +396,9 @@ impl Stack {
 
     /// Forgets a flow and keeps its memory for the next.
     pub fn recycle(&mut self, id: FlowId) {
-        let Some(mut flow) = self.flows.remove(id) else { return };
+        let Some(mut flow) = self.flows.remove(id) else {
+            return;
+        };
         if let Some(at) = flow.armed_ns.take() {
             self.timers.remove(&(at, id));
         }
@@ -385,7 +420,9 @@ impl Stack {
     /// The program is done with a flow: `reset` at once, or let it finish in the background until `until_ns`.
     pub fn abandon(&mut self, id: FlowId, reset: bool, until_ns: u64) {
         let crowded = self.orphans >= ORPHANS_MAX;
-        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Some(flow) = self.flows.get_mut(id) else {
+            return;
+        };
         let old = core::mem::replace(&mut flow.owner, Owner::Orphan);
         if let Owner::Socket(wait) = old {
             self.wakes.push(wait);
@@ -422,7 +459,9 @@ impl Stack {
                 return false;
             }
             while budget > 0 {
-                let Some(packet) = self.output.pop_loopback() else { break };
+                let Some(packet) = self.output.pop_loopback() else {
+                    break;
+                };
                 self.receive(&packet, true, now_ns);
                 self.output.recycle(packet);
                 budget -= 1;
@@ -439,7 +478,9 @@ impl Stack {
         let mut budget = LOOPBACK_PER_FLUSH;
         loop {
             for _ in 0..self.dirty.len() {
-                let Some(id) = self.dirty.pop_front() else { break };
+                let Some(id) = self.dirty.pop_front() else {
+                    break;
+                };
                 match self.flows.get(id) {
                     Some(flow) if flow.dirty && flow.loopback => {
                         self.flush_flow(id, now_ns);
@@ -452,7 +493,9 @@ impl Stack {
                 return;
             }
             while budget > 0 {
-                let Some(packet) = self.output.pop_loopback() else { break };
+                let Some(packet) = self.output.pop_loopback() else {
+                    break;
+                };
                 self.receive(&packet, true, now_ns);
                 self.output.recycle(packet);
                 budget -= 1;
@@ -462,7 +505,9 @@ impl Stack {
 
     fn flush_dirty(&mut self, now_ns: u64) -> bool {
         for _ in 0..self.dirty.len() {
-            let Some(id) = self.dirty.pop_front() else { break };
+            let Some(id) = self.dirty.pop_front() else {
+                break;
+            };
             if self.flows.get(id).is_some_and(|flow| flow.dirty) && !self.flush_flow(id, now_ns) {
                 return false;
             }
@@ -479,7 +524,9 @@ impl Stack {
             timers,
             ..
         } = self;
-        let Some(flow) = flows.get_mut(id) else { return true };
+        let Some(flow) = flows.get_mut(id) else {
+            return true;
+        };
         flow.dirty = false;
         let loopback = flow.loopback;
         let interface = &mut interfaces[usize::from(loopback)];

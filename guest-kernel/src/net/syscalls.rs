@@ -64,7 +64,10 @@ pub fn dispatch(number: u64, a: [u64; 6]) -> Option<SysResult> {
 }
 
 /// Runs `act` on the socket behind a descriptor.
-pub(super) fn with_socket<R>(fd: i32, act: impl FnOnce(&Rc<OpenFile>, &Rc<dyn Socket>) -> Result<R>) -> Result<R> {
+pub(super) fn with_socket<R>(
+    fd: i32,
+    act: impl FnOnce(&Rc<OpenFile>, &Rc<dyn Socket>) -> Result<R>,
+) -> Result<R> {
     let open = file::get(fd)?;
     let socket = match open.file.as_any().downcast_ref::<SocketFile>() {
         Some(file) => file.socket().clone(),
@@ -100,7 +103,11 @@ pub(super) fn deadline(patience_ns: Option<u64>) -> Option<u64> {
 }
 
 fn install(socket: SocketFile, kind_flags: u32) -> SysResult {
-    let nonblocking = if kind_flags & SOCK_NONBLOCK != 0 { flags::O_NONBLOCK } else { 0 };
+    let nonblocking = if kind_flags & SOCK_NONBLOCK != 0 {
+        flags::O_NONBLOCK
+    } else {
+        0
+    };
     let open = OpenFile::new(Rc::new(socket), flags::O_RDWR | nonblocking);
     let cloexec = kind_flags & SOCK_CLOEXEC != 0;
     // A file that does not fit is closed after the table is released.
@@ -112,8 +119,12 @@ fn install(socket: SocketFile, kind_flags: u32) -> SysResult {
 fn new_socket(family: u32, kind: u32, protocol: u32) -> Result<Rc<dyn Socket>> {
     let family = u16::try_from(family).map_err(|_| EAFNOSUPPORT)?;
     match (family, kind & SOCK_TYPE_MASK) {
-        (AF_INET, SOCK_STREAM) if matches!(protocol, 0 | IPPROTO_TCP) => Ok(Rc::new(TcpSocket::default())),
-        (AF_INET, SOCK_DGRAM) if matches!(protocol, 0 | IPPROTO_UDP) => Ok(Rc::new(UdpSocket::default())),
+        (AF_INET, SOCK_STREAM) if matches!(protocol, 0 | IPPROTO_TCP) => {
+            Ok(Rc::new(TcpSocket::default()))
+        }
+        (AF_INET, SOCK_DGRAM) if matches!(protocol, 0 | IPPROTO_UDP) => {
+            Ok(Rc::new(UdpSocket::default()))
+        }
         (AF_INET, SOCK_STREAM | SOCK_DGRAM) => Err(EPROTONOSUPPORT),
         (AF_INET, _) => Err(ESOCKTNOSUPPORT),
         (AF_UNIX, kind @ (SOCK_STREAM | SOCK_DGRAM | SOCK_SEQPACKET)) => {
@@ -187,7 +198,9 @@ fn accept(fd: i32, addr: u64, len_addr: u64, kind_flags: u32) -> SysResult {
             return Err(EMFILE);
         }
         let until = deadline(socket.options().borrow().receive_timeout_ns);
-        let accepted = patiently(socket.wait_queue(), !open.nonblocking(), until, || socket.accept())?;
+        let accepted = patiently(socket.wait_queue(), !open.nonblocking(), until, || {
+            socket.accept()
+        })?;
         if addr != 0 {
             // A peer that is gone already has no address any more; the connection is there nevertheless.
             let peer = accepted.socket().peer().unwrap_or(Address::Inet(0, 0));
@@ -205,7 +218,9 @@ fn connect(fd: i32, addr: u64, len: u32) -> SysResult {
         let until = deadline(socket.options().borrow().send_timeout_ns);
         let waits = !open.nonblocking();
         // AF_UNIX: EAGAIN while the other's backlog is full.
-        let result = patiently(socket.wait_queue(), waits, until, || socket.connect(&address));
+        let result = patiently(socket.wait_queue(), waits, until, || {
+            socket.connect(&address)
+        });
         match result {
             Err(EINPROGRESS) if waits => {
                 match patiently(socket.wait_queue(), true, until, || socket.connect_result()) {
@@ -249,8 +264,15 @@ fn getsockopt(fd: i32, level: u32, name: u32, addr: u64, len_addr: u64) -> SysRe
             peer_credentials: &|| socket.peer_credentials(),
         };
         let options = socket.options().borrow();
-        options::get(&options, socket.identity(), &live, level, name, addr, len_addr)?;
+        options::get(
+            &options,
+            socket.identity(),
+            &live,
+            level,
+            name,
+            addr,
+            len_addr,
+        )?;
         Ok(0)
     })
 }
-

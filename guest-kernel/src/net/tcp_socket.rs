@@ -1,13 +1,14 @@
 //! TCP sockets, as programs see them.
 
 use super::demux::{FlowId, FlowKey};
-use super::flow::{Flow, Owner, TCP_RX_BUFFER};
+use super::flow::{Flow, Owner};
 use super::listener::{BACKLOG_MAX, Binding, Listener};
 use super::msg::{AF_INET, IPPROTO_TCP, SOCK_STREAM, TcpInfo};
 use super::options::{Identity, Options};
 use super::sockaddr::{ANY, Address, BROADCAST, Ip, is_loopback, is_multicast};
-use super::socket::{Incoming, Outgoing, Socket, SocketFile, parts_len};
+use super::socket::{Incoming, Outgoing, Socket, SocketFile};
 use super::stack::{CONNECTIONS_MAX, Stack};
+use super::tcp_io::{self, readiness, receive_from, send_to};
 use crate::errno::*;
 use crate::file::ready;
 use crate::wait::WaitQueue;
@@ -67,7 +68,10 @@ impl TcpSocket {
     /// Leaves a connection attempt that failed, so that another can be made.
     fn forget_failed(&self, stack: &mut Stack) {
         if let State::Connection(id) = self.state.get()
-            && stack.flows.get(id).is_some_and(|f| !f.was_open && f.state() == TcpState::Closed)
+            && stack
+                .flows
+                .get(id)
+                .is_some_and(|f| !f.was_open && f.state() == TcpState::Closed)
         {
             stack.abandon(id, true, u64::MAX);
             self.state.set(State::Fresh);
@@ -138,7 +142,8 @@ impl TcpSocket {
             _ => match flow.error.take() {
                 Some(error) => Err(error),
                 None if flow.was_open => Ok(()),
-                None => Err(ECONNREFUSED),
+                // Its error has been told by SO_ERROR already; Linux says this then.
+                None => Err(ECONNABORTED),
             },
         });
         let result = result.unwrap_or(Err(EINVAL));
@@ -152,12 +157,17 @@ impl TcpSocket {
     }
 
     fn stop_listening(&self, stack: &mut Stack, id: usize) {
-        let Some(listener) = stack.listeners.remove(id) else { return };
+        let Some(listener) = stack.listeners.remove(id) else {
+            return;
+        };
         let half_open: Vec<FlowId> = stack
             .flows
             .ids()
             .filter(|flow| {
-                stack.flows.get(*flow).is_some_and(|f| matches!(f.owner, Owner::HalfOpen(l) if l == id))
+                stack
+                    .flows
+                    .get(*flow)
+                    .is_some_and(|f| matches!(f.owner, Owner::HalfOpen(l) if l == id))
             })
             .collect();
         for flow in listener.ready.into_iter().chain(half_open) {
@@ -190,97 +200,6 @@ impl Drop for TcpSocket {
             }
         });
     }
-}
-
-/// Readiness of a connection; the conditions are those of Linux's `tcp_poll`.
-fn readiness(flow: &Flow) -> u32 {
-    let state = flow.state();
-    let mut mask = 0;
-    let receive_shut = flow.read_shut || (flow.was_open || state == TcpState::Closed) && flow.peer_closed();
-    let send_shut = flow.write_shut || state == TcpState::Closed;
-    if (receive_shut && send_shut) || state == TcpState::Closed {
-        mask |= ready::HUP;
-    }
-    if receive_shut {
-        mask |= ready::IN | ready::RDNORM | ready::RDHUP;
-    }
-    if !matches!(state, TcpState::SynSent | TcpState::SynReceived) {
-        if flow.socket().recv_queue() > 0 {
-            mask |= ready::IN | ready::RDNORM;
-        }
-        if send_shut || flow.writable() {
-            mask |= ready::OUT | ready::WRNORM;
-        } else {
-            flow.no_space.set(true);
-        }
-    }
-    if flow.error.is_some() {
-        mask |= ready::ERR;
-    }
-    mask
-}
-
-fn receive_from(flow: &mut Flow, parts: &mut [&mut [u8]], peek: bool) -> Result<usize> {
-    if flow.socket().recv_queue() > 0 {
-        let socket = flow.socket_mut();
-        if peek {
-            return match parts.first_mut() {
-                Some(part) => socket.peek_slice(part).map_err(|_| ENOTCONN),
-                None => Ok(0),
-            };
-        }
-        let mut done = 0;
-        for part in parts {
-            let count = socket.recv_slice(part).unwrap_or(0);
-            done += count;
-            if count < part.len() {
-                break;
-            }
-        }
-        return Ok(done);
-    }
-    let state = flow.state();
-    if matches!(state, TcpState::SynSent | TcpState::SynReceived) {
-        return Err(EAGAIN);
-    }
-    if matches!(state, TcpState::CloseWait | TcpState::LastAck | TcpState::Closing | TcpState::TimeWait) {
-        return Ok(0);
-    }
-    if let Some(error) = flow.error.take() {
-        return Err(error);
-    }
-    if flow.read_shut || (state == TcpState::Closed && flow.was_open) {
-        return Ok(0);
-    }
-    Err(if state == TcpState::Closed { ENOTCONN } else { EAGAIN })
-}
-
-fn send_to(flow: &mut Flow, parts: &[&[u8]]) -> Result<usize> {
-    if let Some(error) = flow.error.take() {
-        return Err(error);
-    }
-    if matches!(flow.state(), TcpState::SynSent | TcpState::SynReceived) && !flow.write_shut {
-        return Err(EAGAIN);
-    }
-    if flow.write_shut || !flow.socket().may_send() {
-        return Err(EPIPE);
-    }
-    if flow.socket().send_queue() == 0 {
-        flow.progress_ns = crate::time::now_ns();
-    }
-    let mut done = 0;
-    for part in parts {
-        let count = flow.socket_mut().send_slice(part).unwrap_or(0);
-        done += count;
-        if count < part.len() {
-            flow.no_space.set(true);
-            break;
-        }
-    }
-    if done == 0 && parts_len(parts) > 0 {
-        return Err(EAGAIN);
-    }
-    Ok(done)
 }
 
 impl Socket for TcpSocket {
@@ -393,11 +312,15 @@ impl Socket for TcpSocket {
             (State::Connection(_), _) => {
                 self.forget_failed(stack);
                 match (self.state.get(), address) {
-                    (State::Fresh, Address::Inet(ip, port)) => self.start_connect(stack, *ip, *port, now_ns),
+                    (State::Fresh, Address::Inet(ip, port)) => {
+                        self.start_connect(stack, *ip, *port, now_ns)
+                    }
                     _ => Err(EISCONN),
                 }
             }
-            (State::Fresh, Address::Inet(ip, port)) => self.start_connect(stack, *ip, *port, now_ns),
+            (State::Fresh, Address::Inet(ip, port)) => {
+                self.start_connect(stack, *ip, *port, now_ns)
+            }
             (State::Fresh, Address::Unix(_)) => Err(EAFNOSUPPORT),
         })
     }
@@ -508,11 +431,17 @@ impl Socket for TcpSocket {
     }
 
     fn readable_bytes(&self) -> usize {
-        super::with(|stack, _| self.flow(stack, |flow| flow.socket().recv_queue()).unwrap_or(0))
+        super::with(|stack, _| {
+            self.flow(stack, |flow| flow.socket().recv_queue())
+                .unwrap_or(0)
+        })
     }
 
     fn unsent_bytes(&self) -> usize {
-        super::with(|stack, _| self.flow(stack, |flow| flow.socket().send_queue()).unwrap_or(0))
+        super::with(|stack, _| {
+            self.flow(stack, |flow| flow.socket().send_queue())
+                .unwrap_or(0)
+        })
     }
 
     fn poll(&self) -> u32 {
@@ -531,50 +460,22 @@ impl Socket for TcpSocket {
     }
 
     fn tcp_info(&self) -> TcpInfo {
-        super::with(|stack, _| {
-            let state = |state| match state {
-                TcpState::Established => 1,
-                TcpState::SynSent => 2,
-                TcpState::SynReceived => 3,
-                TcpState::FinWait1 => 4,
-                TcpState::FinWait2 => 5,
-                TcpState::TimeWait => 6,
-                TcpState::Closed => 7,
-                TcpState::CloseWait => 8,
-                TcpState::LastAck => 9,
-                TcpState::Listen => 10,
-                TcpState::Closing => 11,
-            };
-            let mss = |loopback| {
-                let mtu = if loopback { super::link::LOOPBACK_MTU } else { quorate_abi::net::MTU.into() };
-                (mtu - 40) as u32
-            };
-            match self.state.get() {
-                State::Fresh => TcpInfo {
-                    state: 7,
-                    snd_mss: 536,
-                    ..TcpInfo::default()
-                },
-                State::Listening(id) => TcpInfo {
-                    state: 10,
-                    // Linux reports the accept queue here.
-                    unacked: stack.listeners.get(id).map_or(0, |l| l.ready.len() as u32),
-                    sacked: stack.listeners.get(id).map_or(0, |l| l.backlog as u32),
-                    ..TcpInfo::default()
-                },
-                State::Connection(_) => self
-                    .flow(stack, |flow| TcpInfo {
-                        state: state(flow.state()),
-                        snd_mss: mss(flow.loopback),
-                        rcv_mss: mss(flow.loopback),
-                        advmss: mss(flow.loopback),
-                        pmtu: mss(flow.loopback) + 40,
-                        unacked: (flow.socket().send_queue() as u32).div_ceil(mss(flow.loopback)),
-                        rcv_space: TCP_RX_BUFFER as u32,
-                        ..TcpInfo::default()
-                    })
-                    .unwrap_or_default(),
-            }
+        super::with(|stack, _| match self.state.get() {
+            State::Fresh => TcpInfo {
+                state: 7,
+                snd_mss: 536,
+                ..TcpInfo::default()
+            },
+            State::Listening(id) => TcpInfo {
+                state: 10,
+                // Linux reports the accept queue here.
+                unacked: stack.listeners.get(id).map_or(0, |l| l.ready.len() as u32),
+                sacked: stack.listeners.get(id).map_or(0, |l| l.backlog as u32),
+                ..TcpInfo::default()
+            },
+            State::Connection(_) => self
+                .flow(stack, |flow| tcp_io::info(flow))
+                .unwrap_or_default(),
         })
     }
 }

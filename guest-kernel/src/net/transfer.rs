@@ -31,7 +31,10 @@ impl Vectors {
     fn one(base: u64, len: usize) -> Self {
         let len = len.min(MAX_RW);
         Self {
-            parts: alloc::vec![IoVec { base, len: len as u64 }],
+            parts: alloc::vec![IoVec {
+                base,
+                len: len as u64
+            }],
             total: len,
         }
     }
@@ -45,7 +48,10 @@ impl Vectors {
         let mut total = 0usize;
         for part in &parts {
             let len = usize::try_from(part.len).map_err(|_| EINVAL)?;
-            total = total.checked_add(len).filter(|t| *t <= i64::MAX as usize).ok_or(EINVAL)?;
+            total = total
+                .checked_add(len)
+                .filter(|t| *t <= i64::MAX as usize)
+                .ok_or(EINVAL)?;
         }
         Ok(Self {
             parts,
@@ -72,11 +78,15 @@ impl Vectors {
 
     /// The program's bytes, for one attempt.
     fn bytes(&self, skip: usize, most: usize) -> Result<Vec<&'static [u8]>> {
-        self.ranges(skip, most).map(|(at, len)| user::bytes(at, len)).collect()
+        self.ranges(skip, most)
+            .map(|(at, len)| user::bytes(at, len))
+            .collect()
     }
 
     fn bytes_mut(&self, skip: usize, most: usize) -> Result<Vec<&'static mut [u8]>> {
-        self.ranges(skip, most).map(|(at, len)| user::bytes_mut(at, len)).collect()
+        self.ranges(skip, most)
+            .map(|(at, len)| user::bytes_mut(at, len))
+            .collect()
     }
 
     /// Notes in the fingerprint what was moved: `count` bytes from `skip` on.
@@ -95,7 +105,13 @@ fn is_stream(socket: &Rc<dyn Socket>) -> bool {
 
 // --- sending ---
 
-fn send(open: &OpenFile, socket: &Rc<dyn Socket>, data: &Vectors, flags: u32, message: &mut Outgoing) -> SysResult {
+fn send(
+    open: &OpenFile,
+    socket: &Rc<dyn Socket>,
+    data: &Vectors,
+    flags: u32,
+    message: &mut Outgoing,
+) -> SysResult {
     if flags & MSG_OOB != 0 {
         return Err(EOPNOTSUPP);
     }
@@ -120,7 +136,11 @@ fn send(open: &OpenFile, socket: &Rc<dyn Socket>, data: &Vectors, flags: u32, me
                 if error == EPIPE && stream && flags & MSG_NOSIGNAL == 0 {
                     sched::send_signal_to_self(SIGPIPE);
                 }
-                return if done > 0 { Ok(done as u64) } else { Err(error) };
+                return if done > 0 {
+                    Ok(done as u64)
+                } else {
+                    Err(error)
+                };
             }
         }
     }
@@ -183,7 +203,11 @@ fn read_control(addr: u64, len: u64) -> Result<Vec<Rc<OpenFile>>> {
                     gid,
                 };
                 if data_len < size_of::<Ucred>() || claimed != own {
-                    return Err(if data_len < size_of::<Ucred>() { EINVAL } else { EPERM });
+                    return Err(if data_len < size_of::<Ucred>() {
+                        EINVAL
+                    } else {
+                        EPERM
+                    });
                 }
             }
             _ => return Err(EINVAL),
@@ -219,7 +243,8 @@ pub fn sendmmsg(fd: i32, msgs: u64, count: u32, flags: u32) -> SysResult {
         let mut sent = 0;
         for index in 0..u64::from(count.min(MESSAGES_MAX)) {
             let at = msgs.wrapping_add(index * size_of::<MmsgHdr>() as u64);
-            let result = user::read::<MmsgHdr>(at).and_then(|m| send_one(open, socket, &m.hdr, flags));
+            let result =
+                user::read::<MmsgHdr>(at).and_then(|m| send_one(open, socket, &m.hdr, flags));
             match result {
                 Ok(len) => user::write(at + size_of::<MsgHdr>() as u64, len as u32)?,
                 Err(error) if sent == 0 => return Err(error),
@@ -233,7 +258,13 @@ pub fn sendmmsg(fd: i32, msgs: u64, count: u32, flags: u32) -> SysResult {
 
 // --- receiving ---
 
-fn receive(open: &OpenFile, socket: &Rc<dyn Socket>, into: &Vectors, flags: u32, message: &mut Incoming) -> Result<usize> {
+fn receive(
+    open: &OpenFile,
+    socket: &Rc<dyn Socket>,
+    into: &Vectors,
+    flags: u32,
+    message: &mut Incoming,
+) -> Result<usize> {
     if flags & MSG_OOB != 0 {
         // There is no urgent data.
         return Err(EINVAL);
@@ -284,7 +315,11 @@ fn reported(socket: &Rc<dyn Socket>, message: &Incoming, count: usize, flags: u3
 
 /// The sender's address as a call reports it: streams report none.
 fn sender(socket: &Rc<dyn Socket>, message: &Incoming) -> Option<Address> {
-    if is_stream(socket) { None } else { message.from.clone() }
+    if is_stream(socket) {
+        None
+    } else {
+        message.from.clone()
+    }
 }
 
 /// `recvfrom(2)`.
@@ -346,7 +381,11 @@ impl Control {
             }
         }
         self.truncated |= fds.len() / 4 < total;
-        if fds.is_empty() { Ok(()) } else { self.put(SCM_RIGHTS, &fds) }
+        if fds.is_empty() {
+            Ok(())
+        } else {
+            self.put(SCM_RIGHTS, &fds)
+        }
     }
 
     fn put_credentials(&mut self, who: Ucred) -> Result<()> {
@@ -375,9 +414,14 @@ fn receive_one(open: &OpenFile, socket: &Rc<dyn Socket>, at: u64, flags: u32) ->
         flags_out |= MSG_EOR;
     }
     if header.name != 0 {
-        let bytes = sender(socket, &message).map(|a| a.bytes()).unwrap_or_default();
+        let bytes = sender(socket, &message)
+            .map(|a| a.bytes())
+            .unwrap_or_default();
         fingerprint::content(&bytes);
-        user::copy_out(header.name, &bytes[..bytes.len().min(header.name_len as usize)])?;
+        user::copy_out(
+            header.name,
+            &bytes[..bytes.len().min(header.name_len as usize)],
+        )?;
         header.name_len = bytes.len() as u32;
     }
     let mut control = Control {
@@ -385,7 +429,9 @@ fn receive_one(open: &OpenFile, socket: &Rc<dyn Socket>, at: u64, flags: u32) ->
         room: if header.control == 0 {
             0
         } else {
-            usize::try_from(header.control_len).unwrap_or(usize::MAX).min(CONTROL_MAX)
+            usize::try_from(header.control_len)
+                .unwrap_or(usize::MAX)
+                .min(CONTROL_MAX)
         },
         used: 0,
         truncated: false,
@@ -394,7 +440,10 @@ fn receive_one(open: &OpenFile, socket: &Rc<dyn Socket>, at: u64, flags: u32) ->
         control.put_credentials(who)?;
     }
     if !message.files.is_empty() {
-        control.put_files(core::mem::take(&mut message.files), flags & MSG_CMSG_CLOEXEC != 0)?;
+        control.put_files(
+            core::mem::take(&mut message.files),
+            flags & MSG_CMSG_CLOEXEC != 0,
+        )?;
     }
     if control.truncated {
         flags_out |= MSG_CTRUNC;

@@ -15,8 +15,8 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use quorate_abi::net::MTU;
 use smoltcp::wire::{
-    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr,
-    UdpPacket, UdpRepr,
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol,
+    Ipv4Address, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
 };
 
 /// Bytes that wait in a socket's queue (R10), with [`OVERHEAD`] for each datagram; more are dropped, as in Linux.
@@ -81,12 +81,19 @@ fn address(ip: Ip) -> Ipv4Address {
 
 impl Datagrams {
     /// Takes a datagram from the network (R9: hostile).
-    pub fn receive(&mut self, payload: &[u8], source: Ip, destination: Ip, loopback: bool) -> Delivery {
+    pub fn receive(
+        &mut self,
+        payload: &[u8],
+        source: Ip,
+        destination: Ip,
+        loopback: bool,
+    ) -> Delivery {
         let Ok(packet) = UdpPacket::new_checked(payload) else {
             return Delivery::Malformed;
         };
         let (from, to) = (address(source), address(destination));
-        let Ok(repr) = UdpRepr::parse(&packet, &from.into(), &to.into(), &checksums(loopback)) else {
+        let Ok(repr) = UdpRepr::parse(&packet, &from.into(), &to.into(), &checksums(loopback))
+        else {
             return Delivery::Malformed;
         };
         let remote = (source, repr.src_port);
@@ -96,7 +103,9 @@ impl Datagrams {
         let fit = |state: &State| {
             let inner = state.inner.borrow();
             let bound = inner.binding.map_or(ANY, |b| b.ip);
-            if (bound != ANY && bound != destination) || inner.peer.is_some_and(|peer| peer != remote) {
+            if (bound != ANY && bound != destination)
+                || inner.peer.is_some_and(|peer| peer != remote)
+            {
                 return 0;
             }
             1 + u32::from(bound != ANY) + 2 * u32::from(inner.peer.is_some())
@@ -131,18 +140,30 @@ impl Datagrams {
         if packet.msg_type() != Icmpv4Message::DstUnreachable {
             return None;
         }
-        let Ok(Icmpv4Repr::DstUnreachable { header, data, reason }) =
-            Icmpv4Repr::parse(&packet, &checksums(loopback))
-        else {
+        if checksums(loopback).icmpv4.rx() && !packet.verify_checksum() {
+            return None;
+        }
+        // The quoted packet is cut short, so it is not a valid one: header, and at least 8 bytes behind it.
+        let quoted = packet.data();
+        let header_len = usize::from(quoted.first()? & 15) * 4;
+        let header = quoted.get(..header_len.max(20))?;
+        let &[s0, s1, d0, d1, ..] = quoted.get(header_len.max(20)..)? else {
             return None;
         };
-        let &[s0, s1, d0, d1, ..] = data else { return None };
-        if header.next_header != IpProtocol::Udp {
+        if header[9] != u8::from(IpProtocol::Udp) {
             return None;
         }
         let (port, to) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
-        let peer = (header.dst_addr.to_bits(), to);
-        let state = self.sockets.get(&port)?.iter().find(|s| s.inner.borrow().peer == Some(peer))?;
+        let peer = (
+            u32::from_be_bytes([header[16], header[17], header[18], header[19]]),
+            to,
+        );
+        let reason = Icmpv4DstUnreachable::from(packet.msg_code());
+        let state = self
+            .sockets
+            .get(&port)?
+            .iter()
+            .find(|s| s.inner.borrow().peer == Some(peer))?;
         state.inner.borrow_mut().error = Some(match reason {
             Icmpv4DstUnreachable::PortUnreachable => ECONNREFUSED,
             _ => EHOSTUNREACH,
@@ -177,8 +198,12 @@ impl Datagrams {
 
 /// Answers a datagram to a port without a socket.
 pub fn refuse(packet: &[u8], output: &mut Output, loopback: bool) {
-    let Ok(packet) = Ipv4Packet::new_checked(packet) else { return };
-    let Ok(header) = Ipv4Repr::parse(&packet, &checksums(loopback)) else { return };
+    let Ok(packet) = Ipv4Packet::new_checked(packet) else {
+        return;
+    };
+    let Ok(header) = Ipv4Repr::parse(&packet, &checksums(loopback)) else {
+        return;
+    };
     if header.dst_addr.is_broadcast() || header.dst_addr.is_multicast() {
         return;
     }
@@ -198,7 +223,10 @@ pub fn refuse(packet: &[u8], output: &mut Output, loopback: bool) {
     let caps = checksums(loopback);
     output.send(loopback, ip.buffer_len() + icmp.buffer_len(), |buffer| {
         ip.emit(&mut Ipv4Packet::new_unchecked(&mut *buffer), &caps);
-        icmp.emit(&mut Icmpv4Packet::new_unchecked(&mut buffer[ip.buffer_len()..]), &caps);
+        icmp.emit(
+            &mut Icmpv4Packet::new_unchecked(&mut buffer[ip.buffer_len()..]),
+            &caps,
+        );
     });
 }
 
@@ -223,7 +251,10 @@ impl Default for UdpSocket {
 impl UdpSocket {
     fn bind_to(&self, ip: Ip, port: u16) -> Result<()> {
         super::with(|stack, _| {
-            let binding = stack.datagrams.ports.bind(ip, port, &self.options.borrow())?;
+            let binding = stack
+                .datagrams
+                .ports
+                .bind(ip, port, &self.options.borrow())?;
             stack.datagrams.add(&self.state, binding)
         })
     }
@@ -307,7 +338,9 @@ impl Socket for UdpSocket {
     fn send(&self, parts: &[&[u8]], message: &mut Outgoing) -> Result<usize> {
         let len = parts_len(parts);
         let (to, port) = match &message.to {
-            Some(Address::Inet(ip, port)) => (if *ip == ANY { super::LOOPBACK_IP } else { *ip }, *port),
+            Some(Address::Inet(ip, port)) => {
+                (if *ip == ANY { super::LOOPBACK_IP } else { *ip }, *port)
+            }
             Some(_) => return Err(EAFNOSUPPORT),
             None => self.state.inner.borrow().peer.ok_or(EDESTADDRREQ)?,
         };
@@ -329,18 +362,34 @@ impl Socket for UdpSocket {
         let attempt = || {
             super::with(|stack, now| {
                 let loopback = stack.is_local(to);
-                let source = if binding.ip == ANY { stack.source_for(to) } else { binding.ip };
+                let source = if binding.ip == ANY {
+                    stack.source_for(to)
+                } else {
+                    binding.ip
+                };
                 if is_loopback(source) && !loopback {
                     return Err(EINVAL);
                 }
-                let most = if loopback { LONGEST } else { usize::from(MTU) - HEADERS };
+                let most = if loopback {
+                    LONGEST
+                } else {
+                    usize::from(MTU) - HEADERS
+                };
                 if len > most {
                     return Err(EMSGSIZE);
                 }
                 if !stack.output.room(loopback) {
                     return Ok(false);
                 }
-                emit(&mut stack.output, loopback, (source, binding.port), (to, port), ttl, parts, len);
+                emit(
+                    &mut stack.output,
+                    loopback,
+                    (source, binding.port),
+                    (to, port),
+                    ttl,
+                    parts,
+                    len,
+                );
                 if loopback {
                     // Datagrams to ourselves arrive at once, as on Linux.
                     stack.flush_loopback(now);
@@ -358,7 +407,12 @@ impl Socket for UdpSocket {
         Ok(len)
     }
 
-    fn receive(&self, parts: &mut [&mut [u8]], peek: bool, message: &mut Incoming) -> Result<usize> {
+    fn receive(
+        &self,
+        parts: &mut [&mut [u8]],
+        peek: bool,
+        message: &mut Incoming,
+    ) -> Result<usize> {
         let mut inner = self.state.inner.borrow_mut();
         if let Some(error) = inner.error.take() {
             return Err(error);
@@ -390,7 +444,12 @@ impl Socket for UdpSocket {
     }
 
     fn readable_bytes(&self) -> usize {
-        self.state.inner.borrow().queue.front().map_or(0, |d| d.data.len())
+        self.state
+            .inner
+            .borrow()
+            .queue
+            .front()
+            .map_or(0, |d| d.data.len())
     }
 
     fn poll(&self) -> u32 {

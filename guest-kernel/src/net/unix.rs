@@ -2,92 +2,30 @@
 //! owns its endpoint; its peer only refers to it, so an endpoint that is gone is a socket that was closed.
 
 use super::listener::BACKLOG_MAX;
-use super::msg::{AF_UNIX, SOCK_DGRAM, SOCK_STREAM, Ucred};
+use super::msg::{AF_UNIX, Ucred};
 use super::options::{Identity, Options};
 use super::sockaddr::{Address, UnixName};
-use super::socket::{Incoming, Outgoing, Socket, SocketFile, copy_parts, parts_len};
+use super::socket::{Incoming, Outgoing, Socket, SocketFile};
+use super::unix_end::{Backlog, Endpoint, UNDER_WAY, join, note, wake};
+pub use super::unix_end::{FILES_UNDER_WAY, UNIX_QUEUE_BYTES};
 use crate::cell::Global;
 use crate::errno::*;
-use crate::file::{OpenFile, ready};
-use crate::sched;
+use crate::file::ready;
 use crate::wait::WaitQueue;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::RefCell;
 
-/// Bytes that wait in a socket (R10), with [`OVERHEAD`] for each message; more blocks the sender.
-pub const UNIX_QUEUE_BYTES: usize = 212_992;
-/// What each message counts beyond its bytes, so that empty ones are bounded too.
-const OVERHEAD: usize = 128;
-/// Short writes to a stream are joined up to this length.
-const JOINED: usize = 4096;
-/// Open files under way in all sockets together (R10): `ETOOMANYREFS` beyond. It also bounds what a program can
-/// lose by sending a socket to itself.
-pub const FILES_UNDER_WAY: usize = 1024;
 /// Most names in use (R10): `ENOMEM` beyond.
 const NAMES_MAX: usize = 4096;
-const ETOOMANYREFS: Errno = Errno(109);
-
-struct Message {
-    data: Vec<u8>,
-    /// Bytes read already (streams).
-    read: usize,
-    files: Vec<Rc<OpenFile>>,
-    sender: Ucred,
-    from: UnixName,
-}
-
-impl Message {
-    fn cost(&self) -> usize {
-        self.data.len() - self.read + OVERHEAD
-    }
-}
-
-#[derive(Default)]
-struct Inbox {
-    messages: VecDeque<Message>,
-    bytes: usize,
-    /// Senders that found no room.
-    waiting: Vec<Weak<Endpoint>>,
-}
-
-struct Backlog {
-    queue: VecDeque<UnixSocket>,
-    most: usize,
-    waiting: Vec<Weak<Endpoint>>,
-}
-
-/// One end of a connection, or an unconnected socket.
-struct Endpoint {
-    kind: u32,
-    wait: WaitQueue,
-    inbox: RefCell<Inbox>,
-    peer: RefCell<Option<Weak<Endpoint>>>,
-    backlog: RefCell<Option<Backlog>>,
-    name: RefCell<UnixName>,
-    peer_name: RefCell<UnixName>,
-    peer_credentials: Cell<Option<Ucred>>,
-    receive_shut: Cell<bool>,
-    send_shut: Cell<bool>,
-    error: Cell<Option<Errno>>,
-}
-
 static NAMES: Global<BTreeMap<UnixName, Weak<Endpoint>>> = Global::new(BTreeMap::new());
-static UNDER_WAY: Global<usize> = Global::new(0);
-
-fn credentials() -> Ucred {
-    let (uid, gid) = sched::credentials();
-    Ucred {
-        pid: sched::pid() as i32,
-        uid,
-        gid,
-    }
-}
-
 /// Forgets a path that was unlinked: it can be bound again. Returns whether a socket was bound to it.
 pub fn unlinked(path: &[u8]) -> bool {
-    NAMES.borrow_mut().remove(&UnixName::Path(path.to_vec())).is_some()
+    NAMES
+        .borrow_mut()
+        .remove(&UnixName::Path(path.to_vec()))
+        .is_some()
 }
 
 /// An AF_UNIX socket.
@@ -96,205 +34,11 @@ pub struct UnixSocket {
     options: RefCell<Options>,
 }
 
-fn note(list: &mut Vec<Weak<Endpoint>>, end: &Rc<Endpoint>) {
-    if !list.iter().any(|w| w.as_ptr() == Rc::as_ptr(end)) {
-        list.push(Rc::downgrade(end));
-    }
-}
-
-fn wake(list: Vec<Weak<Endpoint>>) {
-    for end in list.iter().filter_map(Weak::upgrade) {
-        end.wait.wake_all();
-    }
-}
-
-impl Endpoint {
-    fn connected(&self) -> bool {
-        self.peer.borrow().is_some()
-    }
-
-    /// The peer; `None` if it is closed, or there never was one.
-    fn peer(&self) -> Option<Rc<Endpoint>> {
-        self.peer.borrow().as_ref()?.upgrade()
-    }
-
-    fn is_stream(&self) -> bool {
-        self.kind == SOCK_STREAM
-    }
-
-    fn is_datagram(&self) -> bool {
-        self.kind == SOCK_DGRAM
-    }
-
-    /// Puts a message, or part of it (streams), into this endpoint's inbox.
-    fn accept_message(&self, sender: &Rc<Endpoint>, parts: &[&[u8]], message: &mut Outgoing) -> Result<usize> {
-        let len = parts_len(parts);
-        let mut inbox = self.inbox.borrow_mut();
-        let room = UNIX_QUEUE_BYTES.saturating_sub(inbox.bytes);
-        let take = if self.is_stream() {
-            if len == 0 && message.files.is_empty() {
-                return Ok(0);
-            }
-            len.min(room.saturating_sub(OVERHEAD))
-        } else {
-            if len + OVERHEAD > UNIX_QUEUE_BYTES {
-                return Err(EMSGSIZE);
-            }
-            if len + OVERHEAD > room { 0 } else { len }
-        };
-        if (take == 0 && len > 0) || room < OVERHEAD {
-            note(&mut inbox.waiting, sender);
-            return Err(EAGAIN);
-        }
-        {
-            let mut under_way = UNDER_WAY.borrow_mut();
-            if *under_way + message.files.len() > FILES_UNDER_WAY {
-                return Err(ETOOMANYREFS);
-            }
-            *under_way += message.files.len();
-        }
-        if take < len {
-            note(&mut inbox.waiting, sender);
-        }
-        let files = core::mem::take(&mut message.files);
-        let identity = credentials();
-        let joins = self.is_stream() && files.is_empty();
-        let slot = match inbox.messages.back_mut() {
-            Some(last) if joins && last.files.is_empty() && last.sender == identity && last.data.len() + take <= JOINED => {
-                last
-            }
-            _ => {
-                inbox.bytes += OVERHEAD;
-                inbox.messages.push_back(Message {
-                    data: Vec::with_capacity(take),
-                    read: 0,
-                    files,
-                    sender: identity,
-                    from: sender.name.borrow().clone(),
-                });
-                match inbox.messages.back_mut() {
-                    Some(slot) => slot,
-                    None => return Err(ENOMEM),
-                }
-            }
-        };
-        let mut left = take;
-        for part in parts {
-            let now = part.len().min(left);
-            slot.data.extend_from_slice(&part[..now]);
-            left -= now;
-        }
-        inbox.bytes += take;
-        drop(inbox);
-        self.wait.wake_all();
-        Ok(take)
-    }
-
-    /// Takes messages out, or looks at them. Files come with the first byte of their message.
-    fn take(&self, parts: &mut [&mut [u8]], peek: bool, incoming: &mut Incoming) -> Option<usize> {
-        let mut inbox = self.inbox.borrow_mut();
-        let wanted: usize = parts.iter().map(|p| p.len()).sum();
-        let first = inbox.messages.front()?;
-        incoming.from = match &first.from {
-            UnixName::Unnamed => None,
-            name => Some(Address::Unix(name.clone())),
-        };
-        incoming.credentials = Some(first.sender);
-        incoming.full_len = first.data.len() - first.read;
-        if !self.is_stream() || peek {
-            copy_parts(parts, &first.data[first.read..]);
-            if peek {
-                incoming.files = first.files.clone();
-            } else if let Some(message) = inbox.messages.pop_front() {
-                inbox.bytes -= message.cost();
-                *UNDER_WAY.borrow_mut() -= message.files.len();
-                incoming.files = message.files;
-            }
-        } else {
-            let mut done = 0;
-            let sender = first.sender;
-            while done < wanted {
-                let Some(message) = inbox.messages.front_mut() else { break };
-                if done > 0 && (!message.files.is_empty() || message.sender != sender) {
-                    break;
-                }
-                let files = core::mem::take(&mut message.files);
-                *UNDER_WAY.borrow_mut() -= files.len();
-                incoming.files.extend(files);
-                let copied = scatter(parts, done, &message.data[message.read..]);
-                message.read += copied;
-                let finished = message.read == message.data.len();
-                done += copied;
-                inbox.bytes -= copied;
-                if finished {
-                    inbox.messages.pop_front();
-                    inbox.bytes -= OVERHEAD;
-                }
-                if !incoming.files.is_empty() {
-                    break;
-                }
-            }
-            incoming.full_len = done;
-            let waiting = core::mem::take(&mut inbox.waiting);
-            drop(inbox);
-            wake(waiting);
-            return Some(done);
-        }
-        let copied = wanted.min(incoming.full_len);
-        let waiting = if peek { Vec::new() } else { core::mem::take(&mut inbox.waiting) };
-        drop(inbox);
-        wake(waiting);
-        Some(copied)
-    }
-
-    /// Ends both directions because the other end is gone.
-    fn peer_gone(&self, lost_data: bool) {
-        self.receive_shut.set(true);
-        self.send_shut.set(true);
-        if lost_data {
-            self.error.set(Some(ECONNRESET));
-        }
-        self.wait.wake_all();
-    }
-}
-
-/// Copies into parts from byte `skip` of them on.
-fn scatter(parts: &mut [&mut [u8]], mut skip: usize, data: &[u8]) -> usize {
-    let mut done = 0;
-    for part in parts {
-        if skip >= part.len() {
-            skip -= part.len();
-            continue;
-        }
-        let into = &mut part[skip..];
-        skip = 0;
-        let take = into.len().min(data.len() - done);
-        into[..take].copy_from_slice(&data[done..done + take]);
-        done += take;
-        if done == data.len() {
-            break;
-        }
-    }
-    done
-}
-
 impl UnixSocket {
     /// An unconnected socket of this type.
     pub fn new(kind: u32) -> Self {
         Self {
-            end: Rc::new(Endpoint {
-                kind,
-                wait: WaitQueue::new(),
-                inbox: RefCell::default(),
-                peer: RefCell::new(None),
-                backlog: RefCell::new(None),
-                name: RefCell::default(),
-                peer_name: RefCell::default(),
-                peer_credentials: Cell::new(None),
-                receive_shut: Cell::new(false),
-                send_shut: Cell::new(false),
-                error: Cell::new(None),
-            }),
+            end: Rc::new(Endpoint::new(kind)),
             options: RefCell::new(Options {
                 send_buffer: UNIX_QUEUE_BYTES as u32,
                 receive_buffer: UNIX_QUEUE_BYTES as u32,
@@ -317,16 +61,26 @@ impl UnixSocket {
             UnixName::Path(_) => ENOENT,
             UnixName::Abstract(_) => ECONNREFUSED,
         };
-        let found = NAMES.borrow().get(name).and_then(Weak::upgrade).ok_or(missing)?;
-        if found.kind == self.end.kind { Ok(found) } else { Err(EPROTOTYPE) }
+        let found = NAMES
+            .borrow()
+            .get(name)
+            .and_then(Weak::upgrade)
+            .ok_or(missing)?;
+        if found.kind == self.end.kind {
+            Ok(found)
+        } else {
+            Err(EPROTOTYPE)
+        }
     }
 
     fn target(&self, message: &Outgoing) -> Result<Rc<Endpoint>> {
         match &message.to {
-            Some(Address::Unix(name)) if self.end.is_datagram() => self.look_up(name).map_err(|e| match e {
-                ENOENT => ENOENT,
-                _ => ECONNREFUSED,
-            }),
+            Some(Address::Unix(name)) if self.end.is_datagram() => {
+                self.look_up(name).map_err(|e| match e {
+                    ENOENT => ENOENT,
+                    _ => ECONNREFUSED,
+                })
+            }
             Some(Address::Unix(_)) if self.end.connected() => Err(EISCONN),
             Some(Address::Unix(_)) => Err(EOPNOTSUPP),
             Some(_) => Err(EAFNOSUPPORT),
@@ -340,18 +94,15 @@ impl UnixSocket {
     }
 }
 
-fn join(end: &Rc<Endpoint>, peer: &Rc<Endpoint>) {
-    *end.peer.borrow_mut() = Some(Rc::downgrade(peer));
-    *end.peer_name.borrow_mut() = peer.name.borrow().clone();
-    end.peer_credentials.set(Some(credentials()));
-}
-
 impl Drop for UnixSocket {
     fn drop(&mut self) {
         let name = self.end.name.take();
         if name != UnixName::Unnamed {
             let mut names = NAMES.borrow_mut();
-            if names.get(&name).is_some_and(|e| e.as_ptr() == Rc::as_ptr(&self.end)) {
+            if names
+                .get(&name)
+                .is_some_and(|e| e.as_ptr() == Rc::as_ptr(&self.end))
+            {
                 names.remove(&name);
             }
         }
@@ -445,7 +196,11 @@ impl Socket for UnixSocket {
     fn accept(&self) -> Result<SocketFile> {
         let (socket, waiting) = {
             let mut slot = self.end.backlog.borrow_mut();
-            let backlog = slot.as_mut().ok_or(if self.end.is_datagram() { EOPNOTSUPP } else { EINVAL })?;
+            let backlog = slot.as_mut().ok_or(if self.end.is_datagram() {
+                EOPNOTSUPP
+            } else {
+                EINVAL
+            })?;
             let socket = backlog.queue.pop_front().ok_or(EAGAIN)?;
             (socket, core::mem::take(&mut backlog.waiting))
         };
@@ -511,7 +266,10 @@ impl Socket for UnixSocket {
             return Err(EPIPE);
         }
         let target = self.target(message)?;
-        if self.end.is_datagram() && target.connected() && target.peer().is_none_or(|p| !Rc::ptr_eq(&p, &self.end)) {
+        if self.end.is_datagram()
+            && target.connected()
+            && target.peer().is_none_or(|p| !Rc::ptr_eq(&p, &self.end))
+        {
             // A connected datagram socket takes messages from its peer only.
             return Err(EPERM);
         }
@@ -521,9 +279,18 @@ impl Socket for UnixSocket {
         target.accept_message(&self.end, parts, message)
     }
 
-    fn receive(&self, parts: &mut [&mut [u8]], peek: bool, message: &mut Incoming) -> Result<usize> {
+    fn receive(
+        &self,
+        parts: &mut [&mut [u8]],
+        peek: bool,
+        message: &mut Incoming,
+    ) -> Result<usize> {
         if !self.end.is_datagram() && !self.end.connected() {
-            return Err(if self.end.is_stream() { EINVAL } else { ENOTCONN });
+            return Err(if self.end.is_stream() {
+                EINVAL
+            } else {
+                ENOTCONN
+            });
         }
         if let Some(count) = self.end.take(parts, peek, message) {
             if !self.options.borrow().pass_credentials {
@@ -534,14 +301,20 @@ impl Socket for UnixSocket {
         if let Some(error) = self.end.error.take() {
             return Err(error);
         }
-        if self.end.receive_shut.get() { Ok(0) } else { Err(EAGAIN) }
+        if self.end.receive_shut.get() {
+            Ok(0)
+        } else {
+            Err(EAGAIN)
+        }
     }
 
     fn shutdown(&self, read: bool, write: bool) -> Result<()> {
         if !self.end.connected() && !self.end.is_datagram() {
             return Err(ENOTCONN);
         }
-        self.end.receive_shut.set(self.end.receive_shut.get() | read);
+        self.end
+            .receive_shut
+            .set(self.end.receive_shut.get() | read);
         self.end.send_shut.set(self.end.send_shut.get() | write);
         if let Some(peer) = self.end.peer()
             && !self.end.is_datagram()
@@ -576,7 +349,11 @@ impl Socket for UnixSocket {
         let readable = ready::IN | ready::RDNORM;
         let writable = ready::OUT | ready::WRNORM | ready::WRBAND;
         if let Some(backlog) = &*end.backlog.borrow() {
-            return if backlog.queue.is_empty() { 0 } else { readable };
+            return if backlog.queue.is_empty() {
+                0
+            } else {
+                readable
+            };
         }
         let mut mask = 0;
         if end.error.get().is_some() {
