@@ -1,0 +1,295 @@
+//! What a replica's own thread does with the shared state: enter, cast, wait, lead, leave.
+
+use super::*;
+
+impl Shared {
+    /// A machine has been built: registers it and waits until all have been. False: the set has ended meanwhile.
+    pub fn enter(&self, me: usize, kick: Kick, layout: Vec<(&'static str, u64)>) -> bool {
+        let mut inner = self.inner();
+        inner.slots[me].kick = Some(kick);
+        inner.slots[me].layout = layout;
+        inner.slots[me].place = Place::Running;
+        self.changed.notify_all();
+        // Nobody votes before all can: otherwise a slow build would count as a lag.
+        while inner.end.is_none() && inner.slots.iter().any(|slot| slot.place == Place::Starting) {
+            inner = self
+                .changed
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.end.is_none()
+    }
+
+    /// A replica's thread has dropped its machine and ends.
+    pub fn leave(&self, me: usize) {
+        let mut inner = self.inner();
+        let mut todo = Todo::default();
+        inner.slots[me].place = Place::Gone;
+        inner.slots[me].kick = None;
+        inner.slots[me].mail.clear();
+        // It may have been the one that an input woke.
+        self.wake_for_input(&mut inner, &mut todo);
+        todo.changed = true;
+        self.finish(inner, todo);
+    }
+
+    /// Casts a ballot, then as [`Shared::await_entry`].
+    pub fn cast(&self, me: usize, ballot: Ballot) -> Next {
+        let now = Instant::now();
+        let mut todo = Todo::default();
+        let mut inner = self.inner();
+        if inner.end.is_some() {
+            return Next::Leave;
+        }
+        let slot = &mut inner.slots[me];
+        slot.boundary = ballot.boundary + 1;
+        slot.outputs += ballot.outputs.len() as u64;
+        slot.output_bytes += ballot.bytes as u64;
+        slot.wait_until_ns = ballot.wait_until_ns;
+        slot.exited = ballot.exits;
+        if ballot.wait_until_ns != WAIT_NONE && !slot.has_waited {
+            slot.has_waited = true;
+            self.note_ready(&mut inner);
+        }
+        let fair_now = inner.fair.at(now);
+        if let Err(error) = inner
+            .vote
+            .cast(id(me), ballot.boundary, ballot.outputs, fair_now)
+        {
+            inner
+                .vote
+                .fail(id(me), StopReason::Failed(error.to_string()), fair_now);
+        }
+        self.drain(&mut inner, &mut todo);
+        self.wake_those_ahead(&mut inner, &mut todo);
+        self.next(me, inner, todo)
+    }
+
+    /// Waits for the entry of the boundary at which the replica stands, and writes it if nobody else has.
+    pub fn await_entry(&self, me: usize) -> Next {
+        self.next(me, self.inner(), Todo::default())
+    }
+
+    pub(super) fn next<'a>(
+        &'a self,
+        me: usize,
+        mut inner: MutexGuard<'a, Inner>,
+        mut todo: Todo,
+    ) -> Next {
+        loop {
+            if inner.end.is_some() {
+                self.finish(inner, todo);
+                return Next::Leave;
+            }
+            if !inner.slots[me].mail.is_empty() {
+                let mail = inner.slots[me].mail.remove(0);
+                self.finish(inner, todo);
+                return Next::Mail(mail);
+            }
+            let fair_now = inner.fair.at(Instant::now());
+            let (place, until) = match inner.vote.step(id(me), fair_now) {
+                Step::Stopped(_) => {
+                    self.finish(inner, todo);
+                    return Next::Leave;
+                }
+                // The end of the program is its last word; the set ends when a majority has said it.
+                _ if inner.slots[me].exited => (Place::Exited, None),
+                Step::Deliver(entry) => {
+                    self.finish(inner, todo);
+                    return Next::Resume(entry);
+                }
+                Step::Lead => match self.patience(&inner, me) {
+                    None => match self.lead(me, &mut inner, &mut todo, fair_now) {
+                        Some(entry) => {
+                            self.finish(inner, todo);
+                            return Next::Resume(entry);
+                        }
+                        None => continue,
+                    },
+                    Some(wait) => (Place::Idle, wait),
+                },
+                Step::WindowFull => (Place::Ahead, None),
+                Step::Held => (Place::Held, None),
+            };
+            // Before sleeping, whatever others wait for goes out; that frees the lock, so look again afterwards.
+            if !todo.is_empty() || inner.has_deliverable() {
+                self.finish(inner, std::mem::take(&mut todo));
+                inner = self.inner();
+                continue;
+            }
+            inner = self.sleep(me, inner, place, until);
+        }
+    }
+
+    /// None: the replica may lead now. Otherwise how long it may sleep at most.
+    pub(super) fn patience(&self, inner: &Inner, me: usize) -> Option<Option<Duration>> {
+        let until = inner.slots[me].wait_until_ns;
+        if until == WAIT_NONE || inner.writer.is_urgent() {
+            return None;
+        }
+        let left = match until {
+            WAIT_FOREVER => None,
+            _ => match until.saturating_sub(self.clock.monotonic_ns()) {
+                0 => return None,
+                left => Some(Duration::from_nanos(left)),
+            },
+        };
+        self.ingress.is_empty().then_some(left)
+    }
+
+    /// Writes the entry for the frontier (R1: this is the only place where the world gets in).
+    pub(super) fn lead(
+        &self,
+        me: usize,
+        inner: &mut Inner,
+        todo: &mut Todo,
+        fair_now: u64,
+    ) -> Option<Arc<Entry>> {
+        let boundary = inner.slots[me].boundary - 1;
+        // A guest that has never waited is still starting: a client that connects now is kept waiting instead of
+        // being refused. A guest that never waits gets its input nevertheless.
+        let booting = !inner.slots.iter().any(|slot| slot.has_waited)
+            && self.started.elapsed() < BOOT_PATIENCE;
+        let (entry, bytes) = inner.writer.write(&self.clock, &*self.ingress, booting);
+        let entry = Arc::new(entry);
+        if let Err(error) = inner.vote.lead(id(me), Arc::clone(&entry), bytes, fair_now) {
+            // Nobody else can have written it: the lock has been held since the voter asked for it.
+            inner
+                .vote
+                .fail(id(me), StopReason::Failed(error.to_string()), fair_now);
+            self.drain(inner, todo);
+            return None;
+        }
+        inner.boundaries = boundary + 1;
+        inner.leader = me;
+        inner.pending.push(Item::Entry {
+            boundary,
+            entry: Arc::clone(&entry),
+        });
+        for (number, slot) in inner.slots.iter_mut().enumerate() {
+            if slot.place == Place::Idle && number != me {
+                self.mark(number, slot, todo);
+            }
+        }
+        Some(entry)
+    }
+
+    pub(super) fn sleep<'a>(
+        &'a self,
+        me: usize,
+        mut inner: MutexGuard<'a, Inner>,
+        place: Place,
+        until: Option<Duration>,
+    ) -> MutexGuard<'a, Inner> {
+        inner.slots[me].place = place;
+        if place == Place::Idle {
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            // Pairs with the fence in `input_arrived`: either we see its frame, or it sees us waiting.
+            fence(Ordering::SeqCst);
+            if !self.ingress.is_empty() {
+                self.awake(&mut inner.slots[me]);
+                return inner;
+            }
+        }
+        let mut inner = match until {
+            None => self.turns[me]
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(until) => {
+                self.turns[me]
+                    .wait_timeout(inner, until)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+        };
+        self.awake(&mut inner.slots[me]);
+        inner
+    }
+
+    pub(super) fn awake(&self, slot: &mut Slot) {
+        if slot.place == Place::Idle {
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+        }
+        slot.place = Place::Running;
+    }
+
+    /// The vCPU crashed.
+    pub fn crashed(&self, me: usize, report: String) {
+        self.fail(me, StopReason::Crashed(report));
+    }
+
+    /// The guest broke a device's rules, or said that it is broken (R9: it stops its own replica).
+    pub fn misbehaved(&self, me: usize, report: String) {
+        self.fail(me, StopReason::Misbehaved(report));
+    }
+
+    /// Stops a replica for a reason that the voter cannot see.
+    pub fn fail(&self, replica: usize, reason: StopReason) {
+        let mut todo = Todo::default();
+        let mut inner = self.inner();
+        if inner.end.is_none() {
+            let fair_now = inner.fair.at(Instant::now());
+            inner.vote.fail(id(replica), reason, fair_now);
+            self.drain(&mut inner, &mut todo);
+            self.wake_those_ahead(&mut inner, &mut todo);
+        }
+        self.finish(inner, todo);
+    }
+
+    /// A kick brought the replica's thread here: is it to end?
+    pub fn must_leave(&self, me: usize) -> bool {
+        let inner = self.inner();
+        inner.end.is_some() || inner.slots[me].stopped.is_some()
+    }
+
+    /// A fault that waits for the replica.
+    pub fn mail(&self, me: usize) -> Option<Mail> {
+        let mut inner = self.inner();
+        let mail = &mut inner.slots[me].mail;
+        if mail.is_empty() {
+            None
+        } else {
+            Some(mail.remove(0))
+        }
+    }
+
+    /// Records what became of a fault, and tells who asked.
+    pub fn injected(&self, me: usize, mail: Mail, result: Result<String, String>) {
+        let mut inner = self.inner();
+        let boundary = inner.slots[me].boundary;
+        let result = result.map(|detail| Applied {
+            replica: me,
+            boundary,
+            detail: format!("{}: {detail}", mail.fault),
+        });
+        if let Ok(applied) = &result {
+            let slot = &mut inner.slots[me];
+            if slot.injected.len() == FAULTS_KEPT {
+                slot.injected.remove(0);
+            }
+            slot.injected.push((mail.fault, applied.clone()));
+            self.event(
+                &mut inner,
+                Event::Injected {
+                    replica: me,
+                    boundary,
+                    detail: applied.detail.clone(),
+                },
+            );
+        }
+        self.finish(inner, Todo::default());
+        // Nobody may be waiting any more.
+        let _ = mail.reply.try_send(result);
+    }
+
+    /// Stalls the thread until the replica is stopped or the set ends.
+    pub fn freeze(&self, me: usize) {
+        let mut inner = self.inner();
+        while inner.end.is_none() && inner.slots[me].stopped.is_none() {
+            inner.slots[me].place = Place::Frozen;
+            inner = self.turns[me]
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}

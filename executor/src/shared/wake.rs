@@ -1,0 +1,129 @@
+//! Who is woken when, and how the lock is left.
+
+use super::*;
+
+/// Who is to be woken or kicked once the lock is free.
+#[derive(Default)]
+pub(super) struct Todo {
+    pub(super) wake: u32,
+    pub(super) kicks: Vec<Kick>,
+    pub(super) changed: bool,
+}
+
+impl Todo {
+    pub(super) fn is_empty(&self) -> bool {
+        self.wake == 0 && self.kicks.is_empty() && !self.changed
+    }
+}
+
+impl Shared {
+    /// Gets a replica's thread to look at its state, wherever it is.
+    pub(super) fn rouse(&self, number: usize, slot: &mut Slot, todo: &mut Todo) {
+        match slot.place {
+            Place::Running => todo.kicks.extend(slot.kick.clone()),
+            Place::Starting | Place::Gone => {}
+            Place::Idle | Place::Ahead | Place::Held | Place::Exited | Place::Frozen => {
+                self.mark(number, slot, todo)
+            }
+        }
+    }
+
+    /// Wakes a replica that sleeps. From here on it counts as running, so that nobody wakes it twice.
+    pub(super) fn mark(&self, number: usize, slot: &mut Slot, todo: &mut Todo) {
+        self.awake(slot);
+        todo.wake |= 1 << number;
+    }
+
+    pub(super) fn wake_for_input(&self, inner: &mut Inner, todo: &mut Todo) {
+        if !self.ingress.is_empty() || inner.writer.is_urgent() {
+            self.wake_one_idle(inner, todo);
+        }
+    }
+
+    /// Wakes one replica to lead: the last leader if it is idle, since its caches are warm.
+    pub(super) fn wake_one_idle(&self, inner: &mut Inner, todo: &mut Todo) {
+        let idle = |slot: &Slot| slot.place == Place::Idle;
+        let number = if idle(&inner.slots[inner.leader]) {
+            Some(inner.leader)
+        } else {
+            inner.slots.iter().position(idle)
+        };
+        if let Some(number) = number {
+            self.mark(number, &mut inner.slots[number], todo);
+        }
+    }
+
+    /// Wakes those that were a window ahead once the slowest has caught up by half a window, not at its every step.
+    pub(super) fn wake_those_ahead(&self, inner: &mut Inner, todo: &mut Todo) {
+        if inner.slots.iter().all(|slot| slot.place != Place::Ahead) {
+            return;
+        }
+        let slowest = inner
+            .slots
+            .iter()
+            .filter(|slot| slot.stopped.is_none())
+            .map(|slot| slot.boundary)
+            .min();
+        let Some(slowest) = slowest else { return };
+        for (number, slot) in inner.slots.iter_mut().enumerate() {
+            if slot.place == Place::Ahead
+                && slot.boundary.saturating_sub(slowest) <= self.window / 2
+            {
+                self.mark(number, slot, todo);
+            }
+        }
+    }
+
+    /// Frees the lock, wakes and kicks who must be, and hands on what is there.
+    ///
+    /// Items go out in their order: one thread at a time delivers, and looks again before it ends. What piles up
+    /// meanwhile is bounded by the window, beyond which the other replicas do not get while the deliverer's own stands
+    /// still (R10).
+    pub(super) fn finish<'a>(&'a self, mut inner: MutexGuard<'a, Inner>, todo: Todo) {
+        let mut items = inner.take_deliverable();
+        drop(inner);
+        // Others first: what they do now overlaps with the delivery.
+        self.act(todo);
+        while !items.is_empty() {
+            lock(&self.deliverer).deliver(&mut items);
+            inner = self.inner();
+            inner.delivering = false;
+            if inner.pending.is_empty() {
+                // Keeps the allocation.
+                inner.pending = items;
+                return;
+            }
+            items = inner.take_deliverable();
+            drop(inner);
+        }
+    }
+
+    pub(super) fn act(&self, todo: Todo) {
+        let mut wake = todo.wake;
+        while wake != 0 {
+            self.turns[wake.trailing_zeros() as usize].notify_one();
+            wake &= wake - 1;
+        }
+        for kick in todo.kicks {
+            kick();
+        }
+        if todo.changed {
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn has_deliverable(&self) -> bool {
+        !self.delivering && !self.pending.is_empty()
+    }
+
+    /// What the caller must deliver now. If it is anything, nobody else delivers until the caller says that it is done.
+    pub(super) fn take_deliverable(&mut self) -> Vec<Item> {
+        if !self.has_deliverable() {
+            return Vec::new();
+        }
+        self.delivering = true;
+        std::mem::take(&mut self.pending)
+    }
+}
