@@ -140,6 +140,11 @@ pub trait File: Any {
     fn patience_ns(&self, _write: bool) -> Option<u64> {
         None
     }
+    /// Whether what is read from it and written to it goes into the fingerprint. Not so for what stays inside the
+    /// process (pipes): programs pass addresses to their own threads, and those differ between replicas (R8).
+    fn digested(&self) -> bool {
+        true
+    }
     /// Path by which it was opened, for /proc and diagnostics; empty if none.
     fn path(&self) -> Vec<u8> {
         Vec::new()

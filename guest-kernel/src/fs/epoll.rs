@@ -48,6 +48,7 @@ struct Item {
     queued: Cell<bool>,
     removed: Cell<bool>,
     set: Weak<Core>,
+    me: Weak<Item>,
     subscription: Cell<Option<SubscriptionId>>,
 }
 
@@ -59,8 +60,10 @@ impl Watcher for Item {
         let Some(set) = self.set.upgrade() else {
             return;
         };
-        set.requeue(self);
-        set.queue.wake_one();
+        if let Some(me) = self.me.upgrade() {
+            set.requeue(me);
+            set.queue.wake_one();
+        }
     }
 }
 
@@ -90,7 +93,7 @@ struct Core {
     /// duplicate keeps the first file in the set.
     items: RefCell<BTreeMap<(i32, u64), Rc<Item>>>,
     next: Cell<u64>,
-    ready: RefCell<VecDeque<(i32, u64)>>,
+    ready: RefCell<VecDeque<Rc<Item>>>,
     queue: WaitQueue,
 }
 
@@ -98,21 +101,22 @@ impl Core {
     /// Takes the first item off the ready list. None: there is nothing to it any more, its file was closed (then it
     /// also leaves the set) or it was removed.
     fn pop_ready(&self) -> Option<(Rc<Item>, Rc<OpenFile>)> {
-        let key = self.ready.borrow_mut().pop_front()?;
-        let item = self.items.borrow().get(&key).cloned()?;
+        let item = self.ready.borrow_mut().pop_front()?;
         item.queued.set(false);
+        if item.removed.get() {
+            return None;
+        }
         let open = item.open.upgrade();
         if open.is_none() {
-            let gone = self.items.borrow_mut().remove(&key);
-            drop(gone);
+            self.items.borrow_mut().remove(&item.key);
         }
         Some((item, open?))
     }
 
     /// Puts an item at the end of the ready list, if it is not on it.
-    fn requeue(&self, item: &Item) {
+    fn requeue(&self, item: Rc<Item>) {
         if !item.queued.replace(true) {
-            self.ready.borrow_mut().push_back(item.key);
+            self.ready.borrow_mut().push_back(item);
         }
     }
 
@@ -136,7 +140,7 @@ impl Core {
             if how & EPOLLONESHOT != 0 {
                 item.events.set(how & HOW);
             } else if how & EPOLLET == 0 {
-                self.requeue(&item);
+                self.requeue(item);
             }
         }
         count
@@ -149,7 +153,7 @@ impl Core {
             {
                 // Put back in front: looking must not change the order.
                 item.queued.set(true);
-                self.ready.borrow_mut().push_front(item.key);
+                self.ready.borrow_mut().push_front(item);
                 return true;
             }
         }
@@ -247,7 +251,7 @@ impl Epoll {
             .retain(|key, item| key.0 != fd || item.open.strong_count() > 0);
         let key = (fd, self.core.next.get());
         self.core.next.set(key.1 + 1);
-        let item = Rc::new(Item {
+        let item = Rc::new_cyclic(|me| Item {
             key,
             open: Rc::downgrade(open),
             events: Cell::new(events),
@@ -255,6 +259,7 @@ impl Epoll {
             queued: Cell::new(false),
             removed: Cell::new(false),
             set: Rc::downgrade(&self.core),
+            me: me.clone(),
             subscription: Cell::new(None),
         });
         self.core.items.borrow_mut().insert(key, item.clone());
@@ -264,9 +269,9 @@ impl Epoll {
     }
 
     /// Puts an item on the list if its file is ready now.
-    fn offer(&self, item: &Item, open: &OpenFile) {
+    fn offer(&self, item: &Rc<Item>, open: &OpenFile) {
         if item.ready(open) != 0 {
-            self.core.requeue(item);
+            self.core.requeue(item.clone());
             self.core.queue.wake_one();
         }
     }

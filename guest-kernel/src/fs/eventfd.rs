@@ -68,6 +68,10 @@ impl File for EventFd {
         Ok(self.identity.stat())
     }
 
+    fn digested(&self) -> bool {
+        false
+    }
+
     fn path(&self) -> Vec<u8> {
         b"anon_inode:[eventfd]".to_vec()
     }

@@ -264,7 +264,7 @@ impl Inode {
             may::READ | may::WRITE | if exec { may::EXEC } else { 0 }
         } else if uid == meta.uid {
             meta.mode >> 6
-        } else if gid == meta.gid {
+        } else if gid == meta.gid || sched::groups().contains(&meta.gid) {
             meta.mode >> 3
         } else {
             meta.mode

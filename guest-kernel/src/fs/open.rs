@@ -59,11 +59,6 @@ impl InodeFile {
         })
     }
 
-    /// Whether what it reads is the root image's, hence nothing that a program or the world has brought in.
-    pub fn is_image(&self) -> bool {
-        self.inode.contents().is_some_and(|c| c.is_image())
-    }
-
     fn check_contents(&self) -> Result<()> {
         if self.path_only { Err(EBADF) } else { Ok(()) }
     }
@@ -156,6 +151,15 @@ impl File for InodeFile {
         match &self.inode.kind {
             Kind::Device if dev::can_poll(self.inode.meta.get().rdev) => Some(&self.always),
             _ => None,
+        }
+    }
+
+    fn digested(&self) -> bool {
+        match &self.inode.kind {
+            // What the image says all replicas have from the start.
+            Kind::Regular(contents) => !contents.is_image(),
+            Kind::ProcFile(file) => !file.shows_layout(),
+            _ => true,
         }
     }
 

@@ -300,6 +300,10 @@ impl File for PipeEnd {
         true
     }
 
+    fn digested(&self) -> bool {
+        false
+    }
+
     fn path(&self) -> Vec<u8> {
         match &self.name {
             Some((_, path)) => path.clone(),

@@ -29,13 +29,15 @@ enum Node {
     File(fn() -> Vec<u8>),
     /// A file that only its owner may read.
     Private(fn() -> Vec<u8>),
+    /// A file that shows addresses, with its permissions.
+    Layout(fn() -> Vec<u8>, u32),
     Link(ProcLink),
     Fds,
     FdInfos,
     Tasks,
 }
 
-use Node::{Dir, FdInfos, Fds, File, Link, Private, Tasks};
+use Node::{Dir, FdInfos, Fds, File, Layout, Link, Private, Tasks};
 
 /// The process's threads, for `task/`. (The scheduler installs it; until then there is the main thread.)
 static THREADS: Global<fn() -> Vec<u32>> = Global::new(|| alloc::vec![sched::pid()]);
@@ -53,7 +55,7 @@ pub fn threads() -> Vec<u32> {
 
 /// The files of a process that are also those of each of its threads.
 const COMMON: [Entry; 19] = [
-    Entry("auxv", Private(text::auxv)),
+    Entry("auxv", Layout(text::auxv, 0o400)),
     Entry("cgroup", File(text::cgroup)),
     Entry("cmdline", File(text::cmdline)),
     Entry("comm", File(text::comm)),
@@ -63,7 +65,7 @@ const COMMON: [Entry; 19] = [
     Entry("fd", Fds),
     Entry("fdinfo", FdInfos),
     Entry("limits", File(text::limits)),
-    Entry("maps", File(text::maps)),
+    Entry("maps", Layout(text::maps, 0o444)),
     Entry("mountinfo", File(text::mountinfo)),
     Entry("mounts", File(text::mounts)),
     Entry("oom_score", File(|| b"0\n".to_vec())),
@@ -206,6 +208,8 @@ pub enum ProcDir {
 pub enum ProcFile {
     /// Without an argument.
     Plain(fn() -> Vec<u8>),
+    /// Shows addresses: not for the fingerprint (R8).
+    Layout(fn() -> Vec<u8>),
     /// `fdinfo/N`.
     FdInfo(i32),
     /// `task/N/stat` and the like would differ by thread: name of the thread.
@@ -232,10 +236,15 @@ pub enum ProcLink {
 }
 
 impl ProcFile {
+    /// Whether the text differs between replicas.
+    pub fn shows_layout(&self) -> bool {
+        matches!(self, Self::Layout(_))
+    }
+
     /// The file's text now.
     pub fn text(&self) -> Vec<u8> {
         match self {
-            Self::Plain(make) => make(),
+            Self::Plain(make) | Self::Layout(make) => make(),
             Self::FdInfo(fd) => text::fdinfo(*fd),
             Self::Thread(make, thread) => make(*thread),
         }
@@ -351,6 +360,10 @@ fn fixed(entries: &'static [Entry], parent: &Rc<Inode>, name: &[u8]) -> Result<O
         Tasks => directory(parent, name, ProcDir::Tasks),
         File(text) => make(parent, name, S_IFREG | 0o444, Kind::ProcFile(plain(text))),
         Private(text) => make(parent, name, S_IFREG | 0o400, Kind::ProcFile(plain(text))),
+        Layout(text, mode) => {
+            let kind = Kind::ProcFile(ProcFile::Layout(text));
+            make(parent, name, S_IFREG | mode, kind)
+        }
         Link(link) => make(parent, name, S_IFLNK | 0o777, Kind::ProcLink(link)),
     }
     .map(Some)
@@ -435,7 +448,7 @@ impl ProcDir {
         };
         for (i, entry) in entries.iter().enumerate() {
             let mode = match entry.1 {
-                File(_) | Private(_) => S_IFREG,
+                File(_) | Private(_) | Layout(..) => S_IFREG,
                 Link(_) => S_IFLNK,
                 _ => S_IFDIR,
             };

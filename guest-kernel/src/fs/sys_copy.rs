@@ -2,7 +2,7 @@
 
 use super::inode::Inode;
 use super::open::InodeFile;
-use super::sys_io::write_all;
+use super::sys_io::{note, write_all};
 use crate::errno::*;
 use crate::file::{self, OpenFile, flags::*};
 use crate::{fingerprint, user};
@@ -64,7 +64,7 @@ pub fn sendfile(out_fd: i32, in_fd: i32, offset: u64, count: usize) -> SysResult
             let to = out.position.get();
             let result = out.file.write_at(to, &buffer[..got]);
             if let Ok(n) = result {
-                fingerprint::content(&buffer[..n]);
+                note(&out, &buffer[..n]);
                 out.position.set(to + n as u64);
             }
             result
@@ -122,7 +122,7 @@ pub fn copy_file_range(args: [u64; 6]) -> SysResult {
         }
         match out.file.write_at(to + done, &buffer[..got]) {
             Ok(n) => {
-                fingerprint::content(&buffer[..n]);
+                note(&out, &buffer[..n]);
                 done += n as u64;
                 if n < got {
                     break;

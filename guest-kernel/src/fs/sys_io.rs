@@ -1,6 +1,5 @@
 //! `read`, `write` and their relatives.
 
-use super::open::InodeFile;
 use crate::errno::*;
 use crate::file::{self, OpenFile, flags::*};
 use crate::user::{self, IoVec};
@@ -59,15 +58,12 @@ fn writable(fd: i32) -> Result<Rc<OpenFile>> {
     }
 }
 
-/// Mixes what was read into the fingerprint, unless it is the root image's, which all replicas have from the start.
-fn note_read(open: &OpenFile, bytes: &[u8]) {
-    let image = open
-        .file
-        .as_any()
-        .downcast_ref::<InodeFile>()
-        .is_some_and(InodeFile::is_image);
-    if !image {
+/// Mixes what was read or written into the fingerprint; of what may hold addresses (R8) the length only.
+pub fn note(open: &OpenFile, bytes: &[u8]) {
+    if open.file.digested() {
         fingerprint::content(bytes);
+    } else {
+        fingerprint::number(bytes.len() as u64);
     }
 }
 
@@ -89,13 +85,13 @@ fn read_into(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<u
                 .min(MAX_RW);
             let bytes = user::bytes_mut(buf, len)?;
             let count = patiently(open, false, || open.file.read_at(at, bytes))?;
-            note_read(open, &bytes[..count]);
+            note(open, &bytes[..count]);
             count
         }
         None => patiently(open, false, || {
             let bytes = user::bytes_mut(buf, len.min(MAX_STREAM_READ))?;
             let count = open.file.read(bytes)?;
-            fingerprint::content(&bytes[..count]);
+            note(open, &bytes[..count]);
             Ok(count)
         })?,
     };
@@ -142,7 +138,7 @@ fn write_from(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<
         return patiently(open, true, || {
             let bytes = user::bytes(buf, len)?;
             let count = open.file.write_at(at, bytes)?;
-            fingerprint::content(&bytes[..count]);
+            note(open, &bytes[..count]);
             Ok(count)
         });
     }
@@ -152,7 +148,7 @@ fn write_from(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<
         let result = patiently(open, true, || {
             let bytes = user::bytes(buf.wrapping_add(done as u64), len - done)?;
             let count = open.file.write(bytes)?;
-            fingerprint::content(&bytes[..count]);
+            note(open, &bytes[..count]);
             Ok(count)
         });
         match result {
@@ -280,7 +276,7 @@ fn read_vectors(fd: i32, vectors: u64, count: usize, at: Option<u64>) -> SysResu
 fn scatter(open: &OpenFile, vectors: &Vectors) -> SysResult {
     let mut buffer = alloc::vec![0; vectors.total().min(MAX_GATHER)];
     let count = patiently(open, false, || open.file.read(&mut buffer))?;
-    fingerprint::content(&buffer[..count]);
+    note(open, &buffer[..count]);
     let mut rest = &buffer[..count];
     for vector in vectors.slice() {
         let (now, later) = rest.split_at(rest.len().min(vector.len as usize));
@@ -341,7 +337,7 @@ pub fn write_all(open: &OpenFile, bytes: &[u8]) -> Result<usize> {
     loop {
         match patiently(open, true, || open.file.write(&bytes[done..])) {
             Ok(count) => {
-                fingerprint::content(&bytes[done..done + count]);
+                note(open, &bytes[done..done + count]);
                 done += count;
             }
             Err(EPIPE) => {

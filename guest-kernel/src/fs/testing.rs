@@ -116,15 +116,8 @@ pub fn big() -> Vec<u8> {
         .collect()
 }
 
-/// A mounted test image and an empty descriptor table; the guard keeps other tests out.
-pub fn setup() -> MutexGuard<'static, ()> {
-    let guard = test_lock();
-    let left_open = file::table().open_fds();
-    for fd in left_open {
-        let open = file::table().remove(fd);
-        drop(open);
-    }
-    file::table().limit = 1024;
+/// The test image.
+pub fn test_image() -> &'static [u8] {
     let root = dir(vec![
         ("bin", Node::Link("usr/bin")),
         (
@@ -156,7 +149,19 @@ pub fn setup() -> MutexGuard<'static, ()> {
             )]),
         ),
     ]);
-    init(build(root), IMAGE_PHYSICAL).unwrap();
+    build(root)
+}
+
+/// A mounted test image and an empty descriptor table; the guard keeps other tests out.
+pub fn setup() -> MutexGuard<'static, ()> {
+    let guard = test_lock();
+    let left_open = file::table().open_fds();
+    for fd in left_open {
+        let open = file::table().remove(fd);
+        drop(open);
+    }
+    file::table().limit = 1024;
+    init(test_image(), IMAGE_PHYSICAL).unwrap();
     random::set_source(|buf| buf.fill(0x5a));
     super::set_process_info(
         b"/bin/sh",

@@ -3,6 +3,7 @@
 
 mod descriptors;
 mod events;
+mod hostile;
 mod model;
 mod pipes;
 mod proc;

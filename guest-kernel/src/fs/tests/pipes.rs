@@ -39,6 +39,22 @@ fn a_pipe_holds_its_capacity_and_writes_small_pieces_whole() {
 }
 
 #[test]
+fn what_goes_through_a_pipe_may_be_an_address() {
+    let _guard = setup();
+    // R8: two replicas pass different addresses to their threads and stay the same. Of such files the length is
+    // digested only; all else in full, unless all replicas have it from the start.
+    let (r, w) = pipe(0);
+    for fd in [r, w, sys(290, &[0, 0]).unwrap()] {
+        assert!(!file::get(fd as i32).unwrap().file.digested());
+    }
+    let of = |path: &[u8]| crate::fs::open(path, 0, 0).unwrap().file.digested();
+    assert!(!of(b"/proc/self/maps") && !of(b"/proc/self/auxv"));
+    assert!(!of(b"/etc/motd"));
+    spit("/etc/motd", b"changed").unwrap();
+    assert!(of(b"/etc/motd") && of(b"/proc/self/status") && of(b"/dev/urandom"));
+}
+
+#[test]
 fn the_ends_notice_when_the_other_is_gone() {
     let _guard = setup();
     let (r, w) = pipe(0);

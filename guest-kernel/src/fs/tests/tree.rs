@@ -406,3 +406,49 @@ fn statx_and_statfs_have_the_layout_of_linux() {
         ENOENT
     );
 }
+
+#[test]
+fn users_other_than_root_meet_permissions() {
+    let _guard = setup();
+    struct Root;
+    impl Drop for Root {
+        fn drop(&mut self) {
+            crate::sched::set_credentials(0, 0);
+        }
+    }
+    spit("/tmp/roots", b"x").unwrap();
+    spit("/tmp/mine", b"y").unwrap();
+    sys(92, &[c("/tmp/mine"), 1000, 1000]).unwrap();
+    let _root = Root;
+    crate::sched::set_credentials(1000, 1000);
+    assert_eq!(error(open("/data/secret", O_RDONLY)), EACCES);
+    assert_eq!(slurp("/etc/motd").unwrap(), b"hello\n");
+    assert_eq!(error(open("/etc/motd", O_RDWR)), EACCES);
+    assert_eq!(error(open("/etc/motd", O_RDONLY | O_TRUNC)), EACCES);
+    assert_eq!(error(open("/etc/new", O_CREAT | O_RDWR)), EACCES);
+    assert_eq!(error(sys(87, &[c("/etc/motd")])), EACCES);
+    // A sticky directory: anyone makes, only owners remove.
+    assert_eq!(error(sys(87, &[c("/tmp/roots")])), EPERM);
+    assert_eq!(error(sys(82, &[c("/tmp/mine"), c("/tmp/roots")])), EPERM);
+    spit("/tmp/new", b"z").unwrap();
+    assert_eq!(lstat("/tmp/new").unwrap().uid, 1000);
+    assert_eq!(error(sys(90, &[c("/tmp/roots"), 0o777])), EPERM);
+    assert_eq!(error(sys(92, &[c("/tmp/new"), 0, 0])), EPERM);
+    sys(90, &[c("/tmp/mine"), 0o000]).unwrap();
+    assert_eq!(error(open("/tmp/mine", O_RDONLY)), EACCES);
+    sys(87, &[c("/tmp/mine")]).unwrap();
+    assert_eq!(error(sys(161, &[c("/tmp")])), EPERM);
+    assert_eq!(error(sys(21, &[c("/data/secret"), 4])), EACCES);
+}
+
+#[test]
+fn a_changed_root_is_the_top() {
+    let _guard = setup();
+    sys(161, &[c("/data")]).unwrap();
+    sys(80, &[c("/sub")]).unwrap();
+    assert_eq!(slurp("/../../sub/../sub/deep/leaf").unwrap(), b"leaf");
+    assert_eq!(error(open("/etc/motd", O_RDONLY)), ENOENT);
+    let mut buf = [0u8; 16];
+    assert_eq!(sys(79, &[buf.as_mut_ptr() as u64, 16]).unwrap(), 5);
+    assert_eq!(&buf[..5], b"/sub\0");
+}
