@@ -237,8 +237,7 @@ fn write_tables(ram: &Ram, boot: &Boot, kernel: &Kernel<'_>) -> Result<(), Machi
     tss[4..12].copy_from_slice(&(base + at::MONITOR_STACK_TOP).to_le_bytes()); // RSP0
     tss[36..44].copy_from_slice(&(base + at::FAULT_STACK_TOP).to_le_bytes()); // IST1
     tss[102..104].copy_from_slice(&(TSS_BYTES as u16).to_le_bytes());
-    // CPL 3 may use the two 32-bit ports of the sync device and no others. This instead of IOPL 3: page-table based KVM
-    // does not keep IOPL, and a program that touches another port gets the fault that Linux would give it.
+    // CPL 3 may use the two 32-bit ports of the sync device and no others, wherever IOPL 3 (`vcpu.rs`) is not kept.
     let bitmap = &mut tss[TSS_BYTES..];
     bitmap.fill(0xff);
     for first in [SYNC_PORT, MONITOR_PANIC_PORT] {

@@ -25,6 +25,8 @@ const LEAF1_EDX: u32 = 1
 const LEAF1_ECX: u32 = 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 23;
 /// Leaf 1, ECX: a hypervisor is present.
 const HYPERVISOR: u32 = 1 << 31;
+/// What KVM itself sets in leaf 1, by the state of the vCPU: OSXSAVE in ECX, APIC in EDX. They tell nothing.
+const LEAF1_RUNTIME: (u32, u32) = (1 << 27, 1 << 9);
 /// Leaf 7, EBX: FSGSBASE.
 pub(crate) const FSGSBASE: u32 = 1;
 /// Leaf 0x8000_0001, ECX: LAHF in 64-bit mode.
@@ -164,7 +166,11 @@ pub(crate) fn baseline_only(entries: &[kvm_cpuid_entry2]) -> bool {
     entries
         .iter()
         .all(|entry| match (entry.function, entry.index) {
-            (1, _) => entry.ecx & !(LEAF1_ECX | HYPERVISOR) == 0 && entry.edx & !LEAF1_EDX == 0,
+            (1, _) => {
+                let (ecx, edx) = LEAF1_RUNTIME;
+                entry.ecx & !(LEAF1_ECX | HYPERVISOR | ecx) == 0
+                    && entry.edx & !(LEAF1_EDX | edx) == 0
+            }
             (7, 0) => entry.ebx & !FSGSBASE == 0 && entry.ecx == 0 && entry.edx == 0,
             (0x8000_0001, _) => entry.ecx & !EXTENDED_ECX == 0 && entry.edx & !EXTENDED_EDX == 0,
             _ => true,

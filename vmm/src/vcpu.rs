@@ -15,8 +15,9 @@ const CR4: u64 = 1 << 2 | 1 << 5 | 1 << 9 | 1 << 10;
 const CR4_FSGSBASE: u64 = 1 << 16;
 /// SCE, LME, LMA, NXE.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
-/// The fixed bit. IOPL is 0: the kernel's right to ring the sync device from CPL 3 is in the TSS (`boot.rs`).
-const RFLAGS: u64 = 1 << 1;
+/// The fixed bit, and IOPL 3: the kernel rings the sync device from CPL 3. Page-table based KVM does not keep IOPL: there
+/// the bitmap in the TSS gives the right (`boot.rs`). QEMU's emulated SVM does not read the bitmap of a busy TSS.
+const RFLAGS: u64 = 1 << 1 | 3 << 12;
 /// What SYSCALL clears: TF, IF, DF, NT, RF, AC. Not IOPL, which a handler that is still at CPL 3 could not set again.
 const SYSCALL_MASK: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 18;
 
