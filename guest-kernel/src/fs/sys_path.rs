@@ -18,7 +18,11 @@ pub fn openat(dirfd: i32, path: u64, flags: u32, mode: u32) -> SysResult {
     let path = user::path(path)?;
     fingerprint::content(&path);
     // Without O_CREAT the mode is whatever was in the register: maybe an address (R8).
-    let shown = if flags & crate::file::flags::O_CREAT != 0 { mode } else { 0 };
+    let shown = if flags & crate::file::flags::O_CREAT != 0 {
+        mode
+    } else {
+        0
+    };
     fingerprint::number(u64::from(flags) << 32 | u64::from(shown));
     let open = open::open_at(dirfd, &path, flags, mode & 0o7777)?;
     anon::install(open, flags & O_CLOEXEC != 0)

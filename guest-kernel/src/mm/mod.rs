@@ -98,11 +98,11 @@ pub fn alloc_dma(pages: usize) -> Result<(*mut u8, u64)> {
     Ok((frames::to_direct(physical) as *mut u8, physical))
 }
 
-/// (total, free) bytes of memory, for sysinfo and /proc/meminfo: counts what the program uses, not what the layout
-/// costs in page tables (R8).
+/// (total, free) bytes of memory, for sysinfo and /proc/meminfo: counts what the program asked for, not what the
+/// layout costs in pages touched and page tables (R8).
 pub fn memory_info() -> (u64, u64) {
     let (total, _) = frames::counts();
-    let used = SPACE.borrow().resident * quorate_abi::PAGE_SIZE;
+    let used = SPACE.borrow().committed();
     let total = total * quorate_abi::PAGE_SIZE;
     (total, total.saturating_sub(used))
 }
@@ -140,8 +140,8 @@ pub fn maps_text() -> String {
     text
 }
 
-/// (virtual size, resident size) in bytes.
+/// (virtual size, memory in use) in bytes; see [`Space::committed`].
 pub fn process_size() -> (u64, u64) {
     let space = SPACE.borrow();
-    (space.size, space.resident * quorate_abi::PAGE_SIZE)
+    (space.size, space.committed())
 }

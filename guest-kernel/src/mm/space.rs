@@ -146,7 +146,8 @@ pub struct Space {
     vmas: BTreeMap<u64, Vma>,
     layout: Layout,
     brk: u64,
-    /// Pages that belong to the program, for accounting (layout independent).
+    /// Pages that belong to the program. Which pages a program touches can depend on addresses (an allocator's radix tree does),
+    /// so this must not reach an output (R8); see [`Self::committed`].
     pub resident: u64,
     /// Bytes mapped.
     pub size: u64,
@@ -648,6 +649,17 @@ impl Space {
         }
         self.brk = to;
         to
+    }
+
+    /// Bytes of writable private memory but stacks: what stands for the resident size towards the program, since it is the same in
+    /// every layout.
+    pub fn committed(&self) -> u64 {
+        self.vmas
+            .iter()
+            .filter(|(_, vma)| vma.prot & WRITE_PROT != 0 && !vma.name.contains("stack"))
+            .filter(|(_, vma)| !matches!(vma.backing, Backing::File { shared: true, .. }))
+            .map(|(start, vma)| vma.end - start)
+            .sum()
     }
 
     /// All mappings, ascending.
