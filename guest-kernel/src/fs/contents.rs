@@ -42,6 +42,8 @@ struct State {
     /// Pages below this index that are not in `pages` are the image's.
     image_pages: u64,
     pages: BTreeMap<u64, Rc<Page>>,
+    /// A mapping may have written behind the end of the file.
+    mapped: bool,
 }
 
 /// Contents of a regular file.
@@ -71,6 +73,7 @@ impl Contents {
                 size,
                 image_pages: size.div_ceil(PAGE),
                 pages: BTreeMap::new(),
+                mapped: false,
             }),
             seals: Cell::new(0),
         }
@@ -195,7 +198,8 @@ impl Contents {
     /// Zeroes what a mapping may have written behind the end of the file, before the file grows over it.
     fn clear_tail(&self, state: &State) {
         let inside = (state.size % PAGE) as usize;
-        if inside != 0
+        if state.mapped
+            && inside != 0
             && let Some(page) = state.pages.get(&(state.size / PAGE))
         {
             page.write(inside, &[0; PAGE_BYTES][inside..]);
@@ -321,6 +325,7 @@ impl Contents {
         {
             return Ok(MapPage::Image(extent.physical + index * PAGE));
         }
+        state.mapped = true;
         Ok(MapPage::Shared(self.page_for_write(state, index)?.clone()))
     }
 

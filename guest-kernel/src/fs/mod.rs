@@ -113,18 +113,7 @@ pub fn set_process_info(exe: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>], auxv: &[
         program.argv = argv.to_vec();
         program.envp = envp.to_vec();
         program.auxv = auxv.to_vec();
-        program.comm = None;
     });
-}
-
-/// Changes the name of the main thread (`prctl(PR_SET_NAME)`).
-pub fn set_comm(name: &[u8]) {
-    state::program(|program| program.comm = Some(name.to_vec()));
-}
-
-/// Name of the main thread.
-pub fn comm() -> Vec<u8> {
-    proc_text::name()
 }
 
 /// Where bytes written to the console go.

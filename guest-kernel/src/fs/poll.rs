@@ -12,8 +12,6 @@ use alloc::vec::Vec;
 
 /// Bytes of a `struct pollfd`.
 const POLLFD: usize = 8;
-/// Most descriptors of `select`.
-const FD_SETSIZE: usize = 1024;
 
 /// Waits on the queues of all `files`; see [`Deadline::wait`].
 fn wait(files: &[Rc<OpenFile>], deadline: &mut Deadline) -> Result<bool> {
@@ -77,24 +75,20 @@ pub fn ppoll(fds: u64, count: usize, timeout: u64, mask: u64, mask_size: u64) ->
 /// One of the three sets of `select`, in the program's memory.
 struct Set {
     address: u64,
-    wanted: [u8; FD_SETSIZE / 8],
-    bytes: usize,
+    wanted: Vec<u8>,
     /// Readiness that it asks about.
     events: u32,
 }
 
 impl Set {
-    fn read(address: u64, count: usize, events: u32) -> Result<Self> {
-        // Sets are words of 64 bits.
-        let bytes = count.div_ceil(64) * 8;
-        let mut wanted = [0; FD_SETSIZE / 8];
-        if address != 0 {
-            wanted[..bytes].copy_from_slice(user::bytes(address, bytes)?);
-        }
+    fn read(address: u64, bytes: usize, events: u32) -> Result<Self> {
+        let wanted = match address {
+            0 => alloc::vec![0; bytes],
+            _ => user::bytes(address, bytes)?.to_vec(),
+        };
         Ok(Self {
             address,
             wanted,
-            bytes,
             events,
         })
     }
@@ -107,13 +101,15 @@ impl Set {
 fn select_until(count: i32, sets: [u64; 3], deadline: &mut Deadline) -> SysResult {
     let count = usize::try_from(count).map_err(|_| EINVAL)?;
     // Descriptors beyond the table cannot be open; Linux looks at no more than that either.
-    let count = count.min(FD_SETSIZE);
+    let count = count.min(file::table().limit);
+    // Sets are words of 64 bits.
+    let bytes = count.div_ceil(64) * 8;
     let readable = ready::IN | ready::RDNORM | ready::RDBAND | ready::HUP | ready::ERR;
     let writable = ready::OUT | ready::WRNORM | ready::WRBAND | ready::ERR;
     let sets = [
-        Set::read(sets[0], count, readable)?,
-        Set::read(sets[1], count, writable)?,
-        Set::read(sets[2], count, ready::PRI)?,
+        Set::read(sets[0], bytes, readable)?,
+        Set::read(sets[1], bytes, writable)?,
+        Set::read(sets[2], bytes, ready::PRI)?,
     ];
     let mut files = Vec::new();
     for fd in (0..count).filter(|fd| sets.iter().any(|set| set.has(*fd))) {
@@ -121,7 +117,7 @@ fn select_until(count: i32, sets: [u64; 3], deadline: &mut Deadline) -> SysResul
     }
     let opens: Vec<_> = files.iter().map(|(_, open)| open.clone()).collect();
     loop {
-        let mut results = [[0u8; FD_SETSIZE / 8]; 3];
+        let mut results = sets.each_ref().map(|_| alloc::vec![0u8; bytes]);
         let mut found = 0;
         for (fd, open) in &files {
             let happened = open.file.poll();
@@ -135,8 +131,8 @@ fn select_until(count: i32, sets: [u64; 3], deadline: &mut Deadline) -> SysResul
         if found > 0 || !wait(&opens, deadline)? {
             for (set, result) in sets.iter().zip(&results) {
                 if set.address != 0 {
-                    user::copy_out(set.address, &result[..set.bytes])?;
-                    fingerprint::content(&result[..set.bytes]);
+                    user::copy_out(set.address, result)?;
+                    fingerprint::content(result);
                 }
             }
             return Ok(found);

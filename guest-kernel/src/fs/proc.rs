@@ -212,7 +212,7 @@ pub enum ProcFile {
     Layout(fn() -> Vec<u8>),
     /// `fdinfo/N`.
     FdInfo(i32),
-    /// `task/N/stat` and the like would differ by thread: name of the thread.
+    /// `task/N/stat` and the like: by thread.
     Thread(fn(u32) -> Vec<u8>, u32),
 }
 
@@ -349,6 +349,7 @@ fn fixed(entries: &'static [Entry], parent: &Rc<Inode>, name: &[u8]) -> Result<O
     };
     let thread = thread_of(parent);
     let plain = |make: fn() -> Vec<u8>| match (thread, name) {
+        (Some(thread), b"comm") => ProcFile::Thread(text::thread_comm, thread),
         (Some(thread), b"stat") => ProcFile::Thread(text::thread_stat, thread),
         (Some(thread), b"status") => ProcFile::Thread(text::thread_status, thread),
         _ => ProcFile::Plain(make),

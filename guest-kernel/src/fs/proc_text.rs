@@ -44,18 +44,25 @@ fn joined(parts: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
-/// Name of the main thread, at most 15 bytes.
-pub fn name() -> Vec<u8> {
-    let mut name = state::program(|p| match &p.comm {
-        Some(comm) => comm.clone(),
-        None => p
-            .exe
-            .rsplit(|b| *b == b'/')
-            .next()
-            .unwrap_or_default()
-            .to_vec(),
-    });
-    name.truncate(15);
+/// Name of a thread, at most 15 bytes: what `prctl(PR_SET_NAME)` set, or the program's.
+pub fn name(thread: u32) -> Vec<u8> {
+    let set = sched::with_thread(thread, |t| t.name).unwrap_or_default();
+    let mut name = set.to_vec();
+    if set[0] == 0 {
+        name = state::program(|p| {
+            p.exe
+                .rsplit(|b| *b == b'/')
+                .next()
+                .unwrap_or_default()
+                .to_vec()
+        });
+    }
+    let len = name
+        .iter()
+        .position(|b| *b == 0)
+        .unwrap_or(name.len())
+        .min(15);
+    name.truncate(len);
     name
 }
 
@@ -72,7 +79,12 @@ pub fn environ() -> Vec<u8> {
 }
 
 pub fn comm() -> Vec<u8> {
-    let mut name = name();
+    thread_comm(sched::pid())
+}
+
+/// `comm`.
+pub fn thread_comm(thread: u32) -> Vec<u8> {
+    let mut name = name(thread);
     name.push(b'\n');
     name
 }
@@ -92,7 +104,7 @@ pub fn stat() -> Vec<u8> {
 /// `stat`: fields as in `proc(5)`; what would be an address, or depends on the machine's speed, is 0.
 pub fn thread_stat(thread: u32) -> Vec<u8> {
     let (size, resident) = mm::process_size();
-    let (pid, name) = (sched::pid(), name());
+    let (pid, name) = (sched::pid(), name(thread));
     let mut out = format!("{thread} (").into_bytes();
     out.extend_from_slice(&name);
     // state ppid pgrp session tty tpgid flags minflt cminflt majflt cmajflt utime stime cutime cstime priority nice
@@ -129,7 +141,7 @@ pub fn thread_status(thread: u32) -> Vec<u8> {
     let (size, resident) = mm::process_size();
     let (uid, gid) = sched::credentials();
     let capabilities: u64 = if uid == 0 { (1 << 41) - 1 } else { 0 };
-    let name = String::from_utf8_lossy(&name()).into_owned();
+    let name = String::from_utf8_lossy(&name(thread)).into_owned();
     let mut out = format!(
         "Name:\t{name}\nUmask:\t{:04o}\nState:\tR (running)\nTgid:\t{}\nNgid:\t0\nPid:\t{thread}\nPPid:\t0\nTracerPid:\t0\n",
         state::umask(),

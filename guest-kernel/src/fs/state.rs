@@ -36,8 +36,6 @@ pub struct Program {
     pub envp: Vec<Vec<u8>>,
     /// Auxiliary vector.
     pub auxv: Vec<u8>,
-    /// Name of the main thread, if it was changed.
-    pub comm: Option<Vec<u8>>,
 }
 
 static PROGRAM: Global<Program> = Global::new(Program {
@@ -45,7 +43,6 @@ static PROGRAM: Global<Program> = Global::new(Program {
     argv: Vec::new(),
     envp: Vec::new(),
     auxv: Vec::new(),
-    comm: None,
 });
 
 /// Installs the mounted tree.

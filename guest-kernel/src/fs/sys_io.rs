@@ -1,5 +1,6 @@
 //! `read`, `write` and their relatives.
 
+use super::eventfd::EventFd;
 use crate::errno::*;
 use crate::file::{self, OpenFile, flags::*};
 use crate::user::{self, IoVec};
@@ -160,7 +161,9 @@ fn write_from(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<
             Err(_) if done > 0 => return Ok(done),
             Err(error) => return Err(error),
         }
-        if done >= len || open.nonblocking() {
+        // An eventfd takes one number, however long the buffer is.
+        let whole = open.file.as_any().is::<EventFd>();
+        if done >= len || whole || open.nonblocking() {
             return Ok(done);
         }
     }

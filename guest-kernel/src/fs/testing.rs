@@ -169,7 +169,7 @@ pub fn setup() -> MutexGuard<'static, ()> {
         &[b"A=b".to_vec()],
         &[],
     );
-    assert_eq!(proc_text::name(), b"sh");
+    assert_eq!(proc_text::name(1), b"sh");
     guard
 }
 

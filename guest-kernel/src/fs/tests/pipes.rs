@@ -139,6 +139,9 @@ fn eventfd_counts_or_is_a_semaphore() {
     write(fd, &(u64::MAX - 1).to_le_bytes()).unwrap();
     assert_eq!(error(write(fd, &1u64.to_le_bytes())), EAGAIN);
     assert_eq!(poll_of(fd), ready::IN | ready::RDNORM);
+    let long = sys(290, &[0, 0]).unwrap();
+    assert_eq!(write(long, &[1; 16]).unwrap(), 8);
+    assert_eq!(read(long, 16).unwrap(), [1; 8]);
     let fd = sys(290, &[2, u64::from(1 | O_NONBLOCK)]).unwrap();
     assert_eq!(read(fd, 8).unwrap(), 1u64.to_le_bytes());
     assert_eq!(read(fd, 8).unwrap(), 1u64.to_le_bytes());
