@@ -105,6 +105,10 @@ impl Transport<Net> {
         self.device.counters
     }
 
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.device.waiting_bytes
+    }
+
     /// Takes the frames that the guest sent since the last boundary.
     pub(crate) fn collect<M: GuestMemory>(
         &mut self,

@@ -124,6 +124,12 @@ impl DeviceSet {
         self.net.counters()
     }
 
+    /// Bytes of frames that wait for the guest to post buffers; bounded by `NET_RX_WAITING_BYTES` (R10).
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.net.waiting_bytes()
+    }
+
     /// The guest is at a boundary: takes everything out of its queues and serves what needs no entry.
     ///
     /// # Errors

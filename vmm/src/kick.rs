@@ -2,10 +2,11 @@
 //! behind it is never lost.
 
 use crate::error::MachineError;
+use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 /// Makes [`crate::Machine::run`] return [`crate::Outcome::Kicked`]: at once if it is running, else when it is called
 /// next. Kicks do not add up.
@@ -41,6 +42,17 @@ unsafe impl Killable for Running {
 
 /// The signal's only purpose is to end KVM_RUN with EINTR.
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Lets the signal through to this thread, which may have inherited a mask that blocks it. One call for each thread.
+fn accept_signal() {
+    thread_local! {
+        static DONE: Cell<bool> = const { Cell::new(false) };
+    }
+    if !DONE.replace(true) {
+        // It fails for numbers that are no signals only.
+        let _ = unblock_signal(SIGRTMIN());
+    }
+}
 
 /// While this lives, kicks reach the thread that made it.
 #[derive(Debug)]
@@ -92,6 +104,7 @@ impl Kicker {
     ///
     /// `immediate_exit` must stay valid until the result is dropped, on this thread.
     pub(crate) unsafe fn enter(&self, immediate_exit: *const AtomicU8) -> Entered {
+        accept_signal();
         // SAFETY: It has no requirements.
         let thread = unsafe { libc::pthread_self() };
         *self.shared.lock() = Some(Running {

@@ -406,8 +406,8 @@ impl Machine {
     /// memory is the host kernel's and not counted.
     #[must_use]
     pub fn memory_overhead(&self) -> u64 {
-        let waiting: usize = self.devices.save().net.waiting.iter().map(Vec::len).sum();
-        self.boot.reserved.len + self.vcpu_bytes + size_of::<Self>() as u64 + waiting as u64
+        let waiting = self.devices.waiting_bytes() as u64;
+        self.boot.reserved.len + self.vcpu_bytes + size_of::<Self>() as u64 + waiting
     }
 
     fn panicked(&mut self, message: String, outputs: &[Output]) -> Outcome {

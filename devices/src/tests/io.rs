@@ -152,6 +152,7 @@ fn r10_frames_beyond_the_waiting_queue_are_dropped_and_counted() {
     let large: Vec<_> = (0..fit + 3).map(|_| frame(MAX_FRAME, 0)).collect();
     guest.deliver(entry(&large)).unwrap();
     assert_eq!(guest.devices.net_counters().dropped, 3);
+    assert_eq!(guest.devices.waiting_bytes(), fit * MAX_FRAME);
 }
 
 #[test]
