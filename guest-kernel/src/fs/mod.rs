@@ -116,6 +116,11 @@ pub fn set_process_info(exe: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>], auxv: &[
     });
 }
 
+/// Bytes of memory that files hold (0 before [`init`]). The same in every replica (R8).
+pub fn memory_in_use() -> u64 {
+    state::pages_in_use() * quorate_abi::PAGE_SIZE
+}
+
 /// Where bytes written to the console go.
 pub fn set_console(sink: fn(&[u8])) {
     dev::set_console(sink);

@@ -93,6 +93,12 @@ pub fn space() -> Rc<Space> {
     with(|s| s.space.clone())
 }
 
+/// Pages that files in memory hold; 0 before anything is mounted.
+pub fn pages_in_use() -> u64 {
+    let state = STATE.borrow();
+    state.as_ref().map_or(0, |s| s.space.page_counts().1)
+}
+
 /// The file system of memfds.
 pub fn memfd() -> Rc<Super> {
     with(|s| s.memfd.clone())
