@@ -180,6 +180,7 @@ impl FlowTable {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use std::collections::HashMap;
 
@@ -203,7 +204,7 @@ mod tests {
             if let Some(id) = model.remove(&ports) {
                 assert_eq!(table.remove(id).map(|f| f.key), Some(key));
             } else {
-                let id = table.insert(Box::new(Flow::for_key(key)));
+                let id = table.insert(Box::new(Flow::for_key(key).expect("memory")));
                 model.insert(ports, id);
             }
             assert_eq!(table.len(), model.len());

@@ -6,8 +6,8 @@ use super::options::Options;
 use crate::errno::Errno;
 use crate::wait::WaitQueue;
 use alloc::rc::Rc;
-use alloc::vec;
 use alloc::vec::Vec;
+use core::alloc::Layout;
 use core::cell::Cell;
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, CongestionControl, State};
@@ -117,16 +117,31 @@ pub fn instant(now_ns: u64) -> Instant {
     Instant::from_micros((now_ns / 1000) as i64)
 }
 
+/// Memory for a buffer that is only read where it has been written. It is not zeroed: that would touch pages that most
+/// connections never need, and the first touch of a page costs microseconds.
+fn buffer(len: usize) -> Option<Vec<u8>> {
+    let layout = Layout::array::<u8>(len).ok().filter(|l| l.size() > 0)?;
+    // SAFETY: the size is not zero.
+    let memory = unsafe { alloc::alloc::alloc(layout) };
+    if memory.is_null() {
+        return None;
+    }
+    // SAFETY: does nothing. It may write the memory as far as the compiler knows, so that the bytes are some
+    // bytes from here on, and not undefined ones.
+    unsafe { core::arch::asm!("/* {0} */", in(reg) memory, options(nostack, preserves_flags)) };
+    // SAFETY: allocated by the global allocator with just this layout; all bytes have values (above).
+    Some(unsafe { Vec::from_raw_parts(memory, len, len) })
+}
+
 fn nanoseconds(at: Instant) -> u64 {
     (at.total_micros().max(0) as u64).saturating_mul(1000)
 }
 
 impl Flow {
-    /// A closed connection with this key.
-    pub fn for_key(key: FlowKey) -> Self {
-        // Zeroed memory of the allocator is not touched before it is used.
-        let rx = tcp::SocketBuffer::new(vec![0; TCP_RX_BUFFER]);
-        let tx = tcp::SocketBuffer::new(vec![0; TCP_TX_BUFFER]);
+    /// A closed connection with this key; none if there is no memory for its buffers.
+    pub fn for_key(key: FlowKey) -> Option<Self> {
+        let rx = tcp::SocketBuffer::new(buffer(TCP_RX_BUFFER)?);
+        let tx = tcp::SocketBuffer::new(buffer(TCP_TX_BUFFER)?);
         let mut socket = tcp::Socket::new(rx, tx);
         // Packets are built once per batch, so waiting for more (Nagle) could only delay.
         socket.set_nagle_enabled(false);
@@ -134,7 +149,7 @@ impl Flow {
         socket.set_congestion_control(CongestionControl::None);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
-        Self {
+        Some(Self {
             key,
             loopback: false,
             owner: Owner::Orphan,
@@ -155,7 +170,7 @@ impl Flow {
             seen: State::Closed,
             sockets,
             handle,
-        }
+        })
     }
 
     /// Prepares a flow for another connection. Its buffers are used again as they are: what they held cannot be read.

@@ -41,6 +41,8 @@ pub const SOCKFS_DEVICE: u64 = 8;
 const MAC_BROADCAST: [u8; 6] = [0xff; 6];
 
 static STACK: Global<Option<Stack>> = Global::new(None);
+/// How often somebody was woken.
+static WAKES: Global<u64> = Global::new(0);
 static INODES: Global<u64> = Global::new(0);
 /// Whether [`flush`] is running: the boundary that it takes flushes, too.
 static FLUSHING: Global<bool> = Global::new(false);
@@ -54,7 +56,8 @@ pub fn next_inode() -> u64 {
 
 /// Starts the stack. The devices must have been started, since its random numbers come from them.
 pub fn init() {
-    let stack = Stack::new(OWN_IP, default_link(), drivers::entropy::next_u64);
+    let mut stack = Stack::new(OWN_IP, default_link(), drivers::entropy::next_u64);
+    stack.limit_to_memory(crate::mm::memory_info().0);
     *STACK.borrow_mut() = Some(stack);
 }
 
@@ -74,15 +77,26 @@ pub fn with<R>(act: impl FnOnce(&mut Stack, u64) -> R) -> R {
         init();
     }
     let now_ns = time::now_ns();
-    let (result, wakes) = {
+    let (result, mut wakes) = {
         let mut guard = STACK.borrow_mut();
         let stack = guard.get_or_insert_with(|| Stack::new(OWN_IP, default_link(), || 0));
         let result = act(stack, now_ns);
         let wakes: Vec<Rc<crate::wait::WaitQueue>> = core::mem::take(&mut stack.wakes);
         (result, wakes)
     };
+    if wakes.is_empty() {
+        return result;
+    }
+    *WAKES.borrow_mut() += wakes.len() as u64;
     for queue in &wakes {
         queue.wake_all();
+    }
+    wakes.clear();
+    // Keep the list's memory for the next time.
+    if let Some(stack) = STACK.borrow_mut().as_mut()
+        && stack.wakes.is_empty()
+    {
+        stack.wakes = wakes;
     }
     result
 }
@@ -159,13 +173,17 @@ pub fn run_timers() {
     }
 }
 
-/// When [`run_timers`] has something to do. Flushes first, since that changes timers; if that has made a thread runnable,
-/// the deadline is now.
+/// When [`run_timers`] has something to do. Flushes first, since that changes timers; if that has woken somebody, the
+/// deadline is now: the caller must not sleep.
 pub fn next_deadline_ns() -> Option<u64> {
     if !started() {
         return None;
     }
+    let woken = *WAKES.borrow();
     flush();
+    if *WAKES.borrow() != woken {
+        return Some(time::now_ns());
+    }
     with(|stack, now_ns| stack.next_deadline_ns(now_ns))
 }
 

@@ -110,6 +110,11 @@ pub trait Socket {
     fn poll(&self) -> u32;
     /// Woken when readiness may have changed.
     fn wait_queue(&self) -> &WaitQueue;
+    /// Whether what was moved last stayed inside the process. It may hold addresses then: programs pass those to their
+    /// own threads, and they differ between replicas (R8).
+    fn inside(&self) -> bool {
+        false
+    }
     /// `TCP_INFO`.
     fn tcp_info(&self) -> TcpInfo {
         TcpInfo::default()
@@ -245,6 +250,10 @@ impl File for SocketFile {
         } else {
             options.receive_timeout_ns
         }
+    }
+
+    fn digested(&self) -> bool {
+        !self.socket.inside()
     }
 
     fn path(&self) -> Vec<u8> {

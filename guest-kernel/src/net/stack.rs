@@ -3,7 +3,7 @@
 //! acknowledgements ride on replies.
 
 use super::demux::{FlowId, FlowKey, FlowTable};
-use super::flow::{Change, Flow, Owner, instant};
+use super::flow::{Change, Flow, Owner, TCP_RX_BUFFER, TCP_TX_BUFFER, instant};
 use super::link::{Link, Output, Port};
 use super::listener::{Listeners, Ports};
 use super::sockaddr::{ANY, Ip, is_loopback, is_multicast};
@@ -21,12 +21,17 @@ use smoltcp::wire::{
 
 /// Most TCP connections at a time (R10). Beyond, SYNs are dropped and `connect` fails with `EADDRNOTAVAIL`.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// Buffers of connections take at most this part of the guest's memory (R10), which lowers [`CONNECTIONS_MAX`] in small guests:
+/// clients must not be able to use up the kernel's memory.
+pub const BUFFERS_PART_OF_MEMORY: u64 = 3;
 /// Most connections that the program has closed but that are not done yet (R10); beyond, a closed one is reset.
 pub const ORPHANS_MAX: usize = 1024;
 /// Most connections in TIME-WAIT (R10); beyond, the oldest ends early.
 pub const TIME_WAIT_MAX: usize = 256;
 /// Flows kept with their buffers for the next connection, so that no memory is touched for the first time.
 const POOL_MAX: usize = 512;
+/// Least connections, however small the guest is.
+const CONNECTIONS_MIN: usize = 64;
 /// Loopback packets processed in one flush; the rest waits for the next.
 const LOOPBACK_PER_FLUSH: usize = 16_384;
 
@@ -47,6 +52,8 @@ pub struct Counters {
 pub struct Stack {
     /// Our address on the link.
     pub address: Ip,
+    /// Most connections in this guest; see [`CONNECTIONS_MAX`].
+    pub connections_max: usize,
     /// Connections.
     pub flows: FlowTable,
     /// Listening sockets.
@@ -108,6 +115,7 @@ impl Stack {
         datagrams.ports.next_ephemeral = random() as u16;
         Self {
             address,
+            connections_max: CONNECTIONS_MAX,
             flows: FlowTable::new(random()),
             listeners: Listeners::default(),
             tcp_ports,
@@ -123,6 +131,13 @@ impl Stack {
             orphans: 0,
             pool: Vec::new(),
         }
+    }
+
+    /// Lowers the bound on connections for a guest with this much memory.
+    pub fn limit_to_memory(&mut self, bytes: u64) {
+        let each = (TCP_RX_BUFFER + TCP_TX_BUFFER) as u64;
+        let most = (bytes / BUFFERS_PART_OF_MEMORY / each) as usize;
+        self.connections_max = most.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX);
     }
 
     /// Whether an address is this guest's own.
@@ -275,16 +290,20 @@ impl Stack {
         if key.remote_port == 0 || is_multicast(key.local) {
             return Err(());
         }
-        if self.flows.len() >= CONNECTIONS_MAX {
+        if self.flows.len() >= self.connections_max {
             return Err(());
         }
         let listener = self.listeners.get_mut(id).ok_or(())?;
         if !listener.has_room() {
             return Err(());
         }
-        listener.half_open += 1;
         let options = listener.options.clone();
-        let flow = self.new_flow(key, loopback, Owner::HalfOpen(id), now_ns);
+        let flow = self
+            .new_flow(key, loopback, Owner::HalfOpen(id), now_ns)
+            .ok_or(())?;
+        if let Some(listener) = self.listeners.get_mut(id) {
+            listener.half_open += 1;
+        }
         let Some(new) = self.flows.get_mut(flow) else {
             return Err(());
         };
@@ -299,14 +318,20 @@ impl Stack {
         Ok(Some(flow))
     }
 
-    /// Adds a flow; the caller has checked [`CONNECTIONS_MAX`].
-    pub fn new_flow(&mut self, key: FlowKey, loopback: bool, owner: Owner, now_ns: u64) -> FlowId {
-        let mut flow = self
-            .pool
-            .pop()
-            .unwrap_or_else(|| Box::new(Flow::for_key(key)));
+    /// Adds a flow, unless there is no memory for it; the caller has checked [`Stack::connections_max`].
+    pub fn new_flow(
+        &mut self,
+        key: FlowKey,
+        loopback: bool,
+        owner: Owner,
+        now_ns: u64,
+    ) -> Option<FlowId> {
+        let mut flow = match self.pool.pop() {
+            Some(flow) => flow,
+            None => Box::new(Flow::for_key(key)?),
+        };
         flow.reuse(key, loopback, owner, now_ns);
-        self.flows.insert(flow)
+        Some(self.flows.insert(flow))
     }
 
     /// A smoltcp context, for `connect`.

@@ -7,7 +7,7 @@ use super::msg::{AF_INET, IPPROTO_TCP, SOCK_STREAM, TcpInfo};
 use super::options::{Identity, Options};
 use super::sockaddr::{ANY, Address, BROADCAST, Ip, is_loopback, is_multicast};
 use super::socket::{Incoming, Outgoing, Socket, SocketFile};
-use super::stack::{CONNECTIONS_MAX, Stack};
+use super::stack::Stack;
 use super::tcp_io::{self, readiness, receive_from, send_to};
 use crate::errno::*;
 use crate::file::ready;
@@ -31,6 +31,8 @@ pub struct TcpSocket {
     binding: Cell<Option<Binding>>,
     /// `connect` has been called and its result not been told.
     connecting: Cell<bool>,
+    /// Both ends are in this guest.
+    inside: Cell<bool>,
     wait: Rc<WaitQueue>,
     options: RefCell<Options>,
 }
@@ -47,6 +49,7 @@ impl TcpSocket {
             state: Cell::new(state),
             binding: Cell::new(None),
             connecting: Cell::new(false),
+            inside: Cell::new(false),
             wait,
             options: RefCell::new(options),
         }
@@ -95,7 +98,7 @@ impl TcpSocket {
         if is_loopback(local) && !loopback {
             return Err(EINVAL);
         }
-        if stack.flows.len() >= CONNECTIONS_MAX {
+        if stack.flows.len() >= stack.connections_max {
             return Err(EADDRNOTAVAIL);
         }
         let key = |local_port| FlowKey {
@@ -118,7 +121,10 @@ impl TcpSocket {
         if stack.flows.find(key).is_some() || (loopback && key == key.reversed()) {
             return Err(EADDRNOTAVAIL);
         }
-        let id = stack.new_flow(key, loopback, Owner::Socket(self.wait.clone()), now_ns);
+        let owner = Owner::Socket(self.wait.clone());
+        let id = stack
+            .new_flow(key, loopback, owner, now_ns)
+            .ok_or(ENOBUFS)?;
         if let Some(flow) = stack.flows.get_mut(id) {
             flow.apply(&self.options.borrow());
         }
@@ -128,6 +134,7 @@ impl TcpSocket {
         }
         self.state.set(State::Connection(id));
         self.connecting.set(true);
+        self.inside.set(loopback);
         stack.mark(id);
         if loopback {
             stack.flush_loopback(now_ns);
@@ -282,16 +289,16 @@ impl Socket for TcpSocket {
             return Err(EINVAL);
         };
         let wait = Rc::new(WaitQueue::new());
-        let (id, options) = super::with(|stack, _| {
+        let (id, options, inside) = super::with(|stack, _| {
             let listener = stack.listeners.get_mut(listener).ok_or(EINVAL)?;
             let id = listener.ready.pop_front().ok_or(EAGAIN)?;
             let options = listener.options.clone();
-            if let Some(flow) = stack.flows.get_mut(id) {
-                flow.owner = Owner::Socket(wait.clone());
-            }
-            Ok((id, options))
+            let flow = stack.flows.get_mut(id).ok_or(ECONNABORTED)?;
+            flow.owner = Owner::Socket(wait.clone());
+            Ok((id, options, flow.loopback))
         })?;
         let socket = Self::in_state(State::Connection(id), wait, options);
+        socket.inside.set(inside);
         Ok(SocketFile::new(Rc::new(socket)))
     }
 
@@ -453,6 +460,10 @@ impl Socket for TcpSocket {
             },
             State::Connection(id) => stack.flows.get(id).map_or(ready::HUP, readiness),
         })
+    }
+
+    fn inside(&self) -> bool {
+        self.inside.get()
     }
 
     fn wait_queue(&self) -> &WaitQueue {

@@ -89,8 +89,12 @@ impl Vectors {
             .collect()
     }
 
-    /// Notes in the fingerprint what was moved: `count` bytes from `skip` on.
-    fn note(&self, skip: usize, count: usize) {
+    /// Notes in the fingerprint what was moved: `count` bytes from `skip` on; of what stays inside the length only (R8).
+    fn note(&self, socket: &Rc<dyn Socket>, skip: usize, count: usize) {
+        if socket.inside() {
+            fingerprint::number(count as u64);
+            return;
+        }
         for (at, len) in self.ranges(skip, count) {
             if let Ok(bytes) = user::bytes(at, len) {
                 fingerprint::content(bytes);
@@ -126,7 +130,7 @@ fn send(
         });
         match result {
             Ok(count) => {
-                data.note(done, count);
+                data.note(socket, done, count);
                 done += count;
                 if !stream || done >= data.total || (!waits && count < most) {
                     return Ok(done as u64);
@@ -291,7 +295,7 @@ fn receive(
         });
         match result {
             Ok(count) => {
-                into.note(done, count);
+                into.note(socket, done, count);
                 done += count;
                 let all = flags & MSG_WAITALL != 0 && stream && waits && !peek;
                 if !all || count == 0 || done >= into.total || !message.files.is_empty() {

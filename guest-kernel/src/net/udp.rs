@@ -12,7 +12,7 @@ use crate::wait::WaitQueue;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use quorate_abi::net::MTU;
 use smoltcp::wire::{
     Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol,
@@ -73,6 +73,10 @@ pub struct Datagrams {
     /// Ports in use.
     pub ports: Ports,
     sockets: BTreeMap<u16, Vec<Rc<State>>>,
+}
+
+fn is_own(ip: Ip) -> bool {
+    is_loopback(ip) || ip == super::OWN_IP
 }
 
 fn address(ip: Ip) -> Ipv4Address {
@@ -234,6 +238,8 @@ pub fn refuse(packet: &[u8], output: &mut Output, loopback: bool) {
 pub struct UdpSocket {
     state: Rc<State>,
     options: RefCell<Options>,
+    /// The last datagram came from, or went to, this guest.
+    inside: Cell<bool>,
 }
 
 impl Default for UdpSocket {
@@ -244,6 +250,7 @@ impl Default for UdpSocket {
                 wait: Rc::new(WaitQueue::new()),
             }),
             options: RefCell::default(),
+            inside: Cell::new(false),
         }
     }
 }
@@ -362,6 +369,7 @@ impl Socket for UdpSocket {
         let attempt = || {
             super::with(|stack, now| {
                 let loopback = stack.is_local(to);
+                self.inside.set(loopback);
                 let source = if binding.ip == ANY {
                     stack.source_for(to)
                 } else {
@@ -423,6 +431,7 @@ impl Socket for UdpSocket {
         let copied = copy_parts(parts, &datagram.data);
         message.from = Some(Address::Inet(datagram.from.0, datagram.from.1));
         message.full_len = datagram.data.len();
+        self.inside.set(is_own(datagram.from.0));
         if !peek && let Some(datagram) = inner.queue.pop_front() {
             inner.bytes -= datagram.data.len() + OVERHEAD;
         }
@@ -468,6 +477,10 @@ impl Socket for UdpSocket {
             mask |= ready::ERR;
         }
         mask
+    }
+
+    fn inside(&self) -> bool {
+        self.inside.get()
     }
 
     fn wait_queue(&self) -> &WaitQueue {

@@ -386,6 +386,10 @@ impl Socket for UnixSocket {
         mask
     }
 
+    fn inside(&self) -> bool {
+        true
+    }
+
     fn wait_queue(&self) -> &WaitQueue {
         &self.end.wait
     }

@@ -77,7 +77,7 @@ fn the_outside_cannot_pretend_to_be_inside() {
             remote_port: 8000,
         };
         let mut forger = Stack::new(source, Box::new(world.to_guest.clone()), seeds(9));
-        let id = forger.new_flow(key, false, Owner::Orphan, 0);
+        let id = forger.new_flow(key, false, Owner::Orphan, 0).unwrap();
         assert!(forger.open(id, false));
         forger.flush_flow(id, 0);
     }

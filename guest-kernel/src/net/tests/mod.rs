@@ -3,6 +3,8 @@
 
 mod hostile;
 mod loopback;
+
+mod speed;
 mod tcp;
 mod tcp_limits;
 mod udp;
@@ -154,7 +156,10 @@ impl World {
             remote_port: port,
         };
         let owner = Owner::Socket(Rc::new(WaitQueue::new()));
-        let id = self.peer.new_flow(key, false, owner, time::now_ns());
+        let id = self
+            .peer
+            .new_flow(key, false, owner, time::now_ns())
+            .unwrap();
         assert!(self.peer.open(id, false));
         self.peer.mark(id);
         id

@@ -278,3 +278,28 @@ fn credentials_of_the_peer() {
         (28, u64::from(SCM_CREDENTIALS))
     );
 }
+
+/// R8: what stays inside may hold addresses, which differ between replicas.
+#[test]
+fn content_that_stays_inside_is_not_in_the_fingerprint() {
+    let mut world = World::new();
+    let server = world.server(80, 10);
+    let client = tcp();
+    connect(client, &Address::Inet(LOOPBACK_IP, 80)).unwrap_err();
+    let accepted = call(43, &[server as u64, 0, 0]).unwrap() as i32;
+    let (a, b) = pair(SOCK_STREAM);
+    let (_, outside) = world.connection(server, 80);
+    let digested = |fd: i32| file::get(fd).unwrap().file.digested();
+    assert!(![client, accepted, a, b].into_iter().any(digested));
+    assert!(digested(outside));
+    let udp = call(41, &[AF_INET.into(), u64::from(SOCK_DGRAM), 0]).unwrap() as i32;
+    for (ip, wanted) in [(LOOPBACK_IP, false), (PEER_IP, true), (OWN_IP, false)] {
+        let to = Address::Inet(ip, 9).bytes();
+        call(
+            44,
+            &[udp as u64, to.as_ptr() as u64, 1, 0, to.as_ptr() as u64, 16],
+        )
+        .unwrap();
+        assert_eq!(digested(udp), wanted);
+    }
+}
