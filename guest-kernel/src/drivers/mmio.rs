@@ -91,14 +91,15 @@ pub fn negotiate(window: &impl Window, device_id: u32, wanted: u64) -> Result<u6
     }
     window.write(register::STATUS, 0);
     window.write(register::STATUS, status::ACKNOWLEDGE);
-    window.write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+    let driver = status::ACKNOWLEDGE | status::DRIVER;
+    window.write(register::STATUS, driver);
     let mut offered = 0;
     for half in 0..2 {
         window.write(register::DEVICE_FEATURES_SEL, half);
         offered |= u64::from(window.read(register::DEVICE_FEATURES)) << (32 * half);
     }
     if offered & F_VERSION_1 == 0 {
-        window.write(register::STATUS, status::FAILED);
+        window.write(register::STATUS, driver | status::FAILED);
         return Err(InitError::Features(offered));
     }
     let accepted = offered & (wanted | F_VERSION_1);
@@ -106,10 +107,9 @@ pub fn negotiate(window: &impl Window, device_id: u32, wanted: u64) -> Result<u6
         window.write(register::DRIVER_FEATURES_SEL, half);
         window.write(register::DRIVER_FEATURES, (accepted >> (32 * half)) as u32);
     }
-    let up_to_features = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
-    window.write(register::STATUS, up_to_features);
+    window.write(register::STATUS, driver | status::FEATURES_OK);
     if window.read(register::STATUS) & status::FEATURES_OK == 0 {
-        window.write(register::STATUS, status::FAILED);
+        window.write(register::STATUS, driver | status::FAILED);
         return Err(InitError::FeaturesRefused);
     }
     Ok(accepted)

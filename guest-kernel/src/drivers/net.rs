@@ -16,10 +16,12 @@ const TX: u32 = 1;
 /// Bytes of `struct virtio_net_hdr_v1`. It stays zero: there are no offloads.
 const HEADER: usize = 12;
 const PAGE: usize = quorate_abi::PAGE_SIZE as usize;
-/// Most entries of each queue (R10).
-pub const QUEUE_SIZE: u16 = 256;
+/// Most frames that can be sent between two boundaries (R10); the device may allow fewer.
+pub const TRANSMIT_QUEUE: u16 = 1024;
+/// Receive buffers (R10). They hold any frame each, so they cost 9 MiB; what they do not hold waits in the device.
+pub const RECEIVE_QUEUE: u16 = 256;
 /// Receive buffers when the guest has little memory.
-const QUEUE_SIZE_SMALL_GUEST: u16 = 64;
+const RECEIVE_QUEUE_SMALL: u16 = 64;
 /// Guests with less memory than this (bytes) post fewer receive buffers.
 const SMALL_GUEST: u64 = 96 << 20;
 /// Bytes of a small transmit buffer, header included; two share a page.
@@ -61,12 +63,12 @@ static RECEIVE: Global<Option<Receive>> = Global::new(None);
 pub fn init(window: &impl Window, alloc: AllocDma) -> Result<(), InitError> {
     mmio::negotiate(window, DEVICE_ID, F_MAC | F_MTU)?;
     let receivers = if crate::mm::memory_info().0 < SMALL_GUEST {
-        QUEUE_SIZE_SMALL_GUEST
+        RECEIVE_QUEUE_SMALL
     } else {
-        QUEUE_SIZE
+        RECEIVE_QUEUE
     };
     let receive = Receive::new(mmio::queue(window, RX, receivers, alloc)?, alloc)?;
-    let transmit = Transmit::new(mmio::queue(window, TX, QUEUE_SIZE, alloc)?, alloc);
+    let transmit = Transmit::new(mmio::queue(window, TX, TRANSMIT_QUEUE, alloc)?, alloc);
     mmio::start(window);
     *RECEIVE.borrow_mut() = Some(receive);
     *TRANSMIT.borrow_mut() = Some(transmit);

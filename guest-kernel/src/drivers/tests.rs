@@ -203,7 +203,8 @@ fn negotiation_takes_what_is_wanted_and_refuses_the_rest() {
         mmio::negotiate(&stubborn, 1, 0),
         Err(InitError::FeaturesRefused)
     );
-    assert_eq!(stubborn.status.get(), status::FAILED);
+    let failed = status::ACKNOWLEDGE | status::DRIVER | status::FAILED;
+    assert_eq!(stubborn.status.get(), failed);
     assert!(matches!(
         mmio::queue(&device, 2, 16, alloc),
         Err(InitError::Queue(2))

@@ -316,3 +316,33 @@ fn lost_packets_are_sent_again() {
     world.advance(SECOND + 1_000_000);
     assert_eq!(world.peer_receive(peer), b"twice");
 }
+
+#[test]
+fn transfers_survive_a_lossy_link() {
+    let mut world = World::new();
+    let server = world.server(80, 10);
+    let (peer, fd) = world.connection(server, 80);
+    let data = pattern(4 << 20);
+    let (mut sent, mut returned) = (0, 0);
+    let (mut echoed, mut back) = (Vec::new(), Vec::new());
+    let mut random = seeds(5);
+    let mut lost = 0;
+    for _ in 0..20_000 {
+        sent += world.peer_send(peer, &data[sent..]);
+        echoed.extend(recv_flags(fd, 50_000, 0).unwrap_or_default());
+        returned += send(fd, &echoed[returned..]).unwrap_or(0);
+        back.extend(world.peer_receive(peer));
+        if back.len() == data.len() {
+            break;
+        }
+        for wire in [&world.to_peer, &world.to_guest] {
+            if random() % 4 == 0 {
+                wire.lose.set(1);
+                lost += 1;
+            }
+        }
+        world.advance(random() % 300_000_000);
+    }
+    assert!(lost > 10);
+    assert!(echoed == data && back == data);
+}
