@@ -10,6 +10,7 @@ use crate::file::MapPage;
 use crate::mm::Page;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 /// Bytes of a page.
@@ -246,8 +247,12 @@ impl Contents {
         if end > state.size && !keep_size && self.seals.get() & seal::GROW != 0 {
             return Err(EPERM);
         }
+        let range = offset / PAGE..end.div_ceil(PAGE);
+        let present = state.pages.range(range.clone()).count() as u64;
+        // All or nothing.
+        self.space.check_pages(range.end - range.start - present)?;
         self.clear_tail(state);
-        for index in offset / PAGE..end.div_ceil(PAGE) {
+        for index in range {
             self.page_for_write(state, index)?;
         }
         if !keep_size {
@@ -266,21 +271,24 @@ impl Contents {
         let end = offset
             .saturating_add(len)
             .min(state.size.next_multiple_of(PAGE));
-        let mut at = offset;
-        while at < end {
-            let (index, inside) = (at / PAGE, (at % PAGE) as usize);
-            let part = (PAGE - inside as u64).min(end - at) as usize;
-            if index < state.image_pages {
+        if offset >= end {
+            return Ok(());
+        }
+        let (first, behind) = (offset / PAGE, end.div_ceil(PAGE));
+        // Of a wide hole only the pages that there are.
+        let in_image = first..behind.min(state.image_pages).max(first);
+        let in_memory = state.pages.range(in_image.end..behind);
+        let indices: Vec<u64> = in_image.chain(in_memory.map(|(index, _)| *index)).collect();
+        for index in indices {
+            let from = offset.saturating_sub(index * PAGE).min(PAGE) as usize;
+            let to = (end - index * PAGE).min(PAGE) as usize;
+            if index >= state.image_pages && to - from == PAGE_BYTES {
+                state.pages.remove(&index);
+                self.space.give_pages(1);
+            } else {
                 let page = self.page_for_write(state, index)?;
-                page.write(inside, &[0; PAGE_BYTES][..part]);
-            } else if part == PAGE_BYTES {
-                if state.pages.remove(&index).is_some() {
-                    self.space.give_pages(1);
-                }
-            } else if let Some(page) = state.pages.get(&index) {
-                page.write(inside, &[0; PAGE_BYTES][..part]);
+                page.write(from, &[0; PAGE_BYTES][..to - from]);
             }
-            at += part as u64;
         }
         Ok(())
     }

@@ -54,6 +54,14 @@ impl Space {
         Ok(Rc::new(page))
     }
 
+    /// Whether so many pages can be taken.
+    pub fn check_pages(&self, count: u64) -> Result<()> {
+        if count > self.max_pages.saturating_sub(self.pages.get()) {
+            return Err(ENOSPC);
+        }
+        Ok(())
+    }
+
     /// Returns pages to the account.
     pub fn give_pages(&self, count: u64) {
         self.pages.set(self.pages.get().saturating_sub(count));

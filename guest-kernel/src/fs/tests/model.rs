@@ -14,6 +14,7 @@ const NAMES: [&str; 3] = ["sub", "big", "n"];
 enum Op {
     Write(String, u16, u16, u8),
     Truncate(String, u16),
+    Punch(String, u16, u16),
     Mkdir(String),
     Unlink(String),
     Rmdir(String),
@@ -35,6 +36,7 @@ fn an_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (a_path(), 0..20000u16, 1..9000u16, any::<u8>()).prop_map(|(p, at, len, b)| Op::Write(p, at, len, b)),
         2 => (a_path(), 0..25000u16).prop_map(|(p, size)| Op::Truncate(p, size)),
+        2 => (a_path(), 0..25000u16, 1..20000u16).prop_map(|(p, at, len)| Op::Punch(p, at, len)),
         3 => a_path().prop_map(Op::Mkdir),
         3 => a_path().prop_map(Op::Unlink),
         2 => a_path().prop_map(Op::Rmdir),
@@ -115,6 +117,19 @@ impl Model {
                     }
                 }
             }
+            Op::Punch(path, at, len) => {
+                self.walk(path)?;
+                match self.0.get_mut(path) {
+                    None => Err(ENOENT),
+                    Some(Thing::Dir) => Err(EISDIR),
+                    Some(Thing::File(bytes)) => {
+                        let (at, len) = (usize::from(*at), usize::from(*len));
+                        let end = bytes.len().min(at + len);
+                        bytes[at.min(end)..end].fill(0);
+                        Ok(())
+                    }
+                }
+            }
             Op::Mkdir(path) => {
                 self.walk(path)?;
                 if self.0.contains_key(path) {
@@ -184,6 +199,12 @@ fn real(op: &Op) -> Result<()> {
             let result = pwrite(fd, &vec![*byte; usize::from(*len)], u64::from(*at));
             close(fd);
             result.map(|n| assert_eq!(n, u64::from(*len)))
+        }
+        Op::Punch(path, at, len) => {
+            let fd = open(path, O_WRONLY)?;
+            let result = sys(285, &[fd, 3, u64::from(*at), u64::from(*len)]);
+            close(fd);
+            result.map(|_| ())
         }
         Op::Truncate(path, size) => sys(76, &[c(path), u64::from(*size)]).map(|_| ()),
         Op::Mkdir(path) => sys(83, &[c(path), 0o755]).map(|_| ()),

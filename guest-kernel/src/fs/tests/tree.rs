@@ -135,10 +135,19 @@ fn space_has_a_bound_and_a_write_at_it_is_short_then_enospc() {
     assert_eq!(state::space().page_counts().1, used + 1);
     assert_eq!(lstat("/tmp/sparse").unwrap().size, (1 << 40) + 1);
     assert_eq!(lstat("/tmp/sparse").unwrap().blocks, 8);
-    assert_eq!(error(sys(285, &[fd, 0, 0, (most + 10) * 4096])), ENOSPC);
+    // Reserving is all or nothing; writing goes as far as it can.
+    let free = most - used - 1;
+    assert_eq!(error(sys(285, &[fd, 0, 0, (free + 1) * 4096])), ENOSPC);
+    assert_eq!(state::space().page_counts().1, used + 1);
+    sys(285, &[fd, 0, 0, (free - 1) * 4096]).unwrap();
+    assert_eq!(pwrite(fd, &[7; 8192], 1 << 41).unwrap(), 4096);
     assert_eq!(state::space().page_counts().1, most);
-    assert_eq!(error(pwrite(fd, b"y", 1 << 41)), ENOSPC);
+    assert_eq!(error(pwrite(fd, b"y", 1 << 42)), ENOSPC);
     assert_eq!(write(fd, b"fits, the page is there").unwrap(), 23);
+    // A wide hole frees what is in it.
+    sys(285, &[fd, 3, 0, 1 << 41]).unwrap();
+    assert_eq!(state::space().page_counts().1, used + 1);
+    assert_eq!(pread(fd, 2, (1 << 41) - 1).unwrap(), [0, 7]);
     sys(87, &[c("/tmp/sparse")]).unwrap();
     close(fd);
     assert_eq!(state::space().page_counts().1, used);
