@@ -1,0 +1,176 @@
+//! Programs of the Redis appliance's image, run on the host.
+//!
+//! The comparisons need the very files that the guests run, without installing them on the host. So the appliance's
+//! image is unpacked into a directory that its digest names, and a program is run through the dynamic loader of that
+//! directory, with its libraries.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use quorate_abi::image::{ImageError, ImageView};
+use quorate_images::{Appliance, ApplianceError, BuildError, BuildOptions, default_cache_dir};
+
+use crate::repository;
+
+/// The appliance whose image has the programs.
+const APPLIANCE: &str = "images/appliances/redis.toml";
+/// Program, then where its file is: `redis-server` is a link to `redis-check-rdb`, which looks at the name it is run by.
+const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
+/// Why the native programs cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NativeError {
+    /// The appliance file.
+    #[error(transparent)]
+    Appliance(#[from] ApplianceError),
+    /// The image cannot be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The image is damaged.
+    #[error("{}: {source}", path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong.
+        source: ImageError,
+    },
+    /// A file cannot be written or read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The image does not have the program.
+    #[error("{}: there is no such program in the image", .0.display())]
+    NoSuchProgram(PathBuf),
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> NativeError {
+    let path = path.to_owned();
+    move |source| NativeError::Io { path, source }
+}
+
+/// A command that runs `program` of `/usr/bin` of the image, for example `redis-cli`. The first call of a process builds
+/// and unpacks the image if that was not done before.
+///
+/// # Errors
+/// [`NativeError`].
+pub fn command(program: &str) -> Result<Command, NativeError> {
+    let root = root()?;
+    let path = root.join("usr/bin").join(program);
+    if !path.exists() {
+        return Err(NativeError::NoSuchProgram(path));
+    }
+    let mut command = Command::new(root.join(LOADER));
+    command
+        .arg("--argv0")
+        .arg(program)
+        .arg("--library-path")
+        .arg(root.join(LIBRARIES))
+        .arg(path)
+        // The host's locale must not change what is printed.
+        .env("LC_ALL", "C");
+    Ok(command)
+}
+
+/// The directory with the unpacked image.
+///
+/// # Errors
+/// [`NativeError`].
+pub fn root() -> Result<PathBuf, NativeError> {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(root) = ROOT.get() {
+        return Ok(root.clone());
+    }
+    let root = unpack(&repository().join("target/native"))?;
+    Ok(ROOT.get_or_init(|| root).clone())
+}
+
+/// Unpacks the image into a directory of `parent` that its digest names, if it is not there yet.
+fn unpack(parent: &Path) -> Result<PathBuf, NativeError> {
+    let appliance = Appliance::load(repository().join(APPLIANCE))?;
+    let image = quorate_images::build(&appliance, &BuildOptions::new(default_cache_dir()))?;
+    let digest = blake3::Hash::from_bytes(image.digest).to_hex();
+    let root = parent.join(&digest[..16]);
+    if root.exists() {
+        return Ok(root);
+    }
+    fs::create_dir_all(parent).map_err(io_error(parent))?;
+    let staging = parent.join(format!("{}.{}", &digest[..16], std::process::id()));
+    let bytes = fs::read(&image.path).map_err(io_error(&image.path))?;
+    let damaged = |source| NativeError::Image {
+        path: image.path.clone(),
+        source,
+    };
+    let view = ImageView::parse(&bytes).map_err(damaged)?;
+    fs::create_dir(&staging).map_err(io_error(&staging))?;
+    unpack_directory(&view, view.root(), &staging, &damaged)?;
+    // Another process may have been faster; its directory has the same files.
+    match fs::rename(&staging, &root) {
+        Ok(()) => {}
+        Err(_) if root.exists() => {
+            fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
+        }
+        Err(error) => return Err(io_error(&root)(error)),
+    }
+    Ok(root)
+}
+
+fn unpack_directory(
+    view: &ImageView<'_>,
+    directory: u32,
+    to: &Path,
+    damaged: &dyn Fn(ImageError) -> NativeError,
+) -> Result<(), NativeError> {
+    let mut index = 0;
+    while let Some((name, number)) = view.entry(directory, index).map_err(damaged)? {
+        index += 1;
+        let inode = view.inode(number).map_err(damaged)?;
+        let path = to.join(String::from_utf8_lossy(name).as_ref());
+        if inode.is_dir() {
+            fs::create_dir(&path).map_err(io_error(&path))?;
+            unpack_directory(view, number, &path, damaged)?;
+        } else if inode.is_symlink() {
+            let target = view.readlink(number).map_err(damaged)?;
+            symlink(String::from_utf8_lossy(target).as_ref(), &path).map_err(io_error(&path))?;
+        } else if inode.is_regular() {
+            fs::write(&path, view.data(number).map_err(damaged)?).map_err(io_error(&path))?;
+            // Without set-user-ID bits: nothing here is meant to have rights.
+            let mode = fs::Permissions::from_mode(inode.mode & 0o777 | 0o400);
+            fs::set_permissions(&path, mode).map_err(io_error(&path))?;
+        }
+        // Device nodes and pipes: no program that is run from here needs one.
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn the_programs_run_by_their_own_names() {
+        for (program, says) in [
+            ("redis-server", "Redis server v="),
+            ("redis-cli", "redis-cli "),
+            ("redis-benchmark", "redis-benchmark "),
+        ] {
+            let output = command(program).unwrap().arg("--version").output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{program}: {output:?}");
+            assert!(text.starts_with(says), "{program}: {text}");
+        }
+        assert!(matches!(
+            command("no-such-program"),
+            Err(NativeError::NoSuchProgram(_))
+        ));
+    }
+}
