@@ -68,6 +68,10 @@ pub struct Layout {
     pub libraries: u64,
     /// Anonymous mappings that a program makes without choosing an address; 512 GiB free, growing up.
     pub mmap: u64,
+    /// Stacks and control blocks (TLS) of threads, and what `ld.so` allocates; 64 GiB free. The same in all replicas of a
+    /// set: allocators seed pseudo-random decisions with the address of a thread's control block (jemalloc does), and
+    /// those decisions reach outputs (R8).
+    pub threads: u64,
     /// `brk` area; 64 GiB free.
     pub heap: u64,
     /// Top of the main thread's stack, growing down; 1 GiB free.
@@ -84,6 +88,20 @@ pub struct Range {
     pub len: u64,
 }
 
+/// One answer of CPUID.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuidLeaf {
+    /// EAX of the question.
+    pub function: u32,
+    /// ECX of the question, where it matters.
+    pub index: u32,
+    /// EAX, EBX, ECX, EDX of the answer.
+    pub registers: [u32; 4],
+}
+
+/// Upper bound of [`BootInfo::cpuid`].
+pub const MAX_CPUID_LEAVES: usize = 32;
 /// Upper bound of [`BootInfo::ram`].
 pub const MAX_RAM_RANGES: usize = 2;
 /// Upper bound of [`BootInfo::strings`] in bytes (arguments and environment together).
@@ -136,6 +154,13 @@ pub struct BootInfo {
     pub uid: u32,
     /// Group id of the program.
     pub gid: u32,
+    /// CPUID as the guest is to see it. Where KVM does not keep it, CPUID traps (#GP) and the kernel answers from here; what
+    /// is not in the list is all zero.
+    pub cpuid: [CpuidLeaf; MAX_CPUID_LEAVES],
+    /// Entries used in `cpuid`.
+    pub cpuid_leaves: u32,
+    /// Reserved, zero.
+    pub reserved0: u32,
 }
 
 const _: () = assert!(core::mem::size_of::<BootInfo>() <= PAGE_SIZE as usize);

@@ -10,7 +10,7 @@ use crate::inject::Fault;
 use crate::replica::{Kick, Turn, Vcpu};
 
 /// Names of the regions of a layout, in the order of [`Layout`]'s fields.
-pub const REGIONS: [&str; 11] = [
+pub const REGIONS: [&str; 12] = [
     "kernel",
     "boot",
     "direct",
@@ -20,6 +20,7 @@ pub const REGIONS: [&str; 11] = [
     "program",
     "libraries",
     "mmap",
+    "threads",
     "heap",
     "stack_top",
 ];
@@ -94,6 +95,7 @@ impl Vcpu for KvmVcpu {
             program,
             libraries,
             mmap,
+            threads,
             heap,
             stack_top,
         } = *self.machine.layout();
@@ -107,6 +109,7 @@ impl Vcpu for KvmVcpu {
             program,
             libraries,
             mmap,
+            threads,
             heap,
             stack_top,
         ];

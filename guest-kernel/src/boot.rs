@@ -42,9 +42,10 @@ pub fn describe_address(address: u64) -> alloc::string::String {
     }
     let regions = [
         ("kernel", layout.kernel, 1u64 << 30),
-        ("program", layout.program, 64 << 30),
+        ("program", layout.program, 16 << 30),
         ("libraries", layout.libraries, 64 << 30),
         ("mmap", layout.mmap, 512 << 30),
+        ("threads", layout.threads, 64 << 30),
         ("heap", layout.heap, 64 << 30),
         ("stack", layout.stack_top - (1 << 30), 1 << 30),
         ("direct", layout.direct, 512 << 30),
@@ -56,6 +57,20 @@ pub fn describe_address(address: u64) -> alloc::string::String {
         }
     }
     "outside all regions".into()
+}
+
+/// What CPUID says, see `BootInfo::cpuid`.
+pub fn cpuid(function: u32, index: u32) -> [u32; 4] {
+    let at = BOOT.load(Ordering::Relaxed);
+    if at == 0 {
+        return [0; 4];
+    }
+    // SAFETY: stored by `start` from a reference that lives for ever.
+    let boot = unsafe { &*(at as *const BootInfo) };
+    let leaves = &boot.cpuid[..(boot.cpuid_leaves as usize).min(boot.cpuid.len())];
+    let indexed = matches!(function, 4 | 7);
+    let leaf = leaves.iter().find(|l| l.function == function && (!indexed || l.index == index));
+    leaf.map_or([0; 4], |l| l.registers)
 }
 
 /// Starts everything. Never returns.

@@ -3,7 +3,8 @@
 use crate::arch::TrapFrame;
 use crate::errno::*;
 use crate::file::File;
-use crate::mm::space::{Backing, EXEC, READ, WRITE_PROT};
+use crate::cell::Global;
+use crate::mm::space::{Arena, Backing, EXEC, READ, WRITE_PROT};
 use crate::{fs, mm, rewrite, sched, user};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -53,6 +54,15 @@ struct ProgramHeader {
     filesz: u64,
     memsz: u64,
     align: u64,
+}
+
+/// Where the dynamic linker's code lies.
+static INTERPRETER: Global<(u64, u64)> = Global::new((0, 0));
+
+/// Whether code at this address is the dynamic linker's own (in place, or in a trampoline that belongs to it).
+pub fn is_interpreter(rip: u64) -> bool {
+    let (start, end) = *INTERPRETER.borrow();
+    (start..end).contains(&rip)
 }
 
 /// A loaded ELF file.
@@ -121,7 +131,7 @@ fn load(file: &Rc<dyn File>, place: Place) -> Result<Loaded> {
     let bias = match (header.kind, place) {
         (ET_EXEC, _) => 0,
         (_, Place::At(base)) => base.wrapping_sub(low),
-        (_, Place::Library) => mm::space().place(0, high - low, true)?.wrapping_sub(low),
+        (_, Place::Library) => mm::space().place(0, high - low, Arena::Libraries)?.wrapping_sub(low),
     };
     if !mm::space().allowed(low.wrapping_add(bias), high - low) {
         return Err(ENOEXEC);
@@ -231,6 +241,8 @@ pub fn start_program(layout: &Layout, path: &[u8], argv: &[Vec<u8>], envp: &[Vec
     let (entry, interpreter_base) = match &program.interpreter {
         Some(path) => {
             let interpreter = load(&fs::open_program(path)?, Place::Library)?;
+            let end = mm::space().mapping_at(interpreter.entry).map_or(0, |(_, end, _)| end);
+            *INTERPRETER.borrow_mut() = (interpreter.base, end);
             (interpreter.entry, interpreter.base)
         }
         None => (program.entry, 0),
@@ -290,7 +302,7 @@ fn build_stack(top: u64, path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>], progra
         (13, u64::from(gid)),
         (14, u64::from(gid)),
         (15, platform),
-        (16, u64::from(core::arch::x86_64::__cpuid(1).edx)),
+        (16, u64::from(crate::boot::cpuid(1, 0)[3])),
         (17, 100),
         (23, 0),
         (25, random_at),

@@ -37,6 +37,7 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
             }
         },
         6 if rewrite::emulate_leak(frame) => return,
+        13 if emulate_cpuid(frame) => return,
         0 => (number::FPE, 1, frame.rip),
         1 => (number::TRAP, 2, frame.rip),
         3 => (number::TRAP, SI_KERNEL, 0),
@@ -60,4 +61,19 @@ fn page_fault(address: u64, error: u64) -> Result<(), Fault> {
     let result = space.access(address, access);
     space.finish();
     result
+}
+
+/// Answers a CPUID that trapped, since KVM would show what the guest is not to see; false if there is none at `frame.rip`.
+fn emulate_cpuid(frame: &mut TrapFrame) -> bool {
+    match crate::user::bytes(frame.rip, 2) {
+        Ok([0x0f, 0xa2]) => {}
+        _ => return false,
+    }
+    let [eax, ebx, ecx, edx] = boot::cpuid(frame.rax as u32, frame.rcx as u32);
+    frame.rax = u64::from(eax);
+    frame.rbx = u64::from(ebx);
+    frame.rcx = u64::from(ecx);
+    frame.rdx = u64::from(edx);
+    frame.rip += 2;
+    true
 }

@@ -40,21 +40,21 @@ struct State {
     arenas: Vec<Arena>,
     refused: BTreeSet<u64>,
     leaks: BTreeMap<u64, Leak>,
-    rewritten: u64,
+    /// Where trampolines return to, and the sites that they belong to.
+    sites: BTreeMap<u64, u64>,
 }
 
 static STATE: Global<State> = Global::new(State {
     arenas: Vec::new(),
     refused: BTreeSet::new(),
     leaks: BTreeMap::new(),
-    rewritten: 0,
+    sites: BTreeMap::new(),
 });
 
 /// Maps an arena for trampolines at `base`: sites within 2 GiB of it can use it.
 ///
 /// # Errors
 /// `ENOMEM`.
-#[cfg(not(test))]
 pub fn add_arena(base: u64) -> Result<()> {
     mm::space().map(base, ARENA, READ | EXEC, Backing::Anonymous, "[trampolines]", true)?;
     // The first slot holds the address that all trampolines jump to.
@@ -67,7 +67,7 @@ pub fn add_arena(base: u64) -> Result<()> {
 /// Number of sites rewritten and refused.
 pub fn counts() -> (u64, u64) {
     let state = STATE.borrow();
-    (state.rewritten, state.refused.len() as u64)
+    (state.sites.len() as u64, state.refused.len() as u64)
 }
 
 /// Forgets what is known about code that is unmapped.
@@ -114,7 +114,7 @@ pub fn patch_site(frame: &mut TrapFrame) -> bool {
         Some(resume) => {
             frame.rip = resume;
             frame.kind = KIND_FAST;
-            STATE.borrow_mut().rewritten += 1;
+            STATE.borrow_mut().sites.insert(resume, site);
             true
         }
         None => {
@@ -127,6 +127,11 @@ pub fn patch_site(frame: &mut TrapFrame) -> bool {
 /// Address at which a system call that returns to `rip` from a rewritten site is made again.
 pub fn restart_address(rip: u64, kind: u64) -> u64 {
     if kind == KIND_FAST { rip - HEAD } else { rip - 2 }
+}
+
+/// Address behind the program's own SYSCALL instruction, for a system call that returns to `rip`.
+pub fn origin(rip: u64) -> u64 {
+    STATE.borrow().sites.get(&rip).map_or(rip, |site| site + 2)
 }
 
 fn try_patch(site: u64) -> Option<u64> {

@@ -8,7 +8,9 @@ use crate::layout::LayoutRequest;
 use crate::machine::{MachineConfig, ProgramSpec};
 use crate::memory::{GuestMemory, LARGE_PAGE, Ram};
 use crate::paging::{Area, PageTables, Rights, table_bytes};
+use kvm_bindings::CpuId;
 use quorate_abi::boot::{
+    CpuidLeaf, MAX_CPUID_LEAVES,
     BOOT_MAGIC, BootInfo, Layout, MAX_RAM_RANGES, MAX_STRINGS, Range, selector,
 };
 use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT};
@@ -88,10 +90,16 @@ const _: () = assert!(
             + 32
             + 4 * 8
             + 4 * 4
+            + MAX_CPUID_LEAVES * size_of::<CpuidLeaf>()
+            + 2 * 4
 );
 
 /// Puts kernel and boot block into guest memory.
-pub(crate) fn prepare(config: &MachineConfig, memory: &GuestMemory) -> Result<Boot, MachineError> {
+pub(crate) fn prepare(
+    config: &MachineConfig,
+    memory: &GuestMemory,
+    cpuid: &CpuId,
+) -> Result<Boot, MachineError> {
     let kernel = Kernel::parse(&config.kernel)?;
     let ram_end = memory
         .ranges
@@ -145,7 +153,7 @@ pub(crate) fn prepare(config: &MachineConfig, memory: &GuestMemory) -> Result<Bo
         spin: layout.kernel + header.spin,
     };
     write_tables(&memory.ram, &boot, &kernel)?;
-    write_info(config, memory, &request, &boot)?;
+    write_info(config, memory, &request, &boot, cpuid)?;
     Ok(boot)
 }
 
@@ -280,8 +288,18 @@ fn write_info(
     memory: &GuestMemory,
     request: &LayoutRequest,
     boot: &Boot,
+    cpuid: &CpuId,
 ) -> Result<(), MachineError> {
     let program = &config.program;
+    let mut leaves = [CpuidLeaf::default(); MAX_CPUID_LEAVES];
+    let cpuid = cpuid.as_slice();
+    for (to, from) in leaves.iter_mut().zip(cpuid) {
+        *to = CpuidLeaf {
+            function: from.function,
+            index: from.index,
+            registers: [from.eax, from.ebx, from.ecx, from.edx],
+        };
+    }
     let strings = strings(program)?;
     write(&memory.ram, boot.block + at::STRINGS, &strings)?;
     let mut ram = [Range::default(); MAX_RAM_RANGES];
@@ -315,6 +333,9 @@ fn write_info(
         envc: program.envp.len() as u32,
         uid: program.uid,
         gid: program.gid,
+        cpuid: leaves,
+        cpuid_leaves: cpuid.len().min(MAX_CPUID_LEAVES) as u32,
+        reserved0: 0,
     };
     write(&memory.ram, boot.block + at::INFO, Info(info).as_slice())
 }

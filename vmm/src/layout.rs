@@ -17,6 +17,8 @@ const GUARD: u64 = GIB;
 const LABEL: [u8; 12] = *b"layout      ";
 /// Label of the input seed's stream for the low 30 bits that all replicas share.
 const SHARED_LABEL: [u8; 12] = *b"layout low  ";
+/// Label of the input seed's stream for regions that lie at the same place in all replicas.
+const COMMON_LABEL: [u8; 12] = *b"layout same ";
 
 /// How the replicas of a set get their layouts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +108,8 @@ struct Region {
     step: u64,
     /// Its address modulo `step`.
     offset: u64,
+    /// The same place in all replicas of a set.
+    common: bool,
     place: fn(&mut Layout) -> &mut u64,
 }
 
@@ -143,13 +147,16 @@ impl LayoutRequest {
             program: 0,
             libraries: 0,
             mmap: 0,
+            threads: 0,
             heap: 0,
             stack_top: 0,
         };
         let mut stream = SeedStream::new(self.seed(), LABEL);
+        let mut common = SeedStream::new(self.input_seed, COMMON_LABEL);
         let mut taken: Vec<(u64, u64)> = Vec::new();
         for region in self.regions()? {
-            let start = place(&region, space, &taken, &mut stream)?;
+            let stream = if region.common { &mut common } else { &mut stream };
+            let start = place(&region, space, &taken, stream)?;
             *(region.place)(&mut layout) = start;
             taken.push((start, start + region.len));
             taken.sort_unstable();
@@ -158,7 +165,7 @@ impl LayoutRequest {
         Ok(layout)
     }
 
-    /// All regions, large ones first, since those have the fewest places. The order must not depend on a size.
+    /// All regions, the common one and then large ones first, since those have the fewest places. The order must not depend on a size.
     fn regions(&self) -> Result<Vec<Region>, LayoutError> {
         let mut shared = SeedStream::new(self.input_seed, SHARED_LABEL);
         let mut low_bits = || {
@@ -167,15 +174,18 @@ impl LayoutRequest {
         };
         let whole = |bytes: u64| bytes.next_multiple_of(PAGE_SIZE).max(PAGE_SIZE);
         let mut regions = Vec::new();
-        let mut add = |name, len, step, offset, place| {
+        let mut add = |name: &'static str, len, step, offset, place: fn(&mut Layout) -> &mut u64| {
             regions.push(Region {
                 name,
                 len,
                 step,
                 offset,
+                common: name == "threads",
                 place,
             });
         };
+        // First, on empty ground: only so it comes to lie at the same place in every replica.
+        add("threads", THREADS, GIB, low_bits()?, |at| &mut at.threads);
         add("mmap", MMAP, GIB, low_bits()?, |at: &mut Layout| {
             &mut at.mmap
         });
@@ -207,6 +217,7 @@ impl LayoutRequest {
     }
 }
 
+const THREADS: u64 = 64 * GIB;
 const MMAP: u64 = 512 * GIB;
 const LIBRARIES: u64 = 64 * GIB;
 const HEAP: u64 = 64 * GIB;

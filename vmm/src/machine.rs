@@ -1,6 +1,7 @@
 //! One virtual machine: made from a [`MachineConfig`], run from boundary to boundary.
 
 use crate::boot::{Boot, exception_frame, prepare};
+use crate::cpuid::guest_cpuid;
 use crate::crash::{CrashKind, CrashReport};
 use crate::error::MachineError;
 use crate::kick::Kicker;
@@ -169,7 +170,8 @@ impl Machine {
     /// Whatever is wrong with the configuration, the kernel, or the host.
     pub fn new(kvm: &Kvm, config: &MachineConfig) -> Result<Self, MachineError> {
         let memory = GuestMemory::new(config.memory_bytes, config.image.as_deref())?;
-        let boot = prepare(config, &memory)?;
+        let (cpuid, fsgsbase) = guest_cpuid(kvm)?;
+        let boot = prepare(config, &memory, &cpuid)?;
         let devices = DeviceSet::new(
             &DeviceConfig {
                 input_seed: config.input_seed,
@@ -202,7 +204,11 @@ impl Machine {
         let vcpu = vm
             .create_vcpu(0)
             .map_err(MachineError::kvm("KVM_CREATE_VCPU"))?;
-        vcpu::set_up(kvm, &vcpu, &boot)?;
+        vcpu::set_up(&vcpu, &boot, &cpuid, fsgsbase)?;
+        if !vcpu::cpuid_kept(&vcpu)? {
+            // The kernel answers from its boot information then.
+            vcpu::trap_cpuid(&vcpu)?;
+        }
         let vcpu_bytes = kvm
             .get_vcpu_mmap_size()
             .map_err(MachineError::kvm("KVM_GET_VCPU_MMAP_SIZE"))? as u64;

@@ -1,11 +1,12 @@
 //! Setting up the vCPU: at CPL 3 in 64-bit mode, with the tables of the boot block.
 
 use crate::boot::Boot;
-use crate::cpuid::{baseline_only, guest_cpuid};
+use crate::cpuid::baseline_only;
 use crate::error::MachineError;
 use crate::registers::Registers;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_bindings::{
+    CpuId,KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_ioctls::VcpuFd;
 use quorate_abi::boot::selector;
 
 /// PE, MP, ET, NE, WP, AM, PG: protected mode with paging, write protection also at CPL 0.
@@ -39,9 +40,13 @@ const SEGMENT_BUSY_TSS: u8 = 0xb;
 
 /// Makes the vCPU ready to run the kernel's first instruction. The order: CPUID first, since KVM checks the rest
 /// against it; then the system registers, which select the mode; then MSRs and general registers.
-pub(crate) fn set_up(kvm: &Kvm, vcpu: &VcpuFd, boot: &Boot) -> Result<(), MachineError> {
-    let (cpuid, fsgsbase) = guest_cpuid(kvm)?;
-    vcpu.set_cpuid2(&cpuid)
+pub(crate) fn set_up(
+    vcpu: &VcpuFd,
+    boot: &Boot,
+    cpuid: &CpuId,
+    fsgsbase: bool,
+) -> Result<(), MachineError> {
+    vcpu.set_cpuid2(cpuid)
         .map_err(MachineError::kvm("KVM_SET_CPUID2"))?;
 
     let mut sregs = vcpu

@@ -281,6 +281,12 @@ pub fn fast_entry_address() -> u64 {
     syscall_entry_fast as *const () as u64
 }
 
+/// Host unit tests never enter a program.
+#[cfg(test)]
+pub fn fast_entry_address() -> u64 {
+    0
+}
+
 /// Leaves the kernel for the program, for good.
 ///
 /// # Safety

@@ -35,6 +35,7 @@ static SPACE: Global<Space> = Global::new(Space::new(Layout {
     program: 0,
     libraries: 0,
     mmap: 0,
+    threads: 0,
     heap: 0,
     stack_top: 0,
 }));
@@ -102,7 +103,7 @@ pub fn alloc_dma(pages: usize) -> Result<(*mut u8, u64)> {
 /// layout costs in pages touched and page tables (R8).
 pub fn memory_info() -> (u64, u64) {
     let (total, _) = frames::counts();
-    let used = SPACE.borrow().committed();
+    let used = SPACE.borrow().committed() + crate::fs::memory_in_use();
     let total = total * quorate_abi::PAGE_SIZE;
     (total, total.saturating_sub(used))
 }
@@ -129,7 +130,7 @@ pub fn maps_text() -> String {
         };
         let _ = writeln!(
             text,
-            "{start:08x}-{:08x} {}{}{}{} {offset:08x} 00:00 0 {name}",
+            "{start:012x}-{:012x} {}{}{}{} {offset:08x} 00:00 0 {name}",
             vma.end,
             bit(space::READ, 'r'),
             bit(space::WRITE_PROT, 'w'),

@@ -38,9 +38,22 @@ const LIBRARY_ARENA: u64 = 64 << 30;
 /// Bytes of the brk area.
 const HEAP_ARENA: u64 = 64 << 30;
 /// Bytes reserved above a program's start.
-const PROGRAM_ARENA: u64 = 64 << 30;
+const PROGRAM_ARENA: u64 = 16 << 30;
+/// Bytes of the arena for threads.
+const THREAD_ARENA: u64 = 64 << 30;
 /// Bytes reserved below the stack's top.
 const STACK_ARENA: u64 = 1 << 30;
+
+/// Where a mapping goes whose address the program left open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arena {
+    /// File mappings.
+    Libraries,
+    /// Anonymous memory: heaps.
+    Memory,
+    /// Thread stacks, and what the dynamic linker allocates (control blocks, TLS): see `Layout::threads`.
+    Threads,
+}
 
 /// What stands behind a mapping.
 #[derive(Clone)]
@@ -216,15 +229,15 @@ impl Space {
     ///
     /// # Errors
     /// `ENOMEM`.
-    pub fn place(&self, hint: u64, len: u64, library: bool) -> Result<u64> {
+    pub fn place(&self, hint: u64, len: u64, arena: Arena) -> Result<u64> {
         let hint = hint & !(PAGE_SIZE - 1);
         if hint >= LOWEST && self.allowed(hint, len) && self.is_free(hint, hint + len) {
             return Ok(hint);
         }
-        if library {
-            self.find_gap(self.layout.libraries, LIBRARY_ARENA, len)
-        } else {
-            self.find_gap(self.layout.mmap, MMAP_ARENA, len)
+        match arena {
+            Arena::Libraries => self.find_gap(self.layout.libraries, LIBRARY_ARENA, len),
+            Arena::Memory => self.find_gap(self.layout.mmap, MMAP_ARENA, len),
+            Arena::Threads => self.find_gap(self.layout.threads, THREAD_ARENA, len),
         }
     }
 
@@ -237,6 +250,7 @@ impl Space {
         (start >= LOWEST && end <= 1 << 32)
             || within(self.layout.mmap, MMAP_ARENA)
             || within(self.layout.libraries, LIBRARY_ARENA)
+            || within(self.layout.threads, THREAD_ARENA)
             || within(self.layout.heap, HEAP_ARENA)
             || within(self.layout.program, PROGRAM_ARENA)
             || within(self.layout.stack_top - STACK_ARENA, STACK_ARENA)
@@ -561,8 +575,10 @@ impl Space {
         if old + old_len > vma.end {
             return Err(EFAULT);
         }
-        let library = matches!(vma.backing, Backing::File { .. });
-        let _ = start;
+        let arena = match vma.backing {
+            Backing::File { .. } => Arena::Libraries,
+            Backing::Anonymous => Arena::Memory,
+        };
         if fixed.is_none() {
             if new_len <= old_len {
                 self.unmap(old + new_len, old + old_len);
@@ -584,7 +600,7 @@ impl Space {
         }
         let to = match fixed {
             Some(to) => to,
-            None => self.place(0, new_len, library)?,
+            None => self.place(0, new_len, arena)?,
         };
         if fixed.is_some() {
             self.unmap(to, to + new_len);

@@ -1,9 +1,8 @@
 //! System calls on memory.
 
-use super::space::{Backing, EXEC, LOWEST, WRITE_PROT};
+use super::space::{Arena, Backing, EXEC, LOWEST, WRITE_PROT};
 use crate::errno::*;
-use crate::file;
-use crate::rewrite;
+use crate::{exec, file, rewrite};
 use quorate_abi::PAGE_SIZE;
 
 const MAP_SHARED: u64 = 1;
@@ -28,11 +27,11 @@ fn aligned(addr: u64) -> bool {
     addr.is_multiple_of(PAGE_SIZE)
 }
 
-/// `mmap`.
+/// `mmap`. `caller`: the program's instruction pointer.
 ///
 /// # Errors
 /// As Linux.
-pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64) -> SysResult {
+pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64, caller: u64) -> SysResult {
     let len = page_up(len)?;
     if len == 0 || prot & !7 != 0 || !aligned(offset) {
         return Err(EINVAL);
@@ -77,8 +76,12 @@ pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64) ->
         }
         addr
     } else {
-        let library = matches!(backing, Backing::File { .. });
-        space.place(addr, len, library)?
+        let arena = match backing {
+            Backing::File { .. } => Arena::Libraries,
+            Backing::Anonymous if flags & MAP_STACK != 0 || exec::is_interpreter(caller) => Arena::Threads,
+            Backing::Anonymous => Arena::Memory,
+        };
+        space.place(addr, len, arena)?
     };
     let name = if flags & MAP_STACK != 0 { "[thread stack]" } else { "" };
     let result = space.map(at, len, prot, backing, name, flags & MAP_POPULATE != 0);

@@ -39,6 +39,7 @@ static UNKNOWN: Global<Unknown> = Global::new(Unknown { counts: [0; names::COUNT
 #[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
     let number = frame.rax;
+    let caller = frame.rip;
     let mut full = frame.kind == KIND_TRAP && rewrite::patch_site(frame);
     if number == nr::RT_SIGRETURN {
         signal::sigreturn(frame);
@@ -46,7 +47,7 @@ extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
         signal::deliver_pending(frame, false);
         return 1;
     }
-    let result = dispatch(number, frame);
+    let result = dispatch(number, frame, caller);
     let value = match result {
         Ok(value) => value,
         Err(error) => (-i64::from(error.0)) as u64,
@@ -77,7 +78,7 @@ fn trace(number: u64, frame: &TrapFrame, result: u64) {
     let ([digest, _], calls) = fingerprint::current();
     let small = |value: u64| if value < 1 << 20 { value as i64 } else { -1 };
     klog!(
-        "#{calls} {} {}({}, {}, {}) = {} digest {digest:016x} size {:?}",
+        "#{calls} {} {}({}, {}, {}) = {} digest {digest:016x} size {:?} from {}",
         sched::current(),
         names::name(number),
         small(frame.rdi),
@@ -85,6 +86,7 @@ fn trace(number: u64, frame: &TrapFrame, result: u64) {
         small(frame.rdx),
         result as i64,
         mm::process_size(),
+        crate::boot::describe_address(rewrite::origin(frame.rip))
     );
 }
 
@@ -106,7 +108,7 @@ extern "C" fn handle_thread_start(frame: &mut TrapFrame) {
     let _ = frame;
 }
 
-fn dispatch(number: u64, frame: &mut TrapFrame) -> SysResult {
+fn dispatch(number: u64, frame: &mut TrapFrame, caller: u64) -> SysResult {
     let a = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
     // The calls of a server's inner loop first.
     if let Some(result) = fs::dispatch(number, a) {
@@ -116,7 +118,7 @@ fn dispatch(number: u64, frame: &mut TrapFrame) -> SysResult {
         return result;
     }
     match number {
-        nr::MMAP => mm::sys::mmap(a[0], a[1], a[2], a[3], a[4] as i32, a[5]),
+        nr::MMAP => mm::sys::mmap(a[0], a[1], a[2], a[3], a[4] as i32, a[5], rewrite::origin(caller)),
         nr::MPROTECT => mm::sys::mprotect(a[0], a[1], a[2]),
         nr::MUNMAP => mm::sys::munmap(a[0], a[1]),
         nr::BRK => {
