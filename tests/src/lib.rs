@@ -1,12 +1,58 @@
 //! What the end-to-end tests, the demonstration and the benchmarks have in common: Debian's own Redis on the host
-//! ([`native`]).
+//! ([`native`], [`server`]), a replica set driven through the real command ([`set`]), and clients that read every byte
+//! ([`resp`], [`load`]).
 
+pub mod load;
 pub mod native;
+pub mod process;
+pub mod random;
+pub mod resp;
+pub mod server;
+pub mod set;
 
+use std::io;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The root of the repository.
 #[must_use]
 pub fn repository() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Why a step of a test cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something of the host failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Something did not come before its deadline, or can no longer come.
+    #[error("{process} did not give {what:?} in time; it said:\n{said}")]
+    Late {
+        /// What was waited for.
+        what: String,
+        /// The process.
+        process: String,
+        /// Its standard error.
+        said: String,
+    },
+    /// No native Redis.
+    #[error(transparent)]
+    Native(#[from] native::NativeError),
+    /// An answer that is not one.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
+/// Held by a test while it runs: sets share the host's cores, and times are measured. It also prints what the test does.
+pub fn one_at_a_time(what: &str) -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    println!("{what}");
+    turn
 }
