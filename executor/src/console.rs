@@ -178,12 +178,12 @@ mod tests {
         })
         .unwrap();
         let chunk = vec![b'x'; CONSOLE_QUEUE / 2];
-        // One chunk may be with the writer and two in the queue; the rest is dropped, and nothing blocks.
+        // Two chunks may be with the writer and two in the queue; the rest is dropped, and nothing blocks.
         for _ in 0..6 {
             console.put(&chunk);
         }
         let dropped = console.dropped();
-        assert!(dropped >= 3 * chunk.len() as u64, "{dropped}");
+        assert!(dropped >= 2 * chunk.len() as u64, "{dropped}");
         for _ in 0..4 {
             allow.send(()).unwrap();
         }
