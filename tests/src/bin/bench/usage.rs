@@ -49,12 +49,13 @@ impl Cpu {
         Ok(cpu)
     }
 
-    /// The time between `earlier` and this.
+    /// The time between `earlier` and this. A thread that has ended in between takes its time with it; such threads
+    /// answer the control socket and are short.
     pub fn since(self, earlier: Cpu) -> Cpu {
         Cpu {
-            guests: self.guests - earlier.guests,
-            gateway: self.gateway - earlier.gateway,
-            other: self.other - earlier.other,
+            guests: (self.guests - earlier.guests).max(0.0),
+            gateway: (self.gateway - earlier.gateway).max(0.0),
+            other: (self.other - earlier.other).max(0.0),
         }
     }
 

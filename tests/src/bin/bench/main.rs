@@ -1,0 +1,233 @@
+//! `make bench`: the native redis-server and sets of 1, 2, 3 and 5 replicas side by side, in one run, on one machine.
+//!
+//! Servers take turns, round by round, so that whatever else the machine does meets all of them. Ratios carry over to other
+//! machines, absolute figures do not.
+
+mod boundary;
+mod host;
+mod limit;
+mod load;
+mod report;
+mod results;
+mod server;
+mod usage;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use host::Host;
+use load::LOADS;
+use results::{BOOTED, KINDS, Measured, Results};
+use server::Server;
+use usage::Memory;
+
+/// How long a server is watched without any request.
+const IDLE: Duration = Duration::from_millis(500);
+const USAGE: &str = "\
+Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary]
+
+Measures the native redis-server and Quorate with 1, 2, 3 and 5 replicas in turns, prints a report, and writes it to
+target/bench/report.md and target/bench/results.json.
+
+  --quick        2 rounds of 0.3 s for each load, 3 starts, no cost of a boundary: less than two minutes
+  --rounds N     rounds [default: 5]
+  --seconds S    length of each load in a round [default: 2]
+  --boots N      starts whose time is taken, besides those of the rounds [default: 9]
+  --no-boundary  leaves out the cost of a boundary, which is measured by programs that cargo builds first";
+
+struct Options {
+    quick: bool,
+    rounds: usize,
+    seconds: f64,
+    boots: usize,
+    boundary: bool,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options {
+            quick: false,
+            rounds: 5,
+            seconds: 2.0,
+            boots: 9,
+            boundary: true,
+        };
+        while let Some(argument) = arguments.next() {
+            let mut number = || -> Result<f64, String> {
+                let text = arguments.next().unwrap_or_default();
+                match text.parse() {
+                    Ok(number) if (0.0..=1000.0).contains(&number) => Ok(number),
+                    _ => Err(format!(
+                        "{argument} needs a number up to 1000, got {text:?}"
+                    )),
+                }
+            };
+            match argument.as_str() {
+                "--quick" => {
+                    options = Options {
+                        quick: true,
+                        rounds: 2,
+                        seconds: 0.3,
+                        boots: 3,
+                        boundary: false,
+                    };
+                }
+                "--rounds" => options.rounds = number()? as usize,
+                "--seconds" => options.seconds = number()?,
+                "--boots" => options.boots = number()? as usize,
+                "--no-boundary" => options.boundary = false,
+                _ => return Err(format!("unknown argument {argument:?}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "--help" || argument == "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("bench: {error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let host = Host::look();
+    say(&host.line());
+    if let Err(error) = quorate_tests::native::root() {
+        eprintln!("bench: the image cannot be had: {error}");
+        return ExitCode::FAILURE;
+    }
+    let results = measure(&options, host);
+    let text = report::markdown(&results);
+    println!("{text}");
+    let kept = keep(&results, &text);
+    if let Err(error) = &kept {
+        eprintln!("bench: {error}");
+    }
+    if results.failures.is_empty() && kept.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn say(text: &str) {
+    eprintln!("bench: {text}");
+}
+
+fn measure(options: &Options, host: Host) -> Results {
+    let mut results = Results {
+        host,
+        quick: options.quick,
+        rounds: options.rounds,
+        seconds: options.seconds,
+        servers: KINDS.into_iter().map(Measured::new).collect(),
+        boundary: None,
+        failures: Vec::new(),
+    };
+    let Results {
+        servers, failures, ..
+    } = &mut results;
+    for round in 1..=options.rounds {
+        for measured in servers.iter_mut() {
+            let name = measured.kind.name();
+            say(&format!("round {round} of {}, {name}", options.rounds));
+            // All or nothing: a round that fails half way must not shift the rounds that are compared.
+            let mut attempt = measured.clone();
+            match one_round(&mut attempt, options.seconds) {
+                Ok(()) => *measured = attempt,
+                Err(error) => {
+                    say(&error);
+                    failures.push(format!("round {round}, {name}: {error}"));
+                }
+            }
+        }
+    }
+    for start in 1..=options.boots {
+        say(&format!("start {start} of {}", options.boots));
+        for measured in servers
+            .iter_mut()
+            .filter(|measured| BOOTED.contains(&measured.kind))
+        {
+            let booted = Server::start(measured.kind).and_then(|server| {
+                let after = server.first_pong.as_secs_f64();
+                server.check()?;
+                server.stop()?;
+                Ok(after)
+            });
+            match booted {
+                Ok(after) => measured.boots.push(after),
+                Err(error) => failures.push(format!("start {start}: {error}")),
+            }
+        }
+    }
+    if options.boundary {
+        say("cost of a boundary");
+        match boundary::measure() {
+            Ok(boundary) => results.boundary = Some(boundary),
+            Err(error) => results
+                .failures
+                .push(format!("cost of a boundary: {error}")),
+        }
+    }
+    results
+}
+
+/// All loads on one server, started for it.
+fn one_round(measured: &mut Measured, seconds: f64) -> Result<(), String> {
+    let server = Server::start(measured.kind)?;
+    measured.boots.push(server.first_pong.as_secs_f64());
+    let before = server.cpu()?;
+    std::thread::sleep(IDLE);
+    let idle = server.cpu()?.since(before).total();
+    measured.idle.push(idle / IDLE.as_secs_f64());
+    for (index, load) in LOADS.into_iter().enumerate() {
+        let sample = load::run(&server, load, seconds)?;
+        say(&format!(
+            "  {:<9} {:>9.0}/s, p50 {:.2} ms, p99 {:.2} ms",
+            load.name(),
+            sample.rps,
+            sample.p50_ms,
+            sample.p99_ms
+        ));
+        measured.samples[index].push(sample);
+    }
+    measured.memory.push(Memory::of(server.pid())?);
+    server.stop()
+}
+
+/// Writes the report and the results to `target/bench`.
+fn keep(results: &Results, report: &str) -> Result<(), String> {
+    let directory = quorate_tests::repository().join("target/bench");
+    let json =
+        serde_json::to_string_pretty(&results.json()).map_err(|error| error.to_string())? + "\n";
+    std::fs::create_dir_all(&directory)
+        .and_then(|()| std::fs::write(directory.join("report.md"), report))
+        .and_then(|()| std::fs::write(directory.join("results.json"), json))
+        .map_err(|error| format!("{}: {error}", directory.display()))?;
+    say("written: target/bench/report.md and target/bench/results.json");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Options, String> {
+        Options::parse(words.iter().map(|word| (*word).to_owned()))
+    }
+
+    #[test]
+    fn options_are_checked() {
+        let options = parse(&["--quick", "--rounds", "4"]).unwrap();
+        assert!(options.quick && !options.boundary && options.rounds == 4);
+        assert!(parse(&["--seconds", "fast"]).is_err());
+        assert!(parse(&["--seconds"]).is_err());
+        assert!(parse(&["--slow"]).is_err());
+    }
+}
