@@ -1,6 +1,7 @@
 //! One replica: what the set needs of a virtual machine, and the loop that its thread runs.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use quorate_devices::{Entry, Output};
 use quorate_voter::Output as Cast;
@@ -56,15 +57,20 @@ pub trait Vcpu {
 pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
     let mut boundary = 0;
     let mut corrupt_next = false;
+    let mut ran = Duration::ZERO;
     loop {
-        match vcpu.run() {
+        let entered = Instant::now();
+        let turn = vcpu.run();
+        let left = Instant::now();
+        ran += left - entered;
+        match turn {
             Turn::Boundary {
                 outputs,
                 wait_until_ns,
             } => {
                 let ballot = ballot(boundary, outputs, wait_until_ns, &mut corrupt_next);
                 boundary += 1;
-                let mut next = shared.cast(me, ballot);
+                let mut next = shared.cast(me, ballot, left, ran);
                 loop {
                     match next {
                         Next::Resume(entry) => {

@@ -96,6 +96,7 @@ fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
         restarts: 0,
         outputs: slot.outputs,
         output_bytes: slot.output_bytes,
+        guest_ms: slot.ran.as_millis() as u64,
         layout: slot
             .layout
             .iter()

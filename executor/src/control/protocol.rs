@@ -156,6 +156,8 @@ pub struct ReplicaStatus {
     pub outputs: u64,
     /// Bytes of these.
     pub output_bytes: u64,
+    /// Milliseconds that its vCPU has run the guest. What its thread used beyond that went into voting and delivery.
+    pub guest_ms: u64,
     /// Start address of each region, as hexadecimal text.
     pub layout: BTreeMap<String, String>,
     /// Faults injected, with what became of each.

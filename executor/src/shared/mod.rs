@@ -98,6 +98,8 @@ pub struct Slot {
     pub outputs: u64,
     /// Bytes of these.
     pub output_bytes: u64,
+    /// Time spent in its guest.
+    pub ran: Duration,
     /// Why it was stopped.
     pub stopped: Option<String>,
     /// Start addresses of its regions.
@@ -171,6 +173,7 @@ impl Shared {
             boundary: 0,
             outputs: 0,
             output_bytes: 0,
+            ran: Duration::ZERO,
             stopped: None,
             layout: Vec::new(),
             injected: Vec::new(),

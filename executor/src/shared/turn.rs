@@ -33,9 +33,9 @@ impl Shared {
         self.finish(inner, todo);
     }
 
-    /// Casts a ballot, then as [`Shared::await_entry`].
-    pub fn cast(&self, me: usize, ballot: Ballot) -> Next {
-        let now = Instant::now();
+    /// Casts a ballot, then as [`Shared::await_entry`]. `now` is when the guest came to the boundary, `ran` the time that
+    /// it has spent in the guest so far.
+    pub fn cast(&self, me: usize, ballot: Ballot, now: Instant, ran: Duration) -> Next {
         let mut todo = Todo::default();
         let mut inner = self.inner();
         if inner.end.is_some() {
@@ -43,6 +43,7 @@ impl Shared {
         }
         let slot = &mut inner.slots[me];
         slot.boundary = ballot.boundary + 1;
+        slot.ran = ran;
         slot.outputs += ballot.outputs.len() as u64;
         slot.output_bytes += ballot.bytes as u64;
         slot.wait_until_ns = ballot.wait_until_ns;
