@@ -135,11 +135,12 @@ pub struct Applied {
     pub detail: String,
 }
 
-/// Changes one byte of an output.
-pub fn corrupt(bytes: &mut [u8]) {
-    // The last byte: in a frame that carries data it is content, and the console has nothing else.
+/// Changes one byte of an output of `replica`.
+pub fn corrupt(bytes: &mut [u8], replica: usize) {
+    // The last byte: in a frame that carries data it is content, and the console has nothing else. Each replica's in its
+    // own way: two replicas that are wrong in the same way are a majority, and no vote can find that.
     if let Some(byte) = bytes.last_mut() {
-        *byte ^= 0x20;
+        *byte ^= 0x20 | (replica as u8 & 0x0f);
     }
 }
 
@@ -208,9 +209,16 @@ mod tests {
     }
 
     #[test]
-    fn corruption_changes_exactly_one_byte() {
-        let mut bytes = vec![7; 100];
-        corrupt(&mut bytes);
-        assert_eq!(bytes.iter().filter(|byte| **byte != 7).count(), 1);
+    fn corruption_changes_exactly_one_byte_in_each_replica_another_way() {
+        let mut seen = std::collections::HashSet::new();
+        for replica in 0..quorate_voter::MAX_REPLICAS {
+            let mut bytes = vec![7; 100];
+            corrupt(&mut bytes, replica);
+            assert_eq!(bytes.iter().filter(|byte| **byte != 7).count(), 1);
+            assert!(
+                seen.insert(bytes),
+                "replica {replica} is wrong as another is"
+            );
+        }
     }
 }

@@ -50,7 +50,7 @@ pub fn replay(vcpu: &mut impl Vcpu, entries: &[Arc<Entry>]) -> Result<Replayed, 
             Turn::Kicked => continue,
             Turn::Crash(report) | Turn::Misbehaved(report) => return Err(failed(report)),
         };
-        let cast = ballot(boundary, outputs, wait_until_ns, &mut false);
+        let cast = ballot(boundary, outputs, wait_until_ns, &mut None);
         for (channel, bytes) in &cast.outputs {
             digest.absorb(boundary, *channel, bytes);
         }

@@ -56,7 +56,7 @@ pub trait Vcpu {
 /// Returns when the set has no more use for the replica; the machine is then dropped and its memory free.
 pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
     let mut boundary = 0;
-    let mut corrupt_next = false;
+    let mut corrupt_next = None;
     let mut ran = Duration::ZERO;
     loop {
         let entered = Instant::now();
@@ -111,11 +111,11 @@ fn open(
     me: usize,
     vcpu: &mut impl Vcpu,
     mail: Mail,
-    corrupt_next: &mut bool,
+    corrupt_next: &mut Option<usize>,
 ) -> bool {
     let result = match mail.fault {
         Fault::WrongOutput => {
-            *corrupt_next = true;
+            *corrupt_next = Some(me);
             Ok("its next frame or console output is changed".to_owned())
         }
         Fault::Freeze => Ok("its thread stalls".to_owned()),
@@ -131,12 +131,13 @@ fn open(
     true
 }
 
-/// Turns outputs into what the voter compares. Outside the set's lock: this is where bytes are touched.
+/// Turns outputs into what the voter compares; `corrupt_next` is the replica that is to be wrong, once. Outside the set's lock:
+/// this is where bytes are touched.
 pub(crate) fn ballot(
     boundary: u64,
     outputs: Vec<Output>,
     wait_until_ns: u64,
-    corrupt_next: &mut bool,
+    corrupt_next: &mut Option<usize>,
 ) -> Ballot {
     let mut exits = false;
     let mut bytes = 0;
@@ -158,12 +159,11 @@ pub(crate) fn ballot(
                     (channel::CONTROL, status.to_le_bytes().to_vec())
                 }
             };
-            if *corrupt_next
-                && matches!(channel, channel::NET | channel::CONSOLE)
+            if matches!(channel, channel::NET | channel::CONSOLE)
                 && !content.is_empty()
+                && let Some(replica) = corrupt_next.take()
             {
-                corrupt(&mut content);
-                *corrupt_next = false;
+                corrupt(&mut content, replica);
             }
             bytes += content.len();
             (channel, content)
@@ -185,13 +185,13 @@ mod tests {
 
     #[test]
     fn the_corrupted_output_is_one_that_the_world_would_see() {
-        let mut corrupt_next = true;
+        let mut corrupt_next = Some(1);
         let fingerprint = Output::Fingerprint {
             digest: [1, 2],
             syscalls: 3,
         };
         let first = ballot(0, vec![fingerprint.clone()], 0, &mut corrupt_next);
-        assert!(corrupt_next, "nothing visible yet");
+        assert!(corrupt_next.is_some(), "nothing visible yet");
         assert_eq!(first.outputs[0].1.len(), 24);
         let second = ballot(
             1,
@@ -203,7 +203,7 @@ mod tests {
             0,
             &mut corrupt_next,
         );
-        assert!(!corrupt_next);
+        assert!(corrupt_next.is_none());
         assert_ne!(second.outputs[1].1, vec![0; 60]);
         assert_eq!(second.outputs[2].1, vec![0; 60]);
         assert_eq!(second.bytes, 24 + 120);
