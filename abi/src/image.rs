@@ -11,6 +11,7 @@
 //! | directory entries | [`RawEntry`], [`ENTRY_SIZE`] bytes each; those of one directory are contiguous and sorted bytewise by name |
 //! | strings | names and symlink targets, not terminated |
 //! | data | contents of regular files, each page aligned |
+//! | leaks | a count, then an entry (offset in the image times 256, plus length) for each instruction in a program that would leak real time or randomness, ascending |
 //!
 //! [`ImageView::parse`] checks the header only, in constant time; everything else is checked when it is accessed, and any
 //! bytes whatever give an [`ImageError`] at worst.
@@ -20,7 +21,7 @@ use crate::PAGE_SIZE;
 /// [`Header::magic`]: "QIMGROOT".
 pub const IMAGE_MAGIC: u64 = u64::from_le_bytes(*b"QIMGROOT");
 /// [`Header::version`].
-pub const IMAGE_VERSION: u32 = 1;
+pub const IMAGE_VERSION: u32 = 2;
 /// Bytes of an encoded [`Header`]; the rest of the header page is zero.
 pub const HEADER_SIZE: usize = 112;
 /// Where [`Header::digest`] lies in the header.
@@ -120,8 +121,8 @@ pub struct Header {
     pub strings_len: u64,
     /// Offset of the first page of data.
     pub data: u64,
-    /// Zero.
-    pub reserved: u64,
+    /// Offset of the table of leaking instructions, a multiple of 8.
+    pub leaks: u64,
     /// BLAKE3 of the whole image with these 32 bytes taken as zero, so that the header is covered too.
     pub digest: [u8; 32],
 }
@@ -142,7 +143,7 @@ impl Header {
             self.strings,
             self.strings_len,
             self.data,
-            self.reserved,
+            self.leaks,
         ];
         for (i, word) in words.iter().enumerate() {
             put(&mut out, 16 + 8 * i, &word.to_le_bytes());
@@ -169,7 +170,7 @@ impl Header {
             strings: word(48)?,
             strings_len: word(56)?,
             data: word(64)?,
-            reserved: word(72)?,
+            leaks: word(72)?,
             digest: array_at(bytes, DIGEST_OFFSET).ok_or(ImageError::Truncated)?,
         })
     }
@@ -199,16 +200,16 @@ impl Header {
                     && inodes_end <= self.entries
                     && entries_end <= self.strings
                     && strings_end <= self.data
-                    && self.data <= self.total_len,
+                    && self.data <= self.leaks
+                    && self.leaks.checked_add(8)? <= self.total_len,
             )
         };
         let aligned = self.inodes.is_multiple_of(8)
             && self.entries.is_multiple_of(4)
             && self.data.is_multiple_of(PAGE_SIZE)
+            && self.leaks.is_multiple_of(8)
             && self.total_len.is_multiple_of(PAGE_SIZE);
-        // Anything but zero here would be a field that this version does not know.
-        let known = self.reserved == 0 && self.inode_count >= ROOT_INODE;
-        if aligned && known && in_order() == Some(true) {
+        if aligned && self.inode_count >= ROOT_INODE && in_order() == Some(true) {
             Ok(())
         } else {
             Err(ImageError::Table)
@@ -367,6 +368,30 @@ impl<'a> ImageView<'a> {
     #[must_use]
     pub const fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// The leaking instructions whose first byte lies at image offsets `[from, to)`: (offset, length), ascending. An entry of a
+    /// damaged table may be anything; the caller looks at the instruction itself.
+    pub fn leaks(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u8)> + use<'a> {
+        let bytes = self.bytes;
+        let table = self.header.leaks as usize;
+        let room = bytes.len().saturating_sub(table).saturating_sub(8) / 8;
+        let count = u64_at(bytes, table).map_or(0, |n| usize::try_from(n).unwrap_or(0).min(room));
+        let entry = move |i: usize| u64_at(bytes, table + 8 + 8 * i).unwrap_or(u64::MAX);
+        // The first entry that is not below `from`.
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = low.midpoint(high);
+            if entry(middle) >> 8 < from {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        (low..count)
+            .map(entry)
+            .map(|e| (e >> 8, e as u8))
+            .take_while(move |(at, _)| *at < to)
     }
 
     /// Inode number of `/`.

@@ -123,6 +123,9 @@ extern "C" fn on_first_stack() -> ! {
     }
     // SAFETY: the VMM maps the image there, read-only, for ever.
     let image = unsafe { core::slice::from_raw_parts(boot.layout.image as *const u8, boot.image.len as usize) };
+    if let Ok(view) = quorate_abi::image::ImageView::parse(image) {
+        crate::rewrite::set_image(view);
+    }
     if let Err(error) = fs::init(image, boot.image.start) {
         panic!("the root image cannot be mounted (error {})", error.0);
     }

@@ -12,6 +12,8 @@ use crate::mm::space::{Backing, EXEC, READ};
 use crate::mm::{self, Access};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use codescan::Leak;
+use quorate_abi::image::ImageView;
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, FlowControl, Instruction, InstructionBlock, Mnemonic, OpKind, Register};
 
 /// Bytes of one arena for trampolines.
@@ -28,12 +30,6 @@ const HEAD: u64 = 13;
 struct Arena {
     next: u64,
     end: u64,
-}
-
-struct Leak {
-    mnemonic: Mnemonic,
-    len: u8,
-    destination: Register,
 }
 
 struct State {
@@ -63,6 +59,8 @@ pub fn add_arena(base: u64) -> Result<()> {
     STATE.borrow_mut().arenas.push(Arena { next: base + 16, end: base + ARENA });
     Ok(())
 }
+
+static IMAGE: Global<Option<ImageView<'static>>> = Global::new(None);
 
 /// Number of sites rewritten and refused.
 pub fn counts() -> (u64, u64) {
@@ -263,10 +261,25 @@ pub fn scan(start: u64, end: u64) {
             va += 4096;
             continue;
         }
-        if let Some(bytes) = code(va, stretch_end - va) {
-            find_leaks(bytes, va, &mut found);
+        let (run, offset) = uniform_run(va, stretch_end);
+        match offset {
+            // The image's builder has looked already, and touching every page of a program costs more than looking.
+            Some(offset) => {
+                let known = IMAGE.borrow().map(|image| image.leaks(offset, offset + run));
+                for (at, len) in known.into_iter().flatten() {
+                    let site = va + (at - offset);
+                    if let Some(leak) = code(site, u64::from(len)).and_then(|b| codescan::decode_leak(b, site)) {
+                        found.push((site, leak));
+                    }
+                }
+            }
+            None => {
+                if let Some(bytes) = code(va, run) {
+                    codescan::find_leaks(bytes, va, &mut found);
+                }
+            }
         }
-        va = stretch_end;
+        va += run;
     }
     for (at, leak) in found {
         let mut bytes = [0x90u8; 16];
@@ -279,6 +292,26 @@ pub fn scan(start: u64, end: u64) {
     mm::space().finish();
 }
 
+/// The longest run of present pages from `start` on that lie in a row in the root image (with their offset there), or that
+/// do not lie in it.
+fn uniform_run(start: u64, end: u64) -> (u64, Option<u64>) {
+    let offset_of = |va: u64| {
+        let physical = mm::paging::entry(va).map_or(0, |e| *e & mm::paging::ADDRESS);
+        physical.checked_sub(quorate_abi::map::IMAGE_BASE)
+    };
+    let first = offset_of(start);
+    let mut va = start + 4096;
+    while va < end && offset_of(va) == first.map(|offset| offset + (va - start)) {
+        va += 4096;
+    }
+    (va - start, first)
+}
+
+/// Takes over the root image, whose builder has searched its programs.
+pub fn set_image(image: ImageView<'static>) {
+    *IMAGE.borrow_mut() = Some(image);
+}
+
 fn present_until(start: u64, end: u64) -> u64 {
     let mut va = start;
     while va < end {
@@ -288,74 +321,6 @@ fn present_until(start: u64, end: u64) -> u64 {
         }
     }
     va.min(end)
-}
-
-/// Finds the leaking instructions in `bytes`. A byte pattern counts only if decoding from most places before it arrives there.
-fn find_leaks(bytes: &[u8], base: u64, found: &mut Vec<(u64, Leak)>) {
-    let mut from = 0;
-    while let Some(offset) = bytes[from..].iter().position(|b| *b == 0x0f) {
-        let at = from + offset;
-        from = at + 1;
-        let candidate = match bytes.get(at + 1) {
-            Some(0x31 | 0x33) => true,
-            Some(0x01) => bytes.get(at + 2) == Some(&0xf9),
-            Some(0xc7) => bytes.get(at + 2).is_some_and(|modrm| *modrm >= 0xf0),
-            _ => false,
-        };
-        if !candidate {
-            continue;
-        }
-        // The instruction may begin with prefixes (REX, operand size) before the 0x0f.
-        let prefixes = bytes[..at]
-            .iter()
-            .rev()
-            .take(2)
-            .take_while(|b| matches!(**b, 0x40..=0x4f | 0x66))
-            .count();
-        for begin in (at - prefixes..=at).rev() {
-            if let Some(leak) = decode_leak(&bytes[begin..], base + begin as u64)
-                && reached(bytes, begin)
-            {
-                found.push((base + begin as u64, leak));
-                break;
-            }
-        }
-    }
-}
-
-fn decode_leak(bytes: &[u8], ip: u64) -> Option<Leak> {
-    let mut decoder = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE);
-    let instruction = decoder.decode();
-    match instruction.mnemonic() {
-        m @ (Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdpmc | Mnemonic::Rdrand | Mnemonic::Rdseed) => Some(Leak {
-            mnemonic: m,
-            len: instruction.len() as u8,
-            destination: instruction.op0_register(),
-        }),
-        _ => None,
-    }
-}
-
-/// Whether decoding from places before `at` mostly arrives at `at`: x86 code falls into step quickly, data does not.
-fn reached(bytes: &[u8], at: usize) -> bool {
-    const STARTS: usize = 16;
-    const DISTANCE: usize = 96;
-    let mut instruction = Instruction::default();
-    let (mut tried, mut arrived) = (0, 0);
-    for i in 0..STARTS {
-        let Some(start) = at.checked_sub(DISTANCE - i) else {
-            continue;
-        };
-        tried += 1;
-        let mut decoder = Decoder::with_ip(64, &bytes[start..], start as u64, DecoderOptions::NONE);
-        while decoder.can_decode() && decoder.position() + start < at {
-            decoder.decode_out(&mut instruction);
-        }
-        if decoder.position() + start == at {
-            arrived += 1;
-        }
-    }
-    arrived * 4 >= tried * 3
 }
 
 /// Answers the trap of a replaced instruction; false if there is none at `frame.rip`.
@@ -444,19 +409,5 @@ mod tests {
         assert!(branches_into(&code, 0x1000, 0x1020, 8));
         code[41] = 0xf6; // to the site itself: fine
         assert!(!branches_into(&code, 0x1000, 0x1020, 8));
-    }
-
-    #[test]
-    fn leaks_are_found_in_code_and_not_in_operands() {
-        let mut code = vec![0x90u8; 128];
-        code.extend([0x0f, 0x31]); // rdtsc
-        code.extend([0x48, 0xb8, 0x0f, 0x31, 1, 2, 3, 4, 5, 6]); // mov rax, imm64 with the same bytes
-        code.extend([0x48, 0x0f, 0xc7, 0xf3]); // rdrand rbx
-        code.extend([0x0f, 0x01, 0xf9]); // rdtscp
-        code.extend([0x90; 8]);
-        let mut found = Vec::new();
-        find_leaks(&code, 0, &mut found);
-        let at: Vec<u64> = found.iter().map(|(at, _)| *at).collect();
-        assert_eq!(at, [128, 140, 144]);
     }
 }

@@ -16,7 +16,8 @@ use crate::writer::{self, WriteError};
 use crate::{hostdir, skeleton};
 
 /// Goes into every key: raise it when the same inputs give another image.
-const BUILDER_VERSION: u32 = 2;
+const BUILDER_VERSION: u32 = 3;
+
 /// Images of one appliance that the cache keeps (R10); the oldest ones go when another is built.
 pub const KEPT_IMAGES: usize = 4;
 /// Lock files that the cache keeps (R10); package files that no lock names go with them.

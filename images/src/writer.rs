@@ -69,6 +69,11 @@ pub fn write<W: Write + Seek>(tree: &Tree, out: &mut W) -> Result<Written, Write
             raw.location = place;
         }
     }
+    let leaks_at = end;
+    let leaks = leaks(&distinct, data_at);
+    end = end
+        .saturating_add(8 + 8 * leaks.len() as u64)
+        .next_multiple_of(PAGE_SIZE);
     if end > MAX_IMAGE_LEN {
         return Err(WriteError::TooLarge(end));
     }
@@ -84,6 +89,7 @@ pub fn write<W: Write + Seek>(tree: &Tree, out: &mut W) -> Result<Written, Write
         strings: strings_at,
         strings_len,
         data: data_at,
+        leaks: leaks_at,
         ..Header::default()
     };
     let mut sink = Sink::new(out);
@@ -101,6 +107,11 @@ pub fn write<W: Write + Seek>(tree: &Tree, out: &mut W) -> Result<Written, Write
         sink.put(content)?;
         sink.pad()?;
     }
+    sink.put(&(leaks.len() as u64).to_le_bytes())?;
+    for leak in &leaks {
+        sink.put(&leak.to_le_bytes())?;
+    }
+    sink.pad()?;
     // The pair of the check in `ImageView::parse`: what the header promises is what was written.
     assert_eq!(sink.at, end, "planned and written length differ");
     let digest = sink.finish()?;
@@ -112,6 +123,18 @@ pub fn write<W: Write + Seek>(tree: &Tree, out: &mut W) -> Result<Written, Write
         length: end,
         inodes,
     })
+}
+
+/// Entries of the table of leaking instructions, for contents that lie in a row from `data_at` on.
+fn leaks(contents: &[&[u8]], data_at: u64) -> Vec<u64> {
+    let mut entries = Vec::new();
+    let mut place = data_at;
+    for content in contents {
+        let found = codescan::find_in_elf(content);
+        entries.extend(found.iter().map(|(at, len)| (place + at) << 8 | u64::from(*len)));
+        place += (content.len() as u64).next_multiple_of(PAGE_SIZE);
+    }
+    entries
 }
 
 /// The image of `tree` in memory.

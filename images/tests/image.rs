@@ -110,7 +110,8 @@ fn equal_contents_are_stored_once() {
         tree.file(name.as_bytes(), META, vec![1; 9000]).unwrap();
     }
     let bytes = writer::to_bytes(&tree).unwrap();
-    assert_eq!(bytes.len() as u64, 5 * PAGE_SIZE);
+    // Header, tables, three pages of contents, the table of leaking instructions.
+    assert_eq!(bytes.len() as u64, 6 * PAGE_SIZE);
     let view = ImageView::parse(&bytes).unwrap();
     let (a, b) = (find(&view, "/a"), find(&view, "/b"));
     assert_ne!(a, b);
@@ -388,4 +389,33 @@ fn every_bit_is_covered_by_the_digest() {
         Header::decode(&bytes).unwrap().digest,
         bytes[DIGEST_OFFSET..DIGEST_OFFSET + 32]
     );
+}
+
+#[test]
+fn leaking_instructions_of_programs_are_listed() {
+    let mut program = vec![0x90u8; 0x3000];
+    program[..0x200].fill(0);
+    program[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    program[18] = 62;
+    program[32] = 64;
+    program[54] = 56;
+    program[56] = 1;
+    program[64..66].copy_from_slice(&[1, 0]);
+    program[66..68].copy_from_slice(&[0, 0]);
+    program[68..72].copy_from_slice(&5u32.to_le_bytes());
+    program[72..80].copy_from_slice(&0x1000u64.to_le_bytes());
+    program[96..104].copy_from_slice(&0x2000u64.to_le_bytes());
+    program[0x1800..0x1802].copy_from_slice(&[0x0f, 0x31]); // rdtsc
+    program[0x2800..0x2803].copy_from_slice(&[0x0f, 0x01, 0xf9]); // rdtscp
+    let mut tree = Tree::new(META);
+    tree.file(b"data", META, vec![0x0f, 0x31, 0x0f, 0x31]).unwrap();
+    tree.file(b"program", META, program).unwrap();
+    let bytes = writer::to_bytes(&tree).unwrap();
+    let view = ImageView::parse(&bytes).unwrap();
+    let at = view.data_offset(find(&view, "/program")).unwrap();
+    let all: Vec<(u64, u8)> = view.leaks(0, u64::MAX).collect();
+    assert_eq!(all, [(at + 0x1800, 2), (at + 0x2800, 3)]);
+    let second: Vec<(u64, u8)> = view.leaks(at + 0x1801, at + 0x2801).collect();
+    assert_eq!(second, all[1..]);
+    assert_eq!(view.leaks(at + 0x1801, at + 0x2800).count(), 0);
 }
