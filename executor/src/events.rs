@@ -296,7 +296,8 @@ impl fmt::Display for End {
                 }
             }
             End::Stopped => f.write_str("by request"),
-            End::NoQuorum { detail } => f.write_str(detail),
+            // The verdict's own line has said how.
+            End::NoQuorum { .. } => f.write_str("no majority among the replicas"),
             End::Failed { detail, .. } => f.write_str(detail),
         }
     }

@@ -40,6 +40,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     progress.done();
     let plan = plan?;
 
+    warn_of_memory(&plan);
     // Before anything runs: a signal must never find the default handler, which would lose what is under way.
     let signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| {
         Failure::new(
@@ -97,6 +98,21 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     report(&summary, &console);
     drop(server);
     Ok(summary.end.exit_code())
+}
+
+/// Guest memory is given as it is touched, so a set that is too large for the host starts well and ends badly.
+fn warn_of_memory(plan: &Plan) {
+    let available = quorate_vmm::host().memory_available;
+    let wanted = plan.machine.memory_bytes * u64::from(plan.set.voter.replicas);
+    if available != 0 && wanted > available {
+        line(&format!(
+            "note: {} of {} may use {} MiB of memory, this host has {} MiB available",
+            crate::events::count(plan.set.voter.replicas.into()),
+            quorate_images::size::format(plan.machine.memory_bytes),
+            wanted >> 20,
+            available >> 20
+        ));
+    }
 }
 
 fn control_failure(error: ControlError) -> Failure {

@@ -83,7 +83,7 @@ pub enum Reply {
 }
 
 /// State of a set. The keys are documented in `docs/control.md`; new keys may appear, none disappears within a version.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// The appliance's name.
     pub name: String,
@@ -258,5 +258,63 @@ mod tests {
             refused(r#"{"version":1,"command":{"name":"status"},"extra":1}"#).contains("extra")
         );
         assert!(refused("status").contains("JSON"));
+    }
+
+    #[test]
+    fn every_key_and_exit_code_is_documented() {
+        let docs = include_str!("../../../docs/control.md");
+        let replica = ReplicaStatus {
+            replica: 0,
+            state: String::new(),
+            stopped: None,
+            boundary: 0,
+            lag: 0,
+            restarts: 0,
+            outputs: 0,
+            output_bytes: 0,
+            guest_ms: 0,
+            layout: BTreeMap::new(),
+            injected: vec![InjectedStatus {
+                kind: String::new(),
+                boundary: 0,
+                detail: String::new(),
+                effect: String::new(),
+            }],
+        };
+        let status = Status {
+            replicas: vec![replica],
+            ..Status::default()
+        };
+        let json = serde_json::to_value(&status).unwrap();
+        let objects = [
+            &json,
+            &json["replicas"][0],
+            &json["replicas"][0]["injected"][0],
+        ];
+        for key in objects
+            .iter()
+            .flat_map(|object| object.as_object().unwrap().keys())
+        {
+            assert!(
+                docs.contains(&format!("`{key}`")),
+                "{key} is not in docs/control.md"
+            );
+        }
+        for code in crate::exit::ExitCode::ALL {
+            let row = format!("| {} | {} |", code as u8, code.meaning());
+            assert!(docs.contains(&row), "{row}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_request_line_panics(line in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let _ = parse_request(&line);
+        }
+
+        #[test]
+        fn no_json_request_panics(text in "\\{\"version\":1,\"command\":\\{\"name\":\"(inject|kill|stop)\",\"[a-z]{1,8}\":[-0-9.e\"{}]{1,20}\\}\\}") {
+            let _ = parse_request(text.as_bytes());
+        }
     }
 }
