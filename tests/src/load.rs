@@ -16,11 +16,23 @@ const KEYS: usize = 16;
 const MAX_VALUE: usize = 4096;
 
 #[derive(Default)]
+struct Failures {
+    wrong: Vec<String>,
+    ended: Vec<String>,
+}
+
+impl Failures {
+    fn is_empty(&self) -> bool {
+        self.wrong.is_empty() && self.ended.is_empty()
+    }
+}
+
+#[derive(Default)]
 struct Shared {
     stop: AtomicBool,
     checked: AtomicU64,
     longest_us: AtomicU64,
-    wrong: Mutex<Vec<String>>,
+    failures: Mutex<Failures>,
     progress: Condvar,
 }
 
@@ -37,8 +49,10 @@ pub struct Seen {
     pub checked: u64,
     /// The longest time that a client waited for one.
     pub longest: Duration,
-    /// What went wrong, one text for each client that it went wrong for.
+    /// Replies that were not what they had to be; one for each client that got one.
     pub wrong: Vec<String>,
+    /// Connections that were refused, ended or silent; one text for each client.
+    pub ended: Vec<String>,
 }
 
 impl Load {
@@ -51,7 +65,12 @@ impl Load {
                 let shared = Arc::clone(&shared);
                 std::thread::spawn(move || {
                     if let Err(error) = work(address, number, seed, &shared) {
-                        wrong(&shared).push(format!("client {number}: {error}"));
+                        let text = format!("client {number}: {error}");
+                        let mut failures = failures(&shared);
+                        match error {
+                            Error::Io { .. } => failures.ended.push(text),
+                            _ => failures.wrong.push(text),
+                        }
                     }
                     shared.progress.notify_all();
                 })
@@ -65,16 +84,36 @@ impl Load {
     pub fn wait_for_progress(&self, more: u64, within: Duration) -> bool {
         let wanted = self.shared.checked.load(Ordering::SeqCst) + more;
         let deadline = Instant::now() + within;
-        let mut wrong = wrong(&self.shared);
+        let mut failures = failures(&self.shared);
         while self.shared.checked.load(Ordering::SeqCst) < wanted {
             let left = deadline.saturating_duration_since(Instant::now());
-            if !wrong.is_empty() || left.is_zero() {
+            if !failures.is_empty() || left.is_zero() {
                 return false;
             }
-            wrong = self
+            failures = self
                 .shared
                 .progress
-                .wait_timeout(wrong, left)
+                .wait_timeout(failures, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        true
+    }
+
+    /// Waits until every client has come to an end by itself, because something went wrong for it.
+    #[must_use]
+    pub fn wait_for_failure_of_all(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let mut failures = failures(&self.shared);
+        while failures.wrong.len() + failures.ended.len() < self.clients.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            failures = self
+                .shared
+                .progress
+                .wait_timeout(failures, left)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -91,13 +130,17 @@ impl Load {
         self.shared.stop.store(true, Ordering::SeqCst);
         for client in self.clients.drain(..) {
             if client.join().is_err() {
-                wrong(&self.shared).push("a client panicked".to_owned());
+                failures(&self.shared)
+                    .wrong
+                    .push("a client panicked".to_owned());
             }
         }
+        let failures = failures(&self.shared);
         Seen {
             checked: self.shared.checked.load(Ordering::SeqCst),
             longest: Duration::from_micros(self.shared.longest_us.load(Ordering::SeqCst)),
-            wrong: wrong(&self.shared).clone(),
+            wrong: failures.wrong.clone(),
+            ended: failures.ended.clone(),
         }
     }
 }
@@ -108,8 +151,11 @@ impl Drop for Load {
     }
 }
 
-fn wrong(shared: &Shared) -> std::sync::MutexGuard<'_, Vec<String>> {
-    shared.wrong.lock().unwrap_or_else(PoisonError::into_inner)
+fn failures(shared: &Shared) -> std::sync::MutexGuard<'_, Failures> {
+    shared
+        .failures
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
 }
 
 fn bulk(value: Option<&Vec<u8>>) -> Vec<u8> {
@@ -188,7 +234,7 @@ fn work(address: SocketAddr, number: usize, seed: u64, shared: &Shared) -> Resul
         }
         if shared.checked.fetch_add(1, Ordering::SeqCst) % 16 == 0 {
             // The lock orders this with a waiter that has just looked at the count.
-            drop(wrong(shared));
+            drop(failures(shared));
             shared.progress.notify_all();
         }
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use quorate_abi::image::{ImageError, ImageView};
 use quorate_images::{Appliance, ApplianceError, BuildError, BuildOptions, default_cache_dir};
@@ -85,12 +85,15 @@ pub fn command(program: &str) -> Result<Command, NativeError> {
 /// # Errors
 /// [`NativeError`].
 pub fn root() -> Result<PathBuf, NativeError> {
-    static ROOT: OnceLock<PathBuf> = OnceLock::new();
-    if let Some(root) = ROOT.get() {
+    static ROOT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    // Held while it is unpacked: the threads of one process share a staging directory.
+    let mut root = ROOT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(root) = &*root {
         return Ok(root.clone());
     }
-    let root = unpack(&repository().join("target/native"))?;
-    Ok(ROOT.get_or_init(|| root).clone())
+    let unpacked = unpack(&repository().join("target/native"))?;
+    *root = Some(unpacked.clone());
+    Ok(unpacked)
 }
 
 /// Unpacks the image into a directory of `parent` that its digest names, if it is not there yet.
