@@ -60,7 +60,7 @@ fn cross(wait_until_ns: u64) {
     time::fire_due();
     sched::wake_sleepers(time::now_ns());
     if flags & FLAG_TERMINATE != 0 && !TERMINATING.swap(true, Ordering::Relaxed) {
-        sched::send_signal_to_self(crate::signal::number::TERM);
+        crate::signal::send_to_process(crate::signal::number::TERM);
     }
 }
 

@@ -4,14 +4,14 @@ use crate::arch::TrapFrame;
 use crate::arch::monitor::MONITOR_CR2;
 use crate::mm::space::Fault;
 use crate::mm::{self, Access};
-use crate::signal::{self, number};
+use crate::arch::FxArea;
+use crate::signal::{self, Exception, SI_KERNEL, number};
 use crate::{boot, rewrite};
 use core::sync::atomic::Ordering;
 
 const SEGV_MAPERR: i32 = 1;
 const SEGV_ACCERR: i32 = 2;
 const BUS_ADRERR: i32 = 2;
-const SI_KERNEL: i32 = 0x80;
 
 /// Entry from assembly, on the fault stack.
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -42,11 +42,12 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
         1 => (number::TRAP, 2, frame.rip),
         3 => (number::TRAP, SI_KERNEL, 0),
         6 => (number::ILL, 2, frame.rip),
-        16 | 19 => (number::FPE, 7, frame.rip),
+        16 | 19 => (number::FPE, floating_point_code(vector), frame.rip),
         17 => (number::BUS, 1, 0),
         _ => (number::SEGV, SI_KERNEL, 0),
     };
-    signal::fault(frame, signal, code, value);
+    let exception = Exception { signal, code, address: value, vector, error };
+    signal::fault(frame, exception);
 }
 
 fn page_fault(address: u64, error: u64) -> Result<(), Fault> {
@@ -61,6 +62,23 @@ fn page_fault(address: u64, error: u64) -> Result<(), Fault> {
     let result = space.access(address, access);
     space.finish();
     result
+}
+
+/// si_code of a floating-point exception, from the unmasked flags of the x87 (vector 16) or of SSE.
+fn floating_point_code(vector: u64) -> i32 {
+    let mut fx = FxArea::initial();
+    fx.save();
+    let word = |at: usize| u16::from_le_bytes([fx.0[at], fx.0[at + 1]]);
+    let (control, status) = (word(0), word(2));
+    let mxcsr = word(24);
+    let raised = if vector == 16 { status & !control } else { mxcsr & !(mxcsr >> 7) };
+    match raised {
+        r if r & 1 != 0 => 7,
+        r if r & 4 != 0 => 3,
+        r if r & 8 != 0 => 4,
+        r if r & 0x12 != 0 => 5,
+        _ => 6,
+    }
 }
 
 /// Answers a CPUID that trapped, since KVM would show what the guest is not to see; false if there is none at `frame.rip`.

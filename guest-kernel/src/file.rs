@@ -131,6 +131,10 @@ pub trait File: Any {
     fn map_page(&self, _index: u64, _shared_write: bool) -> Result<MapPage> {
         Err(ENODEV)
     }
+    /// Names the contents that `map_page` shows, for all descriptions of one file alike; 0 if they never go away.
+    fn map_key(&self) -> usize {
+        0
+    }
     /// Whether one `writev` must arrive as one `write` and one `readv` be served by one `read` (pipes, datagrams);
     /// otherwise each part of the vector is written or read by itself.
     fn gathers(&self) -> bool {

@@ -141,9 +141,11 @@ pub fn signal_pending() -> bool {
     crate::signal::deliverable()
 }
 
-/// See [`crate::signal::send_to_process`].
+/// Sends a signal to the calling thread, as the kernel does for what the thread itself did (SIGPIPE).
 pub fn send_signal_to_self(signal: u32) {
-    crate::signal::send_to_process(signal);
+    if !cfg!(test) {
+        crate::signal::send_to_thread(current(), signal, crate::signal::Info::default());
+    }
 }
 
 /// Temporarily replaces the calling thread's signal mask (ppoll, pselect, epoll_pwait).

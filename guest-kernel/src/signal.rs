@@ -8,6 +8,7 @@ use crate::errno::*;
 use crate::mm::Access;
 use crate::user::{self, Plain};
 use crate::{mm, rewrite, sched};
+use alloc::collections::VecDeque;
 
 #[allow(missing_docs)]
 pub mod number {
@@ -36,6 +37,13 @@ pub mod number {
 /// Signals are numbered 1 to 64.
 const COUNT: usize = 65;
 
+/// si_code of what `kill` sends.
+const SI_USER: i32 = 0;
+/// si_code of what `tkill` and `tgkill` send.
+const SI_TKILL: i32 = -6;
+/// si_code of what the kernel sends.
+pub const SI_KERNEL: i32 = 0x80;
+
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
 const SA_SIGINFO: u64 = 4;
@@ -48,6 +56,13 @@ const SA_RESTORER: u64 = 0x0400_0000;
 const SS_ONSTACK: i32 = 1;
 const SS_DISABLE: i32 = 2;
 const MINSIGSTKSZ: u64 = 2048;
+
+/// Signals that exceptions raise.
+const SYNCHRONOUS: u64 = 1 << (number::SEGV - 1)
+    | 1 << (number::BUS - 1)
+    | 1 << (number::ILL - 1)
+    | 1 << (number::TRAP - 1)
+    | 1 << (number::FPE - 1);
 
 /// SIGKILL and SIGSTOP cannot be blocked.
 const UNBLOCKABLE: u64 = 1 << (number::KILL - 1) | 1 << (number::STOP - 1);
@@ -87,8 +102,95 @@ impl Default for AltStack {
 pub struct Info {
     /// si_code.
     pub code: i32,
-    /// si_addr of faults; si_value of rt_sigqueueinfo.
+    /// si_addr of faults, else si_pid and si_uid.
+    pub first: u64,
+    /// si_value of rt_sigqueueinfo.
     pub value: u64,
+}
+
+impl Info {
+    /// As the process itself sends it.
+    fn of_sender(code: i32) -> Self {
+        let (uid, _) = sched::credentials();
+        Self { code, first: u64::from(sched::PID) | u64::from(uid) << 32, value: 0 }
+    }
+
+    fn image(self, signal: u32) -> SigInfo {
+        let mut fields = [0; 14];
+        fields[0] = self.first;
+        fields[1] = self.value;
+        SigInfo { signo: signal as i32, errno: 0, code: self.code, pad: 0, fields }
+    }
+}
+
+/// An exception of the program: what `fault` delivers.
+#[derive(Clone, Copy, Debug)]
+pub struct Exception {
+    /// Signal number.
+    pub signal: u32,
+    /// si_code.
+    pub code: i32,
+    /// si_addr.
+    pub address: u64,
+    /// The processor's vector.
+    pub vector: u64,
+    /// The processor's error code.
+    pub error: u64,
+}
+
+/// Most real-time signals that wait in one queue (RLIMIT_SIGPENDING); `EAGAIN` for more.
+const QUEUED_MAX: usize = 4096;
+/// First of the signals that queue.
+const REAL_TIME: u32 = 32;
+
+/// Signals that wait to be delivered: of the others one each, real-time signals as often as they were sent.
+struct Pending {
+    set: u64,
+    info: [Info; REAL_TIME as usize],
+    queue: VecDeque<(u32, Info)>,
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Pending {
+    const fn new() -> Self {
+        Self { set: 0, info: [Info { code: 0, first: 0, value: 0 }; REAL_TIME as usize], queue: VecDeque::new() }
+    }
+
+    /// False if the queue is full.
+    fn add(&mut self, signal: u32, info: Info) -> bool {
+        match self.info.get_mut(signal as usize) {
+            // The first one's information is kept, as on Linux.
+            Some(_) if self.set & bit(signal) != 0 => return true,
+            Some(slot) => *slot = info,
+            None if self.queue.len() >= QUEUED_MAX => return false,
+            None => self.queue.push_back((signal, info)),
+        }
+        self.set |= bit(signal);
+        true
+    }
+
+    fn take(&mut self, signal: u32) -> Info {
+        if let Some(info) = self.info.get(signal as usize) {
+            self.set &= !bit(signal);
+            return *info;
+        }
+        let mut of_it = self.queue.iter().enumerate().filter(|(_, (s, _))| *s == signal).map(|(i, _)| i);
+        let (first, more) = (of_it.next(), of_it.next().is_some());
+        if !more {
+            self.set &= !bit(signal);
+        }
+        first.and_then(|i| self.queue.remove(i)).map(|(_, info)| info).unwrap_or_default()
+    }
+
+    fn discard(&mut self, signal: u32) {
+        self.set &= !bit(signal);
+        self.queue.retain(|(s, _)| *s != signal);
+    }
 }
 
 /// `siginfo_t`, 128 bytes.
@@ -109,8 +211,9 @@ unsafe impl Plain for SigInfo {}
 pub struct ThreadSignals {
     /// Blocked signals.
     pub mask: u64,
-    pending: u64,
-    info: [Info; 32],
+    pending: Pending,
+    /// What the thread waits for in sigwait.
+    waited: u64,
     altstack: AltStack,
     /// Mask to restore when the system call returns.
     saved_mask: Option<u64>,
@@ -118,14 +221,12 @@ pub struct ThreadSignals {
 
 struct ProcessSignals {
     actions: [Action; COUNT],
-    pending: u64,
-    info: [Info; 32],
+    pending: Pending,
 }
 
 static PROCESS: Global<ProcessSignals> = Global::new(ProcessSignals {
     actions: [Action { handler: 0, flags: 0, restorer: 0, mask: 0 }; COUNT],
-    pending: 0,
-    info: [Info { code: 0, value: 0 }; 32],
+    pending: Pending::new(),
 });
 
 fn bit(signal: u32) -> u64 {
@@ -153,59 +254,67 @@ pub fn deliverable() -> bool {
 }
 
 fn next_deliverable() -> Option<(u32, bool)> {
-    let process = PROCESS.borrow().pending;
+    let process = PROCESS.borrow().pending.set;
     sched::with_current(|t| {
-        let own = t.signals.pending & !t.signals.mask;
+        let own = t.signals.pending.set & !t.signals.mask;
         let shared = process & !t.signals.mask;
         if own | shared == 0 {
             return None;
         }
-        let signal = (own | shared).trailing_zeros() + 1;
+        // Faults that somebody sent come first, then the lowest number, as on Linux.
+        let urgent = (own | shared) & SYNCHRONOUS;
+        let signal = if urgent != 0 { urgent } else { own | shared }.trailing_zeros() + 1;
         Some((signal, own & bit(signal) != 0))
     })
 }
 
-/// Sends a signal to the process (`kill(getpid(), signal)`); an idle thread that does not block it is interrupted.
+/// Sends a signal to the process from the kernel; an idle thread that does not block it is interrupted.
 pub fn send_to_process(signal: u32) {
-    send_to_process_with(signal, Info::default());
+    send_to_process_with(signal, Info { code: SI_KERNEL, ..Info::default() });
 }
 
-/// [`send_to_process`] with what it carries.
-pub fn send_to_process_with(signal: u32, info: Info) {
-    if cfg!(test) || ignored(signal) {
-        return;
+/// [`send_to_process`] with what it carries; false if too many of it wait already.
+pub fn send_to_process_with(signal: u32, info: Info) -> bool {
+    if cfg!(test) {
+        return true;
     }
-    {
-        let mut process = PROCESS.borrow_mut();
-        process.pending |= bit(signal);
-        if signal < 32 {
-            process.info[signal as usize] = info;
-        }
+    let threads = sched::thread_ids();
+    let takes = |tid: &u32| sched::with_thread(*tid, |t| t.signals.mask & bit(signal) == 0) == Some(true);
+    let taker = threads.iter().find(|tid| takes(tid));
+    // What is ignored is dropped, but not where it is blocked: somebody may wait for it with sigwait.
+    if ignored(signal) && taker.is_some() {
+        return true;
     }
-    for tid in sched::thread_ids() {
-        let takes = sched::with_thread(tid, |t| t.signals.mask & bit(signal) == 0);
-        if takes == Some(true) {
-            sched::interrupt(tid);
-            return;
-        }
+    if !PROCESS.borrow_mut().pending.add(signal, info) {
+        return false;
     }
+    match taker {
+        Some(tid) => sched::interrupt(*tid),
+        // Blocked everywhere: one may wait for it in sigwait.
+        None => threads.into_iter().filter(|tid| waits_for(*tid, signal)).take(1).for_each(sched::interrupt),
+    }
+    true
 }
 
-/// Sends a signal to one thread; false if there is no such thread.
-pub fn send_to_thread(tid: u32, signal: u32, info: Info) -> bool {
+fn waits_for(tid: u32, signal: u32) -> bool {
+    sched::with_thread(tid, |t| t.signals.waited & bit(signal) != 0) == Some(true)
+}
+
+/// Sends a signal to one thread; `None` if there is no such thread, false if too many of it wait already.
+pub fn send_to_thread(tid: u32, signal: u32, info: Info) -> Option<bool> {
     let ignored = ignored(signal);
-    let known = sched::with_thread(tid, |t| {
-        if !ignored {
-            t.signals.pending |= bit(signal);
-            if signal < 32 {
-                t.signals.info[signal as usize] = info;
-            }
+    let (wake, sent) = sched::with_thread(tid, |t| {
+        let blocked = t.signals.mask & bit(signal) != 0;
+        if ignored && !blocked {
+            return (false, true);
         }
-    });
-    if known.is_some() && !ignored {
+        let sent = t.signals.pending.add(signal, info);
+        (!blocked || t.signals.waited & bit(signal) != 0, sent)
+    })?;
+    if wake {
         sched::interrupt(tid);
     }
-    known.is_some()
+    Some(sent)
 }
 
 /// See [`sched::set_temporary_mask`].
@@ -233,7 +342,7 @@ pub fn deliver_pending(frame: &mut TrapFrame, restartable: bool) -> bool {
                     restart(frame);
                 }
                 restartable = false;
-                push_frame(frame, signal, info, &action);
+                push_frame(frame, signal, info, &action, None);
                 changed = true;
             }
         }
@@ -262,21 +371,16 @@ fn restart(frame: &mut TrapFrame) {
 }
 
 fn take(signal: u32, own: bool) -> Info {
-    let index = signal as usize;
     if own {
-        sched::with_current(|t| {
-            t.signals.pending &= !bit(signal);
-            t.signals.info.get(index).copied().unwrap_or_default()
-        })
+        sched::with_current(|t| t.signals.pending.take(signal))
     } else {
-        let mut process = PROCESS.borrow_mut();
-        process.pending &= !bit(signal);
-        process.info.get(index).copied().unwrap_or_default()
+        PROCESS.borrow_mut().pending.take(signal)
     }
 }
 
 /// A fault in the program: delivers the signal that Linux would, at once. A fault signal that is blocked or ignored kills.
-pub fn fault(frame: &mut TrapFrame, signal: u32, code: i32, address: u64) {
+pub fn fault(frame: &mut TrapFrame, exception: Exception) {
+    let Exception { signal, code, address, .. } = exception;
     let action = PROCESS.borrow().actions[signal as usize];
     let blocked = sched::with_current(|t| t.signals.mask & bit(signal) != 0);
     if blocked || matches!(action.handler, SIG_DFL | SIG_IGN) {
@@ -287,7 +391,8 @@ pub fn fault(frame: &mut TrapFrame, signal: u32, code: i32, address: u64) {
         crate::boundary::exit_program(u64::from(signal) | 0x80);
     }
     frame.kind = KIND_FAULT;
-    push_frame(frame, signal, Info { code, value: address }, &action);
+    let info = Info { code, first: address, value: 0 };
+    push_frame(frame, signal, info, &action, Some(exception));
 }
 
 /// `ucontext` plus what precedes it on the stack: Linux's `struct rt_sigframe` of x86-64.
@@ -316,7 +421,7 @@ unsafe impl Plain for RtFrame {}
 
 const SEGMENTS: u64 = 0x33 | 0x2b << 48;
 
-fn push_frame(frame: &mut TrapFrame, signal: u32, info: Info, action: &Action) {
+fn push_frame(frame: &mut TrapFrame, signal: u32, info: Info, action: &Action, exception: Option<Exception>) {
     if crate::sys::process::rseq_abort(frame).is_err() {
         crate::boundary::exit_program(u64::from(number::SEGV) | 0x80);
     }
@@ -351,13 +456,6 @@ fn push_frame(frame: &mut TrapFrame, signal: u32, info: Info, action: &Action) {
     }
     // The kernel that a program knows marks the absence of extended state by zeroes here.
     fx.0[464..512].fill(0);
-    let mut fields = [0u64; 14];
-    fields[0] = info.value;
-    if matches!(info.code, 0 | -6 | -1) {
-        let (uid, _) = sched::credentials();
-        fields[0] = u64::from(sched::PID) | u64::from(uid) << 32;
-        fields[1] = info.value;
-    }
     let image = RtFrame {
         restorer: action.restorer,
         uc_flags: 4, // UC_SIGCONTEXT_SS
@@ -371,14 +469,14 @@ fn push_frame(frame: &mut TrapFrame, signal: u32, info: Info, action: &Action) {
             frame.rsi, frame.rbp, frame.rbx, frame.rdx, frame.rax, frame.rcx, frame.rsp, frame.rip, frame.rflags,
         ],
         segments: SEGMENTS,
-        err: 0,
-        trapno: 0,
+        err: exception.map_or(0, |e| e.error),
+        trapno: exception.map_or(0, |e| e.vector),
         oldmask: mask,
-        cr2: if frame.kind == KIND_FAULT { info.value } else { 0 },
+        cr2: exception.filter(|e| e.vector == 14).map_or(0, |e| e.address),
         fpstate: fp_at,
         reserved: [0; 8],
         sigmask: mask,
-        info: SigInfo { signo: signal as i32, errno: 0, code: info.code, pad: 0, fields },
+        info: info.image(signal),
     };
     let written = user::copy_out(fp_at, &fx.0).and_then(|()| user::write(at, image));
     if written.is_err() {
@@ -465,7 +563,10 @@ pub fn sigaction(signal: u64, new: u64, old: u64, set_size: u64) -> SysResult {
         let action: Action = user::read(new)?;
         PROCESS.borrow_mut().actions[index] = action;
         if ignored(signal as u32) {
-            PROCESS.borrow_mut().pending &= !bit(signal as u32);
+            PROCESS.borrow_mut().pending.discard(signal as u32);
+            for tid in sched::thread_ids() {
+                sched::with_thread(tid, |t| t.signals.pending.discard(signal as u32));
+            }
         }
     }
     user::write_opt(old, before)?;
@@ -500,8 +601,8 @@ pub fn sigprocmask(how: u64, set: u64, old: u64, set_size: u64) -> SysResult {
 /// # Errors
 /// `EFAULT`.
 pub fn sigpending(set: u64) -> SysResult {
-    let process = PROCESS.borrow().pending;
-    let pending = sched::with_current(|t| (t.signals.pending | process) & t.signals.mask);
+    let process = PROCESS.borrow().pending.set;
+    let pending = sched::with_current(|t| (t.signals.pending.set | process) & t.signals.mask);
     user::write(set, pending)?;
     Ok(0)
 }
@@ -538,28 +639,23 @@ pub fn sigtimedwait(set: u64, info_at: u64, timeout: u64, set_size: u64) -> SysR
         Some(crate::time::now_ns().saturating_add(timeout.to_ns()?))
     };
     loop {
-        let process = PROCESS.borrow().pending;
-        let own = sched::with_current(|t| t.signals.pending);
+        let process = PROCESS.borrow().pending.set;
+        let own = sched::with_current(|t| t.signals.pending.set);
         let hit = (own | process) & set;
         if hit != 0 {
             let signal = hit.trailing_zeros() + 1;
             let info = take(signal, own & bit(signal) != 0);
-            let image = SigInfo { signo: signal as i32, errno: 0, code: info.code, pad: 0, fields: [info.value; 14] };
-            user::write_opt(info_at, image)?;
+            user::write_opt(info_at, info.image(signal))?;
             return Ok(u64::from(signal));
-        }
-        // Signals of the set are usually blocked: let them end the wait.
-        let mask = sched::with_current(|t| {
-            let narrowed = t.signals.mask & !set;
-            core::mem::replace(&mut t.signals.mask, narrowed)
-        });
-        let wake = if deliverable() { crate::wait::Wake::Signal } else { sched::block(deadline) };
-        sched::with_current(|t| t.signals.mask = mask);
-        if wake == crate::wait::Wake::Timeout {
-            return Err(EAGAIN);
         }
         if deliverable() {
             return Err(EINTR);
+        }
+        sched::with_current(|t| t.signals.waited = set);
+        let wake = sched::block(deadline);
+        sched::with_current(|t| t.signals.waited = 0);
+        if wake == crate::wait::Wake::Timeout {
+            return Err(EAGAIN);
         }
     }
 }
@@ -600,7 +696,8 @@ pub fn kill(pid: i32, signal: u64) -> SysResult {
         return Err(ESRCH);
     }
     if signal != 0 {
-        send_to_process(signal);
+        // A real-time signal that finds the queue full is lost for kill, as on Linux.
+        send_to_process_with(signal, Info::of_sender(SI_USER));
     }
     Ok(0)
 }
@@ -614,12 +711,39 @@ pub fn tgkill(group: Option<i32>, tid: i32, signal: u64) -> SysResult {
     if tid <= 0 || group.is_some_and(|g| g != sched::PID as i32) {
         return Err(if tid <= 0 { EINVAL } else { ESRCH });
     }
-    let known = if signal == 0 {
-        sched::with_thread(tid as u32, |_| ()).is_some()
+    queue_to_thread(tid as u32, signal, Info::of_sender(SI_TKILL))
+}
+
+fn queue_to_thread(tid: u32, signal: u32, info: Info) -> SysResult {
+    let sent = if signal == 0 {
+        sched::with_thread(tid, |_| true)
     } else {
-        send_to_thread(tid as u32, signal, Info { code: -6, value: 0 })
+        send_to_thread(tid, signal, info)
     };
-    if known { Ok(0) } else { Err(ESRCH) }
+    match sent {
+        Some(true) => Ok(0),
+        Some(false) => Err(EAGAIN),
+        None => Err(ESRCH),
+    }
+}
+
+/// `rt_sigqueueinfo`, `rt_tgsigqueueinfo` (with `tid`).
+///
+/// # Errors
+/// `EINVAL`, `ESRCH`, `EFAULT`; `EAGAIN` when [`QUEUED_MAX`] signals wait.
+pub fn sigqueueinfo(group: i32, tid: Option<i32>, signal: u64, info_at: u64) -> SysResult {
+    let signal = check(signal)?;
+    let image: SigInfo = user::read(info_at)?;
+    if group != sched::PID as i32 {
+        return Err(ESRCH);
+    }
+    let info = Info { code: image.code, first: image.fields[0], value: image.fields[1] };
+    match tid {
+        Some(tid) if tid <= 0 => Err(EINVAL),
+        Some(tid) => queue_to_thread(tid as u32, signal, info),
+        None if signal == 0 || send_to_process_with(signal, info) => Ok(0),
+        None => Err(EAGAIN),
+    }
 }
 
 fn check(signal: u64) -> Result<u32> {

@@ -112,10 +112,12 @@ syscall_entry_fast:
     // From a rewritten site: rcx is where to go on, nothing is pushed (the program's red zone is live).
     mov [rip + entry_user_rsp], rsp
     mov rsp, [rip + ENTRY_KERNEL_STACK]
+    // As SYSCALL does: r11 is the program's flags, which the way back restores.
+    pushfq
+    pop r11
     sub rsp, 416
     mov qword ptr [rsp + 144], {kind_fast}
 1:  cld
-    mov r11d, 0x3202
     SAVE_GPRS
     mov [rsp + 120], rcx
     mov [rsp + 128], r11
@@ -138,6 +140,8 @@ syscall_entry_fast:
     mov rbp, [rsp + 32]
     mov rbx, [rsp + 40]
     mov r11, [rsp + 128]
+    push r11
+    popfq
     mov r10, [rsp + 56]
     mov r9, [rsp + 64]
     mov r8, [rsp + 72]

@@ -229,6 +229,7 @@ impl Contents {
             let cut = state.pages.split_off(&size.div_ceil(PAGE));
             self.space.give_pages(cut.len() as u64);
             state.image_pages = state.image_pages.min(size.div_ceil(PAGE));
+            crate::mm::forget_file_pages(self.map_key(), size.div_ceil(PAGE), u64::MAX);
         } else {
             self.clear_tail(state);
         }
@@ -285,6 +286,7 @@ impl Contents {
             if index >= state.image_pages && to - from == PAGE_BYTES {
                 state.pages.remove(&index);
                 self.space.give_pages(1);
+                crate::mm::forget_file_pages(self.map_key(), index, index + 1);
             } else {
                 let page = self.page_for_write(state, index)?;
                 page.write(from, &[0; PAGE_BYTES][..to - from]);
@@ -317,6 +319,11 @@ impl Contents {
             };
         }
         if hole { Ok(state.size) } else { Err(ENXIO) }
+    }
+
+    /// See [`crate::file::File::map_key`].
+    pub fn map_key(&self) -> usize {
+        core::ptr::from_ref(self).addr()
     }
 
     /// The page for a mapping, see [`crate::file::File::map_page`].

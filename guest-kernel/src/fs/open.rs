@@ -190,6 +190,10 @@ impl File for InodeFile {
         }
     }
 
+    fn map_key(&self) -> usize {
+        self.inode.contents().map_or(0, |contents| contents.map_key())
+    }
+
     fn path(&self) -> Vec<u8> {
         let (dir, name) = match &self.place {
             Place::Name(dir, name) => (dir, name),

@@ -71,6 +71,13 @@ pub fn check_user(addr: u64, len: usize, access: Access) -> Result<()> {
         .map_err(|_| crate::errno::EFAULT)
 }
 
+/// Pages `[first, end)` of a file are gone: mappings of it lose them, and an access there faults again (and is SIGBUS beyond the end).
+pub fn forget_file_pages(map_key: usize, first: u64, end: u64) {
+    if !cfg!(test) {
+        SPACE.borrow_mut().forget_file_pages(map_key, first, end);
+    }
+}
+
 /// Kernel address at which a physical page of RAM or of the root image can be read.
 pub fn readable(physical: u64) -> u64 {
     if physical >= quorate_abi::map::IMAGE_BASE {
@@ -121,7 +128,12 @@ pub fn free_bytes() -> u64 {
 pub fn maps_text() -> String {
     use core::fmt::Write;
     let mut text = String::new();
-    for (start, vma) in SPACE.borrow().iter() {
+    let space = SPACE.borrow();
+    let mut mappings: alloc::vec::Vec<_> = space.iter().collect();
+    // Region by region: where the regions lie differs between replicas, and must not change how many reads it takes to find
+    // something (R8).
+    mappings.sort_by_key(|(start, _)| space.region(*start));
+    for (start, vma) in mappings {
         let bit = |b: u8, c: char| if vma.prot & b != 0 { c } else { '-' };
         let (offset, shared, path) = match &vma.backing {
             space::Backing::Anonymous => (0, false, alloc::vec::Vec::new()),

@@ -82,6 +82,8 @@ pub struct Vma {
     pub backing: Backing,
     /// Shown in /proc/self/maps where there is no file.
     pub name: &'static str,
+    /// `mprotect` may make it writable.
+    may_write: bool,
     /// Pages of a shared file that this mapping holds, by address.
     held: BTreeMap<u64, Rc<Page>>,
     sequential: (u64, u64),
@@ -108,6 +110,7 @@ impl Vma {
         self.end == next_start
             && self.prot == next.prot
             && self.name == next.name
+            && self.may_write == next.may_write
             && match (&self.backing, &next.backing) {
                 (Backing::Anonymous, Backing::Anonymous) => true,
                 (
@@ -206,6 +209,22 @@ impl Space {
             .is_none_or(|(_, vma)| vma.end <= start)
     }
 
+    /// Which region an address belongs to, in an order that is the same in every layout: Linux's usual one.
+    pub fn region(&self, at: u64) -> usize {
+        let l = &self.layout;
+        let regions = [
+            (0, 1 << 32),
+            (l.program, PROGRAM_ARENA),
+            (l.heap, HEAP_ARENA),
+            (l.mmap, MMAP_ARENA),
+            (l.libraries, LIBRARY_ARENA),
+            (l.threads, THREAD_ARENA),
+            (l.stack_top - STACK_ARENA, STACK_ARENA),
+        ];
+        let within = |(base, len): &(u64, u64)| (*base..base + len).contains(&at);
+        regions.iter().position(within).unwrap_or(regions.len())
+    }
+
     /// Lowest free range of `len` bytes in the arena.
     fn find_gap(&self, base: u64, arena: u64, len: u64) -> Result<u64> {
         let mut at = base;
@@ -285,6 +304,7 @@ impl Space {
             prot,
             backing,
             name,
+            may_write: true,
             held: BTreeMap::new(),
             sequential: (0, 0),
         };
@@ -486,11 +506,14 @@ impl Space {
     /// Changes the protection of a range.
     ///
     /// # Errors
-    /// `ENOMEM` if part of it is not mapped; `EACCES` for writing a shared file opened for reading is checked by the caller.
+    /// `ENOMEM` if part of it is not mapped; `EACCES` for writing a shared file opened for reading.
     pub fn protect(&mut self, start: u64, end: u64, prot: u8) -> Result<()> {
         let mut va = start;
         while va < end {
             va = self.find(va).ok_or(ENOMEM)?.1.end;
+        }
+        if prot & WRITE_PROT != 0 && !self.may_write(start, end) {
+            return Err(EACCES);
         }
         self.split(start);
         self.split(end);
@@ -564,6 +587,44 @@ impl Space {
             va = stop;
         }
         Ok(())
+    }
+
+    /// See [`super::forget_file_pages`].
+    pub fn forget_file_pages(&mut self, map_key: usize, first: u64, end: u64) {
+        let mut gone: Vec<(u64, u64)> = Vec::new();
+        let mut dropped: Vec<Rc<Page>> = Vec::new();
+        for (start, vma) in &mut self.vmas {
+            let Backing::File { file, offset, .. } = &vma.backing else {
+                continue;
+            };
+            let base = offset / PAGE_SIZE;
+            let last = base + (vma.end - start) / PAGE_SIZE;
+            let (from, to) = (first.max(base), end.min(last));
+            if from >= to || file.map_key() != map_key {
+                continue;
+            }
+            let (from, to) = (start + (from - base) * PAGE_SIZE, start + (to - base) * PAGE_SIZE);
+            let mut tail = vma.held.split_off(&from);
+            vma.held.append(&mut tail.split_off(&to));
+            dropped.extend(tail.into_values());
+            gone.push((from, to));
+        }
+        // The translations go before the pages can be used for anything else.
+        for (from, to) in gone {
+            self.clear(from, to);
+        }
+    }
+
+    /// Whether a range may become writable: not where a file is shared that was opened for reading.
+    fn may_write(&self, start: u64, end: u64) -> bool {
+        self.vmas.range(..end).rev().take_while(|(_, vma)| vma.end > start).all(|(_, vma)| vma.may_write)
+    }
+
+    /// The mapping at `start` must never become writable.
+    pub fn forbid_writing(&mut self, start: u64) {
+        if let Some(vma) = self.vmas.get_mut(&start) {
+            vma.may_write = false;
+        }
     }
 
     /// `mremap`.
@@ -727,7 +788,15 @@ fn populate_page(start: u64, vma: &mut Vma, va: u64, e: &mut u64) -> core::resul
         Backing::File { file, offset, shared } => {
             let index = (offset + (va - start)) / PAGE_SIZE;
             let writable = vma.prot & WRITE_PROT != 0;
-            let page = file.map_page(index, *shared && writable).map_err(|error| match error {
+            let mut page = file.map_page(index, *shared && writable);
+            if *shared && matches!(page, Ok(MapPage::Image(_))) {
+                // What is written to the file later must show. A file sealed against that may stay as it is.
+                page = match file.map_page(index, true) {
+                    Err(EPERM) => page,
+                    of_its_own => of_its_own,
+                };
+            }
+            let page = page.map_err(|error| match error {
                 ENOMEM | ENOSPC => Fault::NoMemory,
                 _ => Fault::Bus,
             })?;

@@ -60,6 +60,7 @@ pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64, ca
         }
         Backing::File { file: open.file.clone(), offset, shared }
     };
+    let read_only = shared && flags & MAP_ANONYMOUS == 0 && !file::get(fd)?.writable();
     let mut space = super::space();
     let at = if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
         if !aligned(addr) {
@@ -85,6 +86,9 @@ pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64, ca
     };
     let name = if flags & MAP_STACK != 0 { "[thread stack]" } else { "" };
     let result = space.map(at, len, prot, backing, name, flags & MAP_POPULATE != 0);
+    if read_only {
+        space.forbid_writing(at);
+    }
     space.finish();
     drop(space);
     result?;

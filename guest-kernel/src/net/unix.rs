@@ -11,21 +11,24 @@ pub use super::unix_end::{FILES_UNDER_WAY, UNIX_QUEUE_BYTES};
 use crate::cell::Global;
 use crate::errno::*;
 use crate::file::ready;
+use crate::fs;
 use crate::wait::WaitQueue;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
+use core::any::Any;
 use core::cell::RefCell;
 
 /// Most names in use (R10): `ENOMEM` beyond.
 const NAMES_MAX: usize = 4096;
 static NAMES: Global<BTreeMap<UnixName, Weak<Endpoint>>> = Global::new(BTreeMap::new());
-/// Forgets a path that was unlinked: it can be bound again. Returns whether a socket was bound to it.
-pub fn unlinked(path: &[u8]) -> bool {
-    NAMES
-        .borrow_mut()
-        .remove(&UnixName::Path(path.to_vec()))
-        .is_some()
+
+/// Whether the name is one of the file system's, which then knows what is bound to it. (Host unit tests have no file system.)
+fn path_of(name: &UnixName) -> Option<&[u8]> {
+    match name {
+        UnixName::Path(path) if !cfg!(test) => Some(path),
+        _ => None,
+    }
 }
 
 /// An AF_UNIX socket.
@@ -61,11 +64,13 @@ impl UnixSocket {
             UnixName::Path(_) => ENOENT,
             UnixName::Abstract(_) => ECONNREFUSED,
         };
-        let found = NAMES
-            .borrow()
-            .get(name)
-            .and_then(Weak::upgrade)
-            .ok_or(missing)?;
+        let found = match path_of(name) {
+            Some(path) => {
+                let object = fs::find_socket(path)?;
+                object.downcast::<Endpoint>().map_err(|_| ECONNREFUSED)?
+            }
+            None => NAMES.borrow().get(name).and_then(Weak::upgrade).ok_or(missing)?,
+        };
         if found.kind == self.end.kind {
             Ok(found)
         } else {
@@ -148,6 +153,12 @@ impl Socket for UnixSocket {
         };
         if *self.end.name.borrow() != UnixName::Unnamed {
             return Err(EINVAL);
+        }
+        if let Some(path) = path_of(name) {
+            let object: Rc<dyn Any> = self.end.clone();
+            fs::bind_socket(path, &object)?;
+            *self.end.name.borrow_mut() = name.clone();
+            return Ok(());
         }
         let mut names = NAMES.borrow_mut();
         if names.len() >= NAMES_MAX {
