@@ -101,7 +101,14 @@ fn main() -> ExitCode {
         eprintln!("bench: the image cannot be had: {error}");
         return ExitCode::FAILURE;
     }
-    let results = measure(&options, host);
+    let mut results = measure(&options, host);
+    if options.boundary {
+        // Kept without it first: cargo may have much to build for it.
+        if let Err(error) = keep(&results, &report::markdown(&results)) {
+            eprintln!("bench: {error}");
+        }
+        cost_of_a_boundary(&mut results);
+    }
     let text = report::markdown(&results);
     println!("{text}");
     let kept = keep(&results, &text);
@@ -165,16 +172,17 @@ fn measure(options: &Options, host: Host) -> Results {
             }
         }
     }
-    if options.boundary {
-        say("cost of a boundary");
-        match boundary::measure() {
-            Ok(boundary) => results.boundary = Some(boundary),
-            Err(error) => results
-                .failures
-                .push(format!("cost of a boundary: {error}")),
-        }
-    }
     results
+}
+
+fn cost_of_a_boundary(results: &mut Results) {
+    say("cost of a boundary");
+    match boundary::measure() {
+        Ok(boundary) => results.boundary = Some(boundary),
+        Err(error) => results
+            .failures
+            .push(format!("cost of a boundary: {error}")),
+    }
 }
 
 /// All loads on one server, started for it.
