@@ -131,8 +131,9 @@ impl std::io::Write for Sink {
 }
 
 fn start(plan: Plan) -> (Running, Recorder) {
-    let (console, entries, events): (Arc<Mutex<Vec<u8>>>, Arc<Mutex<Vec<_>>>, Arc<Mutex<Vec<_>>>) =
-        Default::default();
+    let console: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let entries: Arc<Mutex<Vec<Arc<Entry>>>> = Arc::default();
+    let events: Arc<Mutex<Vec<Event>>> = Arc::default();
     let (of_tap, of_events) = (Arc::clone(&entries), Arc::clone(&events));
     let hooks = Hooks {
         events: Box::new(move |logged| of_events.lock().unwrap().push(logged.event.clone())),

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use fake::{Behaviour, Fake, Script};
 use quorate_abi::sync::FLAG_TERMINATE;
+use quorate_executor::control::client::Client;
+use quorate_executor::control::paths;
+use quorate_executor::control::protocol::{Command, Reply};
+use quorate_executor::control::server::Server;
 use quorate_executor::events::{End, Event, NoQuorum};
 use quorate_executor::exit::ExitCode;
 use quorate_executor::inject::Fault;
@@ -353,4 +357,45 @@ fn equal_inputs_give_equal_fingerprints_and_all_replicas_read_one_journal() {
             .windows(2)
             .all(|pair| pair[0].monotonic_ns <= pair[1].monotonic_ns)
     );
+}
+
+#[test]
+fn a_set_is_controlled_through_its_socket() {
+    let fake = Fake::start(3, Script::default());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("set.sock");
+    let server = Server::start(
+        paths::bind(&path).unwrap(),
+        path.clone(),
+        fake.set.controlled(),
+    )
+    .unwrap();
+    let mut client = Client::connect(&path).unwrap();
+
+    let Reply::Status(status) = client.call(Command::Status).unwrap() else {
+        panic!("no status");
+    };
+    assert_eq!((status.size, status.quorum), (3, 2));
+    assert_eq!(status.replicas[2].layout["kernel"], "0x1000");
+
+    let fault = Fault::Hang;
+    let Reply::Applied(applied) = client.call(Command::Inject { replica: 1, fault }).unwrap()
+    else {
+        panic!("not applied");
+    };
+    assert_eq!(applied.replica, 1);
+    fake.send(b"after the fault");
+    assert_eq!(fake.receive(), b"after the fault");
+    fake.wait_for("the hang", |event| {
+        matches!(event, Event::ReplicaStopped { replica: 1, .. })
+    });
+
+    let refused = client.call(Command::Kill { replica: 1 }).unwrap_err();
+    assert!(refused.to_string().contains("stopped already"), "{refused}");
+    client.call(Command::Stop { now: false }).unwrap();
+    assert_eq!(fake.end().end.exit_code(), ExitCode::Success);
+    let gone = client.call(Command::Status).unwrap_err();
+    assert!(gone.to_string().contains("has ended"), "{gone}");
+    drop(server);
+    client.wait_for_end().unwrap();
 }

@@ -61,14 +61,31 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     })?;
     let console = Arc::new(console);
     let config = plan.set.clone();
+    // A terminal or pipe that takes nothing must not hold up the replicas, so these lines have a thread of their own too.
+    let notices = Console::start(std::io::stderr()).map_err(|error| {
+        Failure::new(ExitCode::Host, format!("no thread for messages: {error}"))
+    })?;
+    let notices = Arc::new(notices);
+    let say = |text: &str| notices.put(format!("quorate: {text}\n").as_bytes());
+    let of_events = Arc::clone(&notices);
     let hooks = Hooks {
-        events: Box::new(|logged| line(&logged.event.to_string())),
+        events: Box::new(move |logged| {
+            of_events.put(format!("quorate: {}\n", logged.event).as_bytes())
+        }),
         console: Arc::clone(&console),
         tap: None,
     };
+    say(&format!(
+        "{}: starting {} with layout {}, seed {}",
+        config.name,
+        crate::events::count(config.voter.replicas.into()),
+        config.layout_mode,
+        config.seed
+    ));
     let running = match plan.start(hooks) {
         Ok(running) => running,
         Err(failure) => {
+            notices.finish();
             let _ = std::fs::remove_file(&path);
             return Err(failure);
         }
@@ -80,21 +97,15 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
                 format!("the control socket cannot be served: {error}"),
             )
         })?;
-    line(&format!(
-        "{}: starting {} with layout {}, seed {}",
-        config.name,
-        crate::events::count(config.voter.replicas.into()),
-        config.layout_mode,
-        config.seed
-    ));
     for (publish, at) in running.addresses() {
-        line(&format!("published {}", describe(&publish, &at)));
+        say(&format!("published {}", describe(&publish, &at)));
     }
-    line(&format!("control socket {}", path.display()));
+    say(&format!("control socket {}", path.display()));
 
     let signals = watch(signals, running.set.handle())?;
     let summary = running.wait();
     signals.end();
+    notices.finish();
     report(&summary, &console);
     drop(server);
     Ok(summary.end.exit_code())
