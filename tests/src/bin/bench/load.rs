@@ -1,6 +1,7 @@
 //! One run of `redis-benchmark` against one server, with everything that it cost.
 
 use std::process::Stdio;
+use std::time::Instant;
 
 use quorate_tests::native;
 use serde_json::{Value, json};
@@ -66,6 +67,8 @@ pub struct Sample {
     pub server_us: Cpu,
     /// Voted while it ran; zero for the native server.
     pub voted: Voted,
+    /// Share of all processors that other processes had meanwhile: what disturbed the measuring.
+    pub foreign: f64,
 }
 
 /// What a set voted, per request.
@@ -91,6 +94,7 @@ impl Sample {
             "boundaries_per_request": self.voted.boundaries,
             "ballots_per_request": self.voted.ballots,
             "bytes_voted_per_request": self.voted.bytes,
+            "share_of_other_processes": self.foreign,
         })
     }
 }
@@ -108,8 +112,9 @@ pub fn run(server: &Server, load: Load, seconds: f64) -> Result<Sample, String> 
 }
 
 fn benchmark(server: &Server, load: Load, requests: u64) -> Result<Sample, String> {
-    let cpu = server.cpu()?;
     let voted = server.voted()?;
+    let (begun, busy) = (Instant::now(), usage::busy());
+    let cpu = server.cpu()?;
     let mut child = native::command("redis-benchmark")
         .map_err(|error| error.to_string())?
         .args(["-h", "127.0.0.1", "-p", &server.port().to_string()])
@@ -124,6 +129,10 @@ fn benchmark(server: &Server, load: Load, requests: u64) -> Result<Sample, Strin
         .map_err(|error| format!("redis-benchmark: {error}"))?;
     // Its output is a few hundred bytes: a pipe holds them until it has ended.
     let (status, client_s) = usage::wait(&mut child)?;
+    let server_s = server.cpu()?.since(cpu);
+    let busy = usage::busy() - busy - client_s - server_s.total();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let available = begun.elapsed().as_secs_f64() * cores as f64;
     let output = child
         .wait_with_output()
         .map_err(|error| error.to_string())?;
@@ -142,8 +151,9 @@ fn benchmark(server: &Server, load: Load, requests: u64) -> Result<Sample, Strin
         p50_ms,
         p99_ms,
         client_us: client_s * 1e6 * per_request,
-        server_us: server.cpu()?.since(cpu).times(1e6 * per_request),
+        server_us: server_s.times(1e6 * per_request),
         voted: server.voted()?.since(voted).times(per_request),
+        foreign: (busy / available).max(0.0),
     })
 }
 
@@ -210,6 +220,7 @@ pub fn median_sample(samples: &[Sample]) -> Sample {
             ballots: of(|s| s.voted.ballots),
             bytes: of(|s| s.voted.bytes),
         },
+        foreign: of(|s| s.foreign),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::load::{LOADS, Sample};
+use crate::load::{LOADS, Sample, median};
 use crate::results::{BOOTED, KINDS, Measured, Results};
 use crate::server::Kind;
 
@@ -14,6 +14,9 @@ const AIM_SINGLE: f64 = 0.8;
 const AIM_LIMIT: f64 = 0.7;
 /// Longest boot of N=3 that it aims at, seconds.
 const AIM_BOOT_S: f64 = 0.5;
+
+/// Share of the processors that other processes may have without a warning.
+const TOO_MUCH: f64 = 0.1;
 
 /// The whole report.
 pub fn markdown(results: &Results) -> String {
@@ -58,6 +61,22 @@ fn head(text: &mut String, results: &Results) {
         ),
     );
     line(text, format_args!("Machine: {}.\n", host.line()));
+    let samples = results.servers.iter().flat_map(|server| &server.samples);
+    let foreign: Vec<f64> = samples.flatten().map(|sample| sample.foreign).collect();
+    let most = foreign.iter().copied().fold(0.0, f64::max);
+    line(
+        text,
+        format_args!(
+            "Other processes had {:.0} % of the processors meanwhile (median; {:.0} % at most).{}\n",
+            100.0 * median(foreign.iter().copied()),
+            100.0 * most,
+            if most > TOO_MUCH {
+                " **That is too much: do not rely on these figures.**"
+            } else {
+                ""
+            }
+        ),
+    );
 }
 
 fn kinds() -> Vec<String> {
@@ -238,10 +257,7 @@ fn memory(text: &mut String, results: &Results) {
             mib(all),
             mib(all / replicas),
             more,
-            format!(
-                "{:.1} %",
-                100.0 * crate::load::median(measured.idle.iter().copied())
-            ),
+            format!("{:.1} %", 100.0 * median(measured.idle.iter().copied())),
         ]);
     }
     table(text, &rows);

@@ -174,7 +174,9 @@ impl Server {
             return Ok(());
         };
         let status = Self::status(set)?;
-        if status["state"] == "running" && status["running"] == status["size"] {
+        // A quorum may answer while the slowest replica is still starting.
+        let whole = status["running"] == status["size"];
+        if whole && (status["state"] == "running" || status["state"] == "starting") {
             return Ok(());
         }
         Err(format!(

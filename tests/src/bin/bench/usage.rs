@@ -125,6 +125,22 @@ pub fn wait(child: &mut Child) -> Result<(ExitStatus, f64), String> {
     Ok((status, exact.max(all)))
 }
 
+/// Seconds that all processors of the host have been busy since it was started, for whatever process; exact to a tick.
+pub fn busy() -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: Vec<f64> = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    // user nice system idle iowait irq softirq steal; guest time is in user and nice already.
+    let idle: f64 = ticks.iter().skip(3).take(2).sum();
+    (ticks.iter().take(8).sum::<f64>() - idle) / TICKS_PER_SECOND
+}
+
 /// Resident memory of a `quorate run` process, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
