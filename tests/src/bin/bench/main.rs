@@ -24,7 +24,7 @@ use usage::Memory;
 /// How long a server is watched without any request.
 const IDLE: Duration = Duration::from_millis(500);
 const USAGE: &str = "\
-Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary]
+Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--docs]
 
 Measures the native redis-server and Quorate with 1, 2, 3 and 5 replicas in turns, prints a report, and writes it to
 target/bench/report.md and target/bench/results.json.
@@ -33,7 +33,14 @@ target/bench/report.md and target/bench/results.json.
   --rounds N     rounds [default: 5]
   --seconds S    length of each load in a round [default: 2]
   --boots N      starts whose time is taken, besides those of the rounds [default: 9]
-  --no-boundary  leaves out the cost of a boundary, which is measured by programs that cargo builds first";
+  --no-boundary  leaves out the cost of a boundary, which is measured by programs that cargo builds first
+  --docs         puts the report into docs/numbers.md too, in place of the one there";
+
+/// Where the report begins and ends in `docs/numbers.md`.
+const MARKS: [&str; 2] = [
+    "<!-- begin: bench --docs -->\n",
+    "<!-- end: bench --docs -->",
+];
 
 struct Options {
     quick: bool,
@@ -41,6 +48,7 @@ struct Options {
     seconds: f64,
     boots: usize,
     boundary: bool,
+    docs: bool,
 }
 
 impl Options {
@@ -51,6 +59,7 @@ impl Options {
             seconds: 2.0,
             boots: 9,
             boundary: true,
+            docs: false,
         };
         while let Some(argument) = arguments.next() {
             let mut number = || -> Result<f64, String> {
@@ -70,12 +79,14 @@ impl Options {
                         seconds: 0.3,
                         boots: 3,
                         boundary: false,
+                        ..options
                     };
                 }
                 "--rounds" => options.rounds = number()? as usize,
                 "--seconds" => options.seconds = number()?,
                 "--boots" => options.boots = number()? as usize,
                 "--no-boundary" => options.boundary = false,
+                "--docs" => options.docs = true,
                 _ => return Err(format!("unknown argument {argument:?}")),
             }
         }
@@ -111,7 +122,10 @@ fn main() -> ExitCode {
     }
     let text = report::markdown(&results);
     println!("{text}");
-    let kept = keep(&results, &text);
+    let mut kept = keep(&results, &text);
+    if options.docs && kept.is_ok() {
+        kept = put_into_docs(&text);
+    }
     if let Err(error) = &kept {
         eprintln!("bench: {error}");
     }
@@ -221,6 +235,26 @@ fn keep(results: &Results, report: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn put_into_docs(report: &str) -> Result<(), String> {
+    let path = quorate_tests::repository().join("docs/numbers.md");
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let text = between_marks(&text, report)
+        .ok_or_else(|| format!("{}: the marks {MARKS:?} are not there", path.display()))?;
+    std::fs::write(&path, text).map_err(failed)
+}
+
+fn between_marks(text: &str, report: &str) -> Option<String> {
+    let (before, rest) = text.split_once(MARKS[0])?;
+    let (_, after) = rest.split_once(MARKS[1])?;
+    Some(format!(
+        "{before}{}\n{}\n\n{}{after}",
+        MARKS[0],
+        report.trim_end(),
+        MARKS[1]
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -237,5 +271,14 @@ mod tests {
         assert!(parse(&["--seconds", "fast"]).is_err());
         assert!(parse(&["--seconds"]).is_err());
         assert!(parse(&["--slow"]).is_err());
+    }
+
+    #[test]
+    fn a_report_replaces_the_last_one() {
+        let text = format!("a\n{}old\n{}\nb\n", MARKS[0], MARKS[1]);
+        let once = between_marks(&text, "new\n").unwrap();
+        assert_eq!(once, format!("a\n{}\nnew\n\n{}\nb\n", MARKS[0], MARKS[1]));
+        assert_eq!(between_marks(&once, "new\n").unwrap(), once);
+        assert!(between_marks("no marks", "new").is_none());
     }
 }
