@@ -161,6 +161,26 @@ extern "C" fn on_first_stack() -> ! {
     unreachable!("{}", frame.rip)
 }
 
+/// Which calls the `trace` feature prints: the environment variable `QUORATE_TRACE=FROM-TO`, by number of the call; all without it.
+pub fn trace_window() -> (u64, u64) {
+    static WINDOW: crate::cell::Global<Option<(u64, u64)>> = crate::cell::Global::new(None);
+    let known = *WINDOW.borrow();
+    if let Some(window) = known {
+        return window;
+    }
+    // SAFETY: stored by `start` from a reference that lives for ever.
+    let boot = unsafe { &*(BOOT.load(Ordering::Relaxed) as *const BootInfo) };
+    let environment = Strings::parse(boot).envp;
+    let value = environment.iter().find_map(|s| s.strip_prefix(b"QUORATE_TRACE="));
+    let parsed = value.and_then(|v| core::str::from_utf8(v).ok()).and_then(|v| {
+        let (from, to) = v.split_once('-')?;
+        Some((from.parse().ok()?, to.parse().ok()?))
+    });
+    let window = parsed.unwrap_or((0, u64::MAX));
+    *WINDOW.borrow_mut() = Some(window);
+    window
+}
+
 fn show(bytes: &[u8]) -> alloc::borrow::Cow<'_, str> {
     alloc::string::String::from_utf8_lossy(bytes)
 }

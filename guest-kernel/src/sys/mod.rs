@@ -9,6 +9,7 @@ use crate::arch::TrapFrame;
 use crate::arch::entry::KIND_TRAP;
 use crate::cell::Global;
 use crate::errno::*;
+use alloc::collections::BTreeSet;
 use crate::{boundary, file, fingerprint, fs, futex, klog, mm, net, rewrite, sched, signal};
 
 mod nr {
@@ -30,10 +31,14 @@ const CALLS_PER_TURN: u32 = 64;
 
 struct Unknown {
     counts: [u32; names::COUNT],
+    others: BTreeSet<u64>,
     calls: u32,
 }
 
-static UNKNOWN: Global<Unknown> = Global::new(Unknown { counts: [0; names::COUNT], calls: 0 });
+/// Numbers outside the table that are remembered, so that each is named once; later ones are not named.
+const OTHERS_MAX: usize = 64;
+
+static UNKNOWN: Global<Unknown> = Global::new(Unknown { counts: [0; names::COUNT], others: BTreeSet::new(), calls: 0 });
 
 /// Entry from assembly. Returns 1 when all registers must be restored, 0 when SYSCALL's contract is enough.
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -192,7 +197,8 @@ fn unknown(number: u64) -> SysResult {
             *count = count.saturating_add(1);
             *count == 1
         }
-        None => true,
+        // A number that was never assigned.
+        None => state.others.len() < OTHERS_MAX && state.others.insert(number),
     };
     drop(state);
     if first {
