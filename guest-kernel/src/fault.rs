@@ -8,10 +8,13 @@ use crate::arch::FxArea;
 use crate::signal::{self, Exception, SI_KERNEL, number};
 use crate::{boot, rewrite};
 use core::sync::atomic::Ordering;
+use quorate_abi::PAGE_SIZE;
 
 const SEGV_MAPERR: i32 = 1;
 const SEGV_ACCERR: i32 = 2;
 const BUS_ADRERR: i32 = 2;
+/// Bytes of the longest instruction, less one.
+const LONGEST_INSTRUCTION: u64 = 14;
 
 /// Entry from assembly, on the fault stack.
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -26,7 +29,7 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
         );
     }
     let (signal, code, value) = match vector {
-        14 => match page_fault(address, error) {
+        14 => match page_fault(address, error, frame.rip) {
             Ok(()) => return,
             Err(Fault::Unmapped) => (number::SEGV, SEGV_MAPERR, address),
             Err(Fault::Protected) => (number::SEGV, SEGV_ACCERR, address),
@@ -50,7 +53,7 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
     signal::fault(frame, exception);
 }
 
-fn page_fault(address: u64, error: u64) -> Result<(), Fault> {
+fn page_fault(address: u64, error: u64, rip: u64) -> Result<(), Fault> {
     let access = if error & 0x10 != 0 {
         Access::Execute
     } else if error & 2 != 0 {
@@ -60,7 +63,18 @@ fn page_fault(address: u64, error: u64) -> Result<(), Fault> {
     };
     let mut space = mm::space();
     let result = space.access(address, access);
+    let page = |va: u64| va & !(PAGE_SIZE - 1);
+    let own_page = page(address) == page(rip) || page(address) == page(rip.wrapping_add(LONGEST_INSTRUCTION));
+    if access == Access::Write && own_page && result.is_ok() {
+        // Code that writes to its own page would never get on with only one of the two.
+        space.allow_both(address);
+    }
     space.finish();
+    drop(space);
+    if access == Access::Execute && result.is_ok() {
+        // What has just become executable may have been written before (or read from a file anew).
+        rewrite::scan(page(address), page(address) + PAGE_SIZE);
+    }
     result
 }
 

@@ -138,7 +138,8 @@ fn permissions(prot: u8) -> u64 {
     if prot & WRITE_PROT != 0 {
         bits |= WRITE;
     }
-    if prot & EXEC == 0 {
+    // What may be both written and executed is one at a time: see `Space::switch`.
+    if prot & EXEC == 0 || prot & WRITE_PROT != 0 {
         bits |= NO_EXECUTE;
     }
     bits
@@ -448,7 +449,11 @@ impl Space {
         }
         let e = paging::entry_or_create(page).map_err(|_| Fault::NoMemory)?;
         if *e & PRESENT != 0 {
-            // Stale translation (widened without a flush): the next try walks the tables.
+            let both = vma.prot & (WRITE_PROT | EXEC) == WRITE_PROT | EXEC;
+            if both && access != Access::Read {
+                self.flush |= switch(e, access);
+            }
+            // Otherwise a stale translation (widened without a flush): the next try walks the tables.
             return Ok(());
         }
         let (owned, _) = populate_page(start, vma, page, e)?;
@@ -470,7 +475,24 @@ impl Space {
         vma.sequential = (to, around);
         // Best effort: only the page itself had to succeed.
         let _ = self.populate(from, to);
+        if access == Access::Execute
+            && let Some(e) = paging::entry(page)
+            && *e & NO_EXECUTE != 0
+        {
+            self.flush |= switch(e, access);
+        }
         Ok(())
+    }
+
+    /// Lets a page be written and executed at the same time, because code on it writes to it. Only where the program may do both.
+    pub fn allow_both(&mut self, va: u64) {
+        let both = WRITE_PROT | EXEC;
+        if self.find(va).is_some_and(|(_, vma)| vma.prot & both == both)
+            && let Some(e) = paging::entry(va)
+            && *e & PRESENT != 0
+        {
+            *e = (*e | WRITE) & !NO_EXECUTE;
+        }
     }
 
     /// Checks that all of a range is mapped with the right protection, and populates it.
@@ -495,7 +517,7 @@ impl Space {
                 border = vma.end;
             }
             match paging::entry(va) {
-                Some(e) if *e & PRESENT != 0 => {}
+                Some(e) if *e & PRESENT != 0 && (access != Access::Write || *e & WRITE != 0) => {}
                 _ => self.access(va, access)?,
             }
             va += PAGE_SIZE;
@@ -548,7 +570,7 @@ impl Space {
                 }
                 *e = frame | owned | bits;
             });
-            if old & !prot != 0 || old == 0 {
+            if old & !prot != 0 || old == 0 || (prot & WRITE_PROT != 0 && old & EXEC != 0) {
                 flush = true;
             }
             self.resident += resident;
@@ -761,6 +783,19 @@ impl Space {
         }
         Ok(frames::to_direct(*e & paging::ADDRESS))
     }
+}
+
+/// A page of a mapping that is both writable and executable is either one or the other, so that what was written is searched for
+/// leaking instructions before it runs. Returns whether the old translation must go.
+fn switch(e: &mut u64, access: Access) -> bool {
+    let new = match access {
+        Access::Execute => *e & !(WRITE | NO_EXECUTE),
+        Access::Write => *e | WRITE | NO_EXECUTE,
+        Access::Read => *e,
+    };
+    let changed = new != *e;
+    *e = new;
+    changed
 }
 
 fn copy_of(frame: u64) -> Result<u64> {
