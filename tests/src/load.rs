@@ -232,7 +232,11 @@ fn work(address: SocketAddr, number: usize, seed: u64, shared: &Shared) -> Resul
             );
             return Err(Error::Unexpected(text));
         }
-        if shared.checked.fetch_add(1, Ordering::SeqCst) % 16 == 0 {
+        if shared
+            .checked
+            .fetch_add(1, Ordering::SeqCst)
+            .is_multiple_of(16)
+        {
             // The lock orders this with a waiter that has just looked at the count.
             drop(failures(shared));
             shared.progress.notify_all();

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_images::{Appliance, BuildOptions, default_cache_dir};
@@ -64,12 +65,18 @@ pub fn quorate_run(arguments: &[&str]) -> Result<Ended, Error> {
     run(command, START_TIMEOUT)
 }
 
+fn redis_appliance() -> PathBuf {
+    repository().join("images/appliances/redis.toml")
+}
+
 /// How to start a set.
 #[derive(Clone, Debug)]
 pub struct Options {
     appliance: PathBuf,
     arguments: Vec<String>,
     guest_port: Option<u16>,
+    /// Where the appliance is, if it was written for this.
+    directory: Option<Arc<tempfile::TempDir>>,
 }
 
 impl Options {
@@ -80,13 +87,58 @@ impl Options {
             appliance: path.to_owned(),
             arguments: Vec::new(),
             guest_port: None,
+            directory: None,
         }
+    }
+
+    /// The appliance whose text is `text`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn text(text: &str) -> Result<Options, Error> {
+        let written = tempfile::tempdir().and_then(|directory| {
+            std::fs::write(directory.path().join("appliance.toml"), text)?;
+            Ok(directory)
+        });
+        let directory = written.map_err(|source| Error::Io {
+            what: "an appliance for this test".to_owned(),
+            source,
+        })?;
+        Ok(Options {
+            directory: Some(Arc::new(directory)),
+            ..Options::new(&PathBuf::new())
+        })
     }
 
     /// The Redis appliance of the repository.
     #[must_use]
     pub fn redis() -> Options {
-        Options::new(&repository().join("images/appliances/redis.toml")).publish(6379)
+        Options::new(&redis_appliance()).publish(6379)
+    }
+
+    /// The Redis appliance of the repository with more arguments for the server.
+    ///
+    /// # Errors
+    /// When the appliance cannot be read, or its command does not end as it is expected to.
+    pub fn redis_with(more: &[&str]) -> Result<Options, Error> {
+        const LAST: &str = "\"--appendonly\", \"no\",";
+        let path = redis_appliance();
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io {
+            what: path.display().to_string(),
+            source,
+        })?;
+        let (before, after) = text.split_once(LAST).ok_or_else(|| {
+            Error::Unexpected(format!("{}: no {LAST} in its command", path.display()))
+        })?;
+        let more: String = more.iter().map(|word| format!(" {word:?},")).collect();
+        Ok(Options::text(&format!("{before}{LAST}{more}{after}"))?.publish(6379))
+    }
+
+    fn path(&self) -> PathBuf {
+        match &self.directory {
+            Some(directory) => directory.path().join("appliance.toml"),
+            None => self.appliance.clone(),
+        }
     }
 
     /// Publishes a port of the guest at a free port of the host.
@@ -137,7 +189,7 @@ impl Options {
     /// When the image cannot be built or the command not be started.
     pub fn spawn(&self) -> Result<Set, Error> {
         // Beforehand, so that a download does not count as the time to get ready.
-        if let Ok(appliance) = Appliance::load(&self.appliance) {
+        if let Ok(appliance) = Appliance::load(self.path()) {
             let options = BuildOptions::new(default_cache_dir());
             quorate_images::build(&appliance, &options)
                 .map_err(crate::native::NativeError::from)?;
@@ -150,7 +202,7 @@ impl Options {
         let mut command = Command::new(quorate()?);
         command
             .arg("run")
-            .arg(&self.appliance)
+            .arg(self.path())
             .arg("--control")
             .arg(&control);
         if let Some(port) = self.guest_port {
