@@ -69,7 +69,9 @@ pub fn cpuid(function: u32, index: u32) -> [u32; 4] {
     let boot = unsafe { &*(at as *const BootInfo) };
     let leaves = &boot.cpuid[..(boot.cpuid_leaves as usize).min(boot.cpuid.len())];
     let indexed = matches!(function, 4 | 7);
-    let leaf = leaves.iter().find(|l| l.function == function && (!indexed || l.index == index));
+    let leaf = leaves
+        .iter()
+        .find(|l| l.function == function && (!indexed || l.index == index));
     leaf.map_or([0; 4], |l| l.registers)
 }
 
@@ -77,13 +79,16 @@ pub fn cpuid(function: u32, index: u32) -> [u32; 4] {
 pub fn start(boot: &'static BootInfo, image_start: u64) -> ! {
     if boot.magic != BOOT_MAGIC || boot.abi_version != quorate_abi::ABI_VERSION {
         // Without a sync page there is nobody to tell but by this port.
-        boundary::panic(format_args!("boot information is not of this kernel's version"));
+        boundary::panic(format_args!(
+            "boot information is not of this kernel's version"
+        ));
     }
     boundary::init(boot.sync_page);
     KERNEL_BASE.store(image_start, Ordering::Relaxed);
     entry::init_selectors();
     monitor::MONITOR_STACK_TOP.store(boot.monitor_stack_top, Ordering::Relaxed);
-    monitor::MONITOR_FAULT_STACK.store(FAULT.0.get() as u64 + FAULT_STACK as u64, Ordering::Relaxed);
+    monitor::MONITOR_FAULT_STACK
+        .store(FAULT.0.get() as u64 + FAULT_STACK as u64, Ordering::Relaxed);
     mm::init(boot);
     *REGIONS.borrow_mut() = Some(boot.layout);
     time::set(boot.monotonic_ns, boot.realtime_ns);
@@ -122,7 +127,9 @@ extern "C" fn on_first_stack() -> ! {
         panic!("there is no root image");
     }
     // SAFETY: the VMM maps the image there, read-only, for ever.
-    let image = unsafe { core::slice::from_raw_parts(boot.layout.image as *const u8, boot.image.len as usize) };
+    let image = unsafe {
+        core::slice::from_raw_parts(boot.layout.image as *const u8, boot.image.len as usize)
+    };
     if let Ok(view) = quorate_abi::image::ImageView::parse(image) {
         crate::rewrite::set_image(view);
     }
@@ -139,7 +146,11 @@ extern "C" fn on_first_stack() -> ! {
     if !strings.cwd.is_empty()
         && let Err(error) = fs::set_cwd(&strings.cwd)
     {
-        klog!("working directory {}: error {}", show(&strings.cwd), error.0);
+        klog!(
+            "working directory {}: error {}",
+            show(&strings.cwd),
+            error.0
+        );
         boundary::exit_program(127 << 8);
     }
     let Some(path) = strings.argv.first().cloned() else {
@@ -171,11 +182,15 @@ pub fn trace_window() -> (u64, u64) {
     // SAFETY: stored by `start` from a reference that lives for ever.
     let boot = unsafe { &*(BOOT.load(Ordering::Relaxed) as *const BootInfo) };
     let environment = Strings::parse(boot).envp;
-    let value = environment.iter().find_map(|s| s.strip_prefix(b"QUORATE_TRACE="));
-    let parsed = value.and_then(|v| core::str::from_utf8(v).ok()).and_then(|v| {
-        let (from, to) = v.split_once('-')?;
-        Some((from.parse().ok()?, to.parse().ok()?))
-    });
+    let value = environment
+        .iter()
+        .find_map(|s| s.strip_prefix(b"QUORATE_TRACE="));
+    let parsed = value
+        .and_then(|v| core::str::from_utf8(v).ok())
+        .and_then(|v| {
+            let (from, to) = v.split_once('-')?;
+            Some((from.parse().ok()?, to.parse().ok()?))
+        });
     let window = parsed.unwrap_or((0, u64::MAX));
     *WINDOW.borrow_mut() = Some(window);
     window
@@ -195,12 +210,19 @@ struct Strings {
 impl Strings {
     fn parse(boot: &BootInfo) -> Self {
         // SAFETY: the VMM put the strings there; they are not changed.
-        let bytes = unsafe { core::slice::from_raw_parts(boot.strings as *const u8, boot.strings_len as usize) };
+        let bytes = unsafe {
+            core::slice::from_raw_parts(boot.strings as *const u8, boot.strings_len as usize)
+        };
         let mut parts = bytes.split(|b| *b == 0).map(<[u8]>::to_vec);
         let argv = parts.by_ref().take(boot.argc as usize).collect();
         let envp = parts.by_ref().take(boot.envc as usize).collect();
         let cwd = parts.next().unwrap_or_default();
         let host = parts.next().unwrap_or_default();
-        Self { argv, envp, cwd, host }
+        Self {
+            argv,
+            envp,
+            cwd,
+            host,
+        }
     }
 }

@@ -5,7 +5,9 @@ use crate::arch;
 use crate::{drivers, fingerprint, net, sched, time};
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use quorate_abi::sync::{FLAG_TERMINATE, MESSAGE_LEN, SYNC_PORT, SyncPage, WAIT_FOREVER, WAIT_NONE, op};
+use quorate_abi::sync::{
+    FLAG_TERMINATE, MESSAGE_LEN, SYNC_PORT, SyncPage, WAIT_FOREVER, WAIT_NONE, op,
+};
 
 /// System calls after which outputs are flushed and inputs taken even if the program never waits.
 pub const CALLS_PER_BOUNDARY: u32 = 1024;
@@ -74,8 +76,16 @@ pub fn sync_now() {
 
 /// Nothing can run: waits for the world.
 pub fn idle() {
-    let deadlines = [sched::next_deadline_ns(), time::next_deadline_ns(), net::next_deadline_ns()];
-    let deadline = deadlines.into_iter().flatten().min().unwrap_or(WAIT_FOREVER);
+    let deadlines = [
+        sched::next_deadline_ns(),
+        time::next_deadline_ns(),
+        net::next_deadline_ns(),
+    ];
+    let deadline = deadlines
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(WAIT_FOREVER);
     // A deadline that has passed already must not read as "no wait" by accident, nor as a wait.
     let now = time::now_ns();
     cross(if deadline <= now { WAIT_NONE } else { deadline });
@@ -120,7 +130,12 @@ impl Write for Message {
         for byte in s.bytes() {
             if self.at < MESSAGE_LEN {
                 // SAFETY: inside the message field of the sync page.
-                unsafe { (&raw mut (*page()).message).cast::<u8>().add(self.at).write_volatile(byte) };
+                unsafe {
+                    (&raw mut (*page()).message)
+                        .cast::<u8>()
+                        .add(self.at)
+                        .write_volatile(byte)
+                };
                 self.at += 1;
             }
         }

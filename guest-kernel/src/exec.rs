@@ -1,9 +1,9 @@
 //! Starting a program: its ELF file and its interpreter (`ld-linux`), its stack with arguments and auxiliary vector.
 
 use crate::arch::TrapFrame;
+use crate::cell::Global;
 use crate::errno::*;
 use crate::file::File;
-use crate::cell::Global;
 use crate::mm::space::{Arena, Backing, EXEC, READ, WRITE_PROT};
 use crate::{fs, mm, rewrite, sched, user};
 use alloc::rc::Rc;
@@ -111,14 +111,25 @@ fn load(file: &Rc<dyn File>, place: Place) -> Result<Loaded> {
     if !valid {
         return Err(ENOEXEC);
     }
-    let table = read_exact(file, header.phoff, header.phnum as usize * size_of::<ProgramHeader>())?;
+    let table = read_exact(
+        file,
+        header.phoff,
+        header.phnum as usize * size_of::<ProgramHeader>(),
+    )?;
     let mut headers = Vec::new();
     for i in 0..header.phnum as usize {
-        headers.push(parse::<ProgramHeader>(&table, i * size_of::<ProgramHeader>())?);
+        headers.push(parse::<ProgramHeader>(
+            &table,
+            i * size_of::<ProgramHeader>(),
+        )?);
     }
     let (mut low, mut high) = (u64::MAX, 0u64);
     for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.memsz > 0) {
-        let end = h.vaddr.checked_add(h.memsz).filter(|e| *e < 1 << 46).ok_or(ENOEXEC)?;
+        let end = h
+            .vaddr
+            .checked_add(h.memsz)
+            .filter(|e| *e < 1 << 46)
+            .ok_or(ENOEXEC)?;
         if h.filesz > h.memsz || h.vaddr % PAGE_SIZE != h.offset % PAGE_SIZE {
             return Err(ENOEXEC);
         }
@@ -131,7 +142,9 @@ fn load(file: &Rc<dyn File>, place: Place) -> Result<Loaded> {
     let bias = match (header.kind, place) {
         (ET_EXEC, _) => 0,
         (_, Place::At(base)) => base.wrapping_sub(low),
-        (_, Place::Library) => mm::space().place(0, high - low, Arena::Libraries)?.wrapping_sub(low),
+        (_, Place::Library) => mm::space()
+            .place(0, high - low, Arena::Libraries)?
+            .wrapping_sub(low),
     };
     if !mm::space().allowed(low.wrapping_add(bias), high - low) {
         return Err(ENOEXEC);
@@ -203,7 +216,12 @@ fn map_segment(file: &Rc<dyn File>, h: &ProgramHeader, bias: u64) -> Result<()> 
 ///
 /// # Errors
 /// `ENOENT`, `EACCES`, `ENOEXEC`, `E2BIG`, `ENOMEM`.
-pub fn start_program(layout: &Layout, path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<TrapFrame> {
+pub fn start_program(
+    layout: &Layout,
+    path: &[u8],
+    argv: &[Vec<u8>],
+    envp: &[Vec<u8>],
+) -> Result<TrapFrame> {
     let mut argv: Vec<Vec<u8>> = argv.to_vec();
     let mut path = path.to_vec();
     // `#!` interpreters, nested to a depth as on Linux.
@@ -217,9 +235,17 @@ pub fn start_program(layout: &Layout, path: &[u8], argv: &[Vec<u8>], envp: &[Vec
         let line = first[2..n].split(|b| *b == b'\n').next().unwrap_or(&[]);
         let line = line.trim_ascii();
         let mut parts = line.splitn(2, |b| *b == b' ' || *b == b'\t');
-        let interpreter = parts.next().filter(|p| !p.is_empty()).ok_or(ENOEXEC)?.to_vec();
+        let interpreter = parts
+            .next()
+            .filter(|p| !p.is_empty())
+            .ok_or(ENOEXEC)?
+            .to_vec();
         let mut new = alloc::vec![interpreter.clone()];
-        if let Some(argument) = parts.next().map(<[u8]>::trim_ascii).filter(|a| !a.is_empty()) {
+        if let Some(argument) = parts
+            .next()
+            .map(<[u8]>::trim_ascii)
+            .filter(|a| !a.is_empty())
+        {
             new.push(argument.to_vec());
         }
         new.push(path.clone());
@@ -241,15 +267,31 @@ pub fn start_program(layout: &Layout, path: &[u8], argv: &[Vec<u8>], envp: &[Vec
     let (entry, interpreter_base) = match &program.interpreter {
         Some(path) => {
             let interpreter = load(&fs::open_program(path)?, Place::Library)?;
-            let end = mm::space().mapping_at(interpreter.entry).map_or(0, |(_, end, _)| end);
+            let end = mm::space()
+                .mapping_at(interpreter.entry)
+                .map_or(0, |(_, end, _)| end);
             *INTERPRETER.borrow_mut() = (interpreter.base, end);
             (interpreter.entry, interpreter.base)
         }
         None => (program.entry, 0),
     };
     let stack_low = layout.stack_top - STACK_SIZE;
-    mm::space().map(stack_low, STACK_SIZE, READ | WRITE_PROT, Backing::Anonymous, "[stack]", false)?;
-    let (rsp, auxv) = build_stack(layout.stack_top, &path, &argv, envp, &program, interpreter_base)?;
+    mm::space().map(
+        stack_low,
+        STACK_SIZE,
+        READ | WRITE_PROT,
+        Backing::Anonymous,
+        "[stack]",
+        false,
+    )?;
+    let (rsp, auxv) = build_stack(
+        layout.stack_top,
+        &path,
+        &argv,
+        envp,
+        &program,
+        interpreter_base,
+    )?;
     fs::set_process_info(&path, &argv, envp, &auxv);
     let name = path.rsplit(|b| *b == b'/').next().unwrap_or(&path);
     sched::with_current(|t| {
@@ -257,10 +299,21 @@ pub fn start_program(layout: &Layout, path: &[u8], argv: &[Vec<u8>], envp: &[Vec
         let n = name.len().min(15);
         t.name[..n].copy_from_slice(&name[..n]);
     });
-    Ok(TrapFrame { rip: entry, rsp, ..TrapFrame::new() })
+    Ok(TrapFrame {
+        rip: entry,
+        rsp,
+        ..TrapFrame::new()
+    })
 }
 
-fn build_stack(top: u64, path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>], program: &Loaded, interpreter_base: u64) -> Result<(u64, Vec<u8>)> {
+fn build_stack(
+    top: u64,
+    path: &[u8],
+    argv: &[Vec<u8>],
+    envp: &[Vec<u8>],
+    program: &Loaded,
+    interpreter_base: u64,
+) -> Result<(u64, Vec<u8>)> {
     let total: usize = argv.iter().chain(envp).map(|s| s.len() + 1).sum();
     if total > MAX_STRINGS {
         return Err(E2BIG);
@@ -320,7 +373,12 @@ fn build_stack(top: u64, path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>], progra
         Ok(())
     };
     word(arguments.len() as u64)?;
-    for value in arguments.into_iter().chain([0]).chain(environment).chain([0]) {
+    for value in arguments
+        .into_iter()
+        .chain([0])
+        .chain(environment)
+        .chain([0])
+    {
         word(value)?;
     }
     let mut auxv_bytes = Vec::new();

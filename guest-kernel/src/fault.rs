@@ -1,10 +1,10 @@
 //! Exceptions: demand paging, replaced instructions, and the signals that Linux would deliver.
 
+use crate::arch::FxArea;
 use crate::arch::TrapFrame;
 use crate::arch::monitor::MONITOR_CR2;
 use crate::mm::space::Fault;
 use crate::mm::{self, Access};
-use crate::arch::FxArea;
 use crate::signal::{self, Exception, SI_KERNEL, number};
 use crate::{boot, rewrite};
 use core::sync::atomic::Ordering;
@@ -49,7 +49,13 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
         17 => (number::BUS, 1, 0),
         _ => (number::SEGV, SI_KERNEL, 0),
     };
-    let exception = Exception { signal, code, address: value, vector, error };
+    let exception = Exception {
+        signal,
+        code,
+        address: value,
+        vector,
+        error,
+    };
     signal::fault(frame, exception);
 }
 
@@ -64,7 +70,8 @@ fn page_fault(address: u64, error: u64, rip: u64) -> Result<(), Fault> {
     let mut space = mm::space();
     let result = space.access(address, access);
     let page = |va: u64| va & !(PAGE_SIZE - 1);
-    let own_page = page(address) == page(rip) || page(address) == page(rip.wrapping_add(LONGEST_INSTRUCTION));
+    let own_page =
+        page(address) == page(rip) || page(address) == page(rip.wrapping_add(LONGEST_INSTRUCTION));
     if access == Access::Write && own_page && result.is_ok() {
         // Code that writes to its own page would never get on with only one of the two.
         space.allow_both(address);
@@ -85,7 +92,11 @@ fn floating_point_code(vector: u64) -> i32 {
     let word = |at: usize| u16::from_le_bytes([fx.0[at], fx.0[at + 1]]);
     let (control, status) = (word(0), word(2));
     let mxcsr = word(24);
-    let raised = if vector == 16 { status & !control } else { mxcsr & !(mxcsr >> 7) };
+    let raised = if vector == 16 {
+        status & !control
+    } else {
+        mxcsr & !(mxcsr >> 7)
+    };
     match raised {
         r if r & 1 != 0 => 7,
         r if r & 4 != 0 => 3,

@@ -293,10 +293,7 @@ impl FdTable {
     /// # Errors
     /// `EBADF`.
     pub fn cloexec(&mut self, fd: i32) -> Result<&mut bool> {
-        match usize::try_from(fd)
-            .ok()
-            .and_then(|i| self.slots.get_mut(i))
-        {
+        match usize::try_from(fd).ok().and_then(|i| self.slots.get_mut(i)) {
             Some(Some((_, cloexec))) => Ok(cloexec),
             _ => Err(EBADF),
         }

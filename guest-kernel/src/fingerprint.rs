@@ -80,7 +80,11 @@ mod tests {
     fn every_bit_of_content_counts() {
         let _guard = crate::cell::test_lock();
         let digest = |bytes: &[u8]| {
-            *STATE.borrow_mut() = State { a: 1, b: 2, calls: 0 };
+            *STATE.borrow_mut() = State {
+                a: 1,
+                b: 2,
+                calls: 0,
+            };
             content(bytes);
             current().0
         };

@@ -35,7 +35,14 @@ static WAITERS: Global<BTreeMap<u64, VecDeque<Waiter>>> = Global::new(BTreeMap::
 ///
 /// # Errors
 /// As Linux; `ENOSYS` for the priority-inheriting operations.
-pub fn futex(addr: u64, operation: u64, value: u32, timeout: u64, addr2: u64, value3: u32) -> SysResult {
+pub fn futex(
+    addr: u64,
+    operation: u64,
+    value: u32,
+    timeout: u64,
+    addr2: u64,
+    value3: u32,
+) -> SysResult {
     if !addr.is_multiple_of(4) {
         return Err(EINVAL);
     }
@@ -53,7 +60,11 @@ pub fn futex(addr: u64, operation: u64, value: u32, timeout: u64, addr2: u64, va
                 0 => None,
                 at => {
                     let ns = user::read::<Timespec>(at)?.to_ns()?;
-                    Some(if realtime { time::realtime_to_monotonic_ns(ns) } else { ns })
+                    Some(if realtime {
+                        time::realtime_to_monotonic_ns(ns)
+                    } else {
+                        ns
+                    })
                 }
             };
             wait(addr, value, deadline, value3)
@@ -84,7 +95,11 @@ fn wait(addr: u64, value: u32, deadline: Option<u64>, bitset: u32) -> SysResult 
         return Err(EINTR);
     }
     let tid = sched::current();
-    WAITERS.borrow_mut().entry(addr).or_default().push_back(Waiter { tid, bitset });
+    WAITERS
+        .borrow_mut()
+        .entry(addr)
+        .or_default()
+        .push_back(Waiter { tid, bitset });
     let why = sched::block(deadline);
     // A requeue may have moved the waiter: look everywhere if it was not woken by `wake`.
     let mut waiters = WAITERS.borrow_mut();
@@ -127,7 +142,11 @@ pub fn wake(addr: u64, most: u32, bitset: u32) -> u64 {
 }
 
 fn wake_checked(addr: u64, most: u32, bitset: u32) -> SysResult {
-    if bitset == 0 { Err(EINVAL) } else { Ok(wake(addr, most, bitset)) }
+    if bitset == 0 {
+        Err(EINVAL)
+    } else {
+        Ok(wake(addr, most, bitset))
+    }
 }
 
 fn requeue(from: u64, wake_most: u32, move_most: u32, to: u64, expected: Option<u32>) -> SysResult {

@@ -49,7 +49,8 @@ unsafe impl Send for Heap {}
 // SAFETY: `grow_heap` does not allocate from this heap.
 unsafe impl Source for Heap {
     fn acquire<B: Binning>(talc: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
-        let (start, end) = kheap::grow_heap((layout.size() + layout.align() + 4096) as u64).map_err(|_| ())?;
+        let (start, end) =
+            kheap::grow_heap((layout.size() + layout.align() + 4096) as u64).map_err(|_| ())?;
         // SAFETY: the memory was mapped for this heap, directly behind what it has.
         unsafe {
             talc.source.end = match talc.source.end {

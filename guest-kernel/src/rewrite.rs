@@ -13,8 +13,11 @@ use crate::mm::{self, Access};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use codescan::Leak;
+use iced_x86::{
+    BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, FlowControl, Instruction,
+    InstructionBlock, Mnemonic, OpKind, Register,
+};
 use quorate_abi::image::ImageView;
-use iced_x86::{BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, FlowControl, Instruction, InstructionBlock, Mnemonic, OpKind, Register};
 
 /// Bytes of one arena for trampolines.
 pub const ARENA: u64 = 256 << 10;
@@ -52,11 +55,24 @@ static STATE: Global<State> = Global::new(State {
 /// # Errors
 /// `ENOMEM`.
 pub fn add_arena(base: u64) -> Result<()> {
-    mm::space().map(base, ARENA, READ | EXEC, Backing::Anonymous, "[trampolines]", true)?;
+    mm::space().map(
+        base,
+        ARENA,
+        READ | EXEC,
+        Backing::Anonymous,
+        "[trampolines]",
+        true,
+    )?;
     // The first slot holds the address that all trampolines jump to.
-    write_code(base, &crate::arch::entry::fast_entry_address().to_le_bytes())?;
+    write_code(
+        base,
+        &crate::arch::entry::fast_entry_address().to_le_bytes(),
+    )?;
     mm::space().finish();
-    STATE.borrow_mut().arenas.push(Arena { next: base + 16, end: base + ARENA });
+    STATE.borrow_mut().arenas.push(Arena {
+        next: base + 16,
+        end: base + ARENA,
+    });
     Ok(())
 }
 
@@ -88,7 +104,11 @@ fn write_code(at: u64, bytes: &[u8]) -> Result<()> {
         let page = mm::space().private_code_page(va & !4095)?;
         // SAFETY: the page belongs to the program's mapping alone and is reached through the direct map.
         unsafe {
-            core::ptr::copy_nonoverlapping(bytes[done..].as_ptr(), (page + (va & 4095)) as *mut u8, n);
+            core::ptr::copy_nonoverlapping(
+                bytes[done..].as_ptr(),
+                (page + (va & 4095)) as *mut u8,
+                n,
+            );
         }
         done += n;
     }
@@ -124,7 +144,11 @@ pub fn patch_site(frame: &mut TrapFrame) -> bool {
 
 /// Address at which a system call that returns to `rip` from a rewritten site is made again.
 pub fn restart_address(rip: u64, kind: u64) -> u64 {
-    if kind == KIND_FAST { rip - HEAD } else { rip - 2 }
+    if kind == KIND_FAST {
+        rip - HEAD
+    } else {
+        rip - 2
+    }
 }
 
 /// Address behind the program's own SYSCALL instruction, for a system call that returns to `rip`.
@@ -149,10 +173,9 @@ fn try_patch(site: u64) -> Option<u64> {
     }
     let (tramp, slot) = {
         let state = STATE.borrow();
-        let arena = state
-            .arenas
-            .iter()
-            .find(|a| a.next + TRAMPOLINE_MAX <= a.end && a.end.abs_diff(site) < (1 << 31) - (1 << 20))?;
+        let arena = state.arenas.iter().find(|a| {
+            a.next + TRAMPOLINE_MAX <= a.end && a.end.abs_diff(site) < (1 << 31) - (1 << 20)
+        })?;
         (arena.next, arena.end - ARENA)
     };
     let bytes = trampoline(tramp, slot, site + len as u64, &displaced)?;
@@ -195,9 +218,14 @@ fn displaced_instructions(window: &[u8], site: u64) -> Option<(Vec<Instruction>,
             }
             ended = matches!(
                 instruction.flow_control(),
-                FlowControl::Return | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch
+                FlowControl::Return
+                    | FlowControl::UnconditionalBranch
+                    | FlowControl::IndirectBranch
             );
-            if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+            if matches!(
+                instruction.flow_control(),
+                FlowControl::Call | FlowControl::IndirectCall
+            ) {
                 // Its return address would lie in the trampoline, where an unwinder finds nothing.
                 return None;
             }
@@ -211,7 +239,12 @@ fn displaced_instructions(window: &[u8], site: u64) -> Option<(Vec<Instruction>,
 /// Whether a branch nearby goes into the middle of `[site, site + len)`. Decodes from a place that is in step with `site`.
 fn branches_into(bytes: &[u8], base: u64, site: u64, len: usize) -> bool {
     for skip in 0..24u64.min(site - base) {
-        let mut decoder = Decoder::with_ip(64, &bytes[skip as usize..], base + skip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(
+            64,
+            &bytes[skip as usize..],
+            base + skip,
+            DecoderOptions::NONE,
+        );
         let mut in_step = false;
         let mut hit = false;
         let mut instruction = Instruction::default();
@@ -244,7 +277,8 @@ fn trampoline(at: u64, slot: u64, back: u64, displaced: &[Instruction]) -> Optio
         let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::NONE).ok()?;
         bytes.extend_from_slice(&encoded.code_buffer);
     }
-    let relative = i32::try_from(back as i64 - (at as i64 + bytes.len() as i64 + JUMP as i64)).ok()?;
+    let relative =
+        i32::try_from(back as i64 - (at as i64 + bytes.len() as i64 + JUMP as i64)).ok()?;
     bytes.push(0xe9);
     bytes.extend_from_slice(&relative.to_le_bytes());
     (bytes.len() as u64 <= TRAMPOLINE_MAX).then_some(bytes)
@@ -265,10 +299,14 @@ pub fn scan(start: u64, end: u64) {
         match offset {
             // The image's builder has looked already, and touching every page of a program costs more than looking.
             Some(offset) => {
-                let known = IMAGE.borrow().map(|image| image.leaks(offset, offset + run));
+                let known = IMAGE
+                    .borrow()
+                    .map(|image| image.leaks(offset, offset + run));
                 for (at, len) in known.into_iter().flatten() {
                     let site = va + (at - offset);
-                    if let Some(leak) = code(site, u64::from(len)).and_then(|b| codescan::decode_leak(b, site)) {
+                    if let Some(leak) =
+                        code(site, u64::from(len)).and_then(|b| codescan::decode_leak(b, site))
+                    {
                         found.push((site, leak));
                     }
                 }
@@ -384,11 +422,18 @@ mod tests {
     #[test]
     fn glibc_site_is_displaced_and_relocated() {
         // syscall; cmp rax, -4096; ja +0x20; ret
-        let code = [0x0f, 0x05, 0x48, 0x3d, 0x00, 0xf0, 0xff, 0xff, 0x77, 0x20, 0xc3];
+        let code = [
+            0x0f, 0x05, 0x48, 0x3d, 0x00, 0xf0, 0xff, 0xff, 0x77, 0x20, 0xc3,
+        ];
         let (displaced, len) = displaced_instructions(&code, 0x1000).unwrap();
         assert_eq!((displaced.len(), len), (1, 8));
         let tramp = trampoline(0x8000, 0x7000, 0x1008, &displaced).unwrap();
-        assert_eq!(&tramp[..13], &[0x48, 0x8d, 0x0d, 6, 0, 0, 0, 0xff, 0x25, 0xf3, 0xef, 0xff, 0xff]);
+        assert_eq!(
+            &tramp[..13],
+            &[
+                0x48, 0x8d, 0x0d, 6, 0, 0, 0, 0xff, 0x25, 0xf3, 0xef, 0xff, 0xff
+            ]
+        );
         assert_eq!(&tramp[13..19], &code[2..8]);
         assert_eq!(tramp[19], 0xe9);
     }
@@ -405,7 +450,9 @@ mod tests {
     fn a_branch_to_the_return_point_forbids_rewriting() {
         // nop ×8; syscall; cmp rax,-4096; jmp to site+2
         let mut code = vec![0x90u8; 32];
-        code.extend([0x0f, 0x05, 0x48, 0x3d, 0, 0xf0, 0xff, 0xff, 0xeb, 0xf8, 0xc3]);
+        code.extend([
+            0x0f, 0x05, 0x48, 0x3d, 0, 0xf0, 0xff, 0xff, 0xeb, 0xf8, 0xc3,
+        ]);
         assert!(branches_into(&code, 0x1000, 0x1020, 8));
         code[41] = 0xf6; // to the site itself: fine
         assert!(!branches_into(&code, 0x1000, 0x1020, 8));

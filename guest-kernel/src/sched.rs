@@ -72,7 +72,11 @@ struct Process {
     groups: Vec<u32>,
 }
 
-static PROCESS: Global<Process> = Global::new(Process { uid: 0, gid: 0, groups: Vec::new() });
+static PROCESS: Global<Process> = Global::new(Process {
+    uid: 0,
+    gid: 0,
+    groups: Vec::new(),
+});
 
 /// Id of the calling thread (Linux tid).
 pub fn current() -> u32 {
@@ -164,7 +168,10 @@ pub fn make_runnable(tid: u32, why: Wake) -> bool {
 pub fn interrupt(tid: u32) {
     let mut scheduler = SCHEDULER.borrow_mut();
     if let Some(thread) = scheduler.threads.get(&tid)
-        && thread.state == (State::Blocked { interruptible: true })
+        && thread.state
+            == (State::Blocked {
+                interruptible: true,
+            })
     {
         scheduler.wake(tid, Wake::Signal);
     }
@@ -205,7 +212,11 @@ pub fn wake_sleepers(now_ns: u64) {
 
 /// First deadline of a sleeping thread.
 pub fn next_deadline_ns() -> Option<u64> {
-    SCHEDULER.borrow().sleepers.first().map(|(deadline, _)| *deadline)
+    SCHEDULER
+        .borrow()
+        .sleepers
+        .first()
+        .map(|(deadline, _)| *deadline)
 }
 
 /// Whether another thread could run.
@@ -302,7 +313,8 @@ fn switch_to(tid: u32) {
         (*from).gs_base = arch::gs_base();
         arch::set_fs_base((*to).fs_base);
         arch::set_gs_base((*to).gs_base);
-        arch::entry::ENTRY_KERNEL_STACK.store((*to).stack_top, core::sync::atomic::Ordering::Relaxed);
+        arch::entry::ENTRY_KERNEL_STACK
+            .store((*to).stack_top, core::sync::atomic::Ordering::Relaxed);
         (*to).fx.load();
         arch::entry::switch(&mut (*from).stack_pointer, (*to).stack_pointer);
     }

@@ -93,7 +93,12 @@ unsafe impl Plain for AltStack {}
 
 impl Default for AltStack {
     fn default() -> Self {
-        Self { sp: 0, flags: SS_DISABLE, pad: 0, size: 0 }
+        Self {
+            sp: 0,
+            flags: SS_DISABLE,
+            pad: 0,
+            size: 0,
+        }
     }
 }
 
@@ -112,14 +117,24 @@ impl Info {
     /// As the process itself sends it.
     fn of_sender(code: i32) -> Self {
         let (uid, _) = sched::credentials();
-        Self { code, first: u64::from(sched::PID) | u64::from(uid) << 32, value: 0 }
+        Self {
+            code,
+            first: u64::from(sched::PID) | u64::from(uid) << 32,
+            value: 0,
+        }
     }
 
     fn image(self, signal: u32) -> SigInfo {
         let mut fields = [0; 14];
         fields[0] = self.first;
         fields[1] = self.value;
-        SigInfo { signo: signal as i32, errno: 0, code: self.code, pad: 0, fields }
+        SigInfo {
+            signo: signal as i32,
+            errno: 0,
+            code: self.code,
+            pad: 0,
+            fields,
+        }
     }
 }
 
@@ -158,7 +173,15 @@ impl Default for Pending {
 
 impl Pending {
     const fn new() -> Self {
-        Self { set: 0, info: [Info { code: 0, first: 0, value: 0 }; REAL_TIME as usize], queue: VecDeque::new() }
+        Self {
+            set: 0,
+            info: [Info {
+                code: 0,
+                first: 0,
+                value: 0,
+            }; REAL_TIME as usize],
+            queue: VecDeque::new(),
+        }
     }
 
     /// False if the queue is full.
@@ -179,12 +202,20 @@ impl Pending {
             self.set &= !bit(signal);
             return *info;
         }
-        let mut of_it = self.queue.iter().enumerate().filter(|(_, (s, _))| *s == signal).map(|(i, _)| i);
+        let mut of_it = self
+            .queue
+            .iter()
+            .enumerate()
+            .filter(|(_, (s, _))| *s == signal)
+            .map(|(i, _)| i);
         let (first, more) = (of_it.next(), of_it.next().is_some());
         if !more {
             self.set &= !bit(signal);
         }
-        first.and_then(|i| self.queue.remove(i)).map(|(_, info)| info).unwrap_or_default()
+        first
+            .and_then(|i| self.queue.remove(i))
+            .map(|(_, info)| info)
+            .unwrap_or_default()
     }
 
     fn discard(&mut self, signal: u32) {
@@ -225,7 +256,12 @@ struct ProcessSignals {
 }
 
 static PROCESS: Global<ProcessSignals> = Global::new(ProcessSignals {
-    actions: [Action { handler: 0, flags: 0, restorer: 0, mask: 0 }; COUNT],
+    actions: [Action {
+        handler: 0,
+        flags: 0,
+        restorer: 0,
+        mask: 0,
+    }; COUNT],
     pending: Pending::new(),
 });
 
@@ -237,7 +273,10 @@ fn ignored_by_default(signal: u32) -> bool {
     use number::*;
     // Stopping makes no sense for an appliance's only process: job-control stops are ignored, as for a process in an
     // orphaned group.
-    matches!(signal, CHLD | URG | WINCH | CONT | TSTP | TTIN | TTOU | STOP)
+    matches!(
+        signal,
+        CHLD | URG | WINCH | CONT | TSTP | TTIN | TTOU | STOP
+    )
 }
 
 fn ignored(signal: u32) -> bool {
@@ -270,7 +309,13 @@ fn next_deliverable() -> Option<(u32, bool)> {
 
 /// Sends a signal to the process from the kernel; an idle thread that does not block it is interrupted.
 pub fn send_to_process(signal: u32) {
-    send_to_process_with(signal, Info { code: SI_KERNEL, ..Info::default() });
+    send_to_process_with(
+        signal,
+        Info {
+            code: SI_KERNEL,
+            ..Info::default()
+        },
+    );
 }
 
 /// [`send_to_process`] with what it carries; false if too many of it wait already.
@@ -279,7 +324,8 @@ pub fn send_to_process_with(signal: u32, info: Info) -> bool {
         return true;
     }
     let threads = sched::thread_ids();
-    let takes = |tid: &u32| sched::with_thread(*tid, |t| t.signals.mask & bit(signal) == 0) == Some(true);
+    let takes =
+        |tid: &u32| sched::with_thread(*tid, |t| t.signals.mask & bit(signal) == 0) == Some(true);
     let taker = threads.iter().find(|tid| takes(tid));
     // What is ignored is dropped, but not where it is blocked: somebody may wait for it with sigwait.
     if ignored(signal) && taker.is_some() {
@@ -291,7 +337,11 @@ pub fn send_to_process_with(signal: u32, info: Info) -> bool {
     match taker {
         Some(tid) => sched::interrupt(*tid),
         // Blocked everywhere: one may wait for it in sigwait.
-        None => threads.into_iter().filter(|tid| waits_for(*tid, signal)).take(1).for_each(sched::interrupt),
+        None => threads
+            .into_iter()
+            .filter(|tid| waits_for(*tid, signal))
+            .take(1)
+            .for_each(sched::interrupt),
     }
     true
 }
@@ -380,7 +430,12 @@ fn take(signal: u32, own: bool) -> Info {
 
 /// A fault in the program: delivers the signal that Linux would, at once. A fault signal that is blocked or ignored kills.
 pub fn fault(frame: &mut TrapFrame, exception: Exception) {
-    let Exception { signal, code, address, .. } = exception;
+    let Exception {
+        signal,
+        code,
+        address,
+        ..
+    } = exception;
     let action = PROCESS.borrow().actions[signal as usize];
     let blocked = sched::with_current(|t| t.signals.mask & bit(signal) != 0);
     if blocked || matches!(action.handler, SIG_DFL | SIG_IGN) {
@@ -391,7 +446,11 @@ pub fn fault(frame: &mut TrapFrame, exception: Exception) {
         crate::boundary::exit_program(u64::from(signal) | 0x80);
     }
     frame.kind = KIND_FAULT;
-    let info = Info { code, first: address, value: 0 };
+    let info = Info {
+        code,
+        first: address,
+        value: 0,
+    };
     push_frame(frame, signal, info, &action, Some(exception));
 }
 
@@ -421,7 +480,13 @@ unsafe impl Plain for RtFrame {}
 
 const SEGMENTS: u64 = 0x33 | 0x2b << 48;
 
-fn push_frame(frame: &mut TrapFrame, signal: u32, info: Info, action: &Action, exception: Option<Exception>) {
+fn push_frame(
+    frame: &mut TrapFrame,
+    signal: u32,
+    info: Info,
+    action: &Action,
+    exception: Option<Exception>,
+) {
     if crate::sys::process::rseq_abort(frame).is_err() {
         crate::boundary::exit_program(u64::from(number::SEGV) | 0x80);
     }
@@ -461,18 +526,40 @@ fn push_frame(frame: &mut TrapFrame, signal: u32, info: Info, action: &Action, e
         uc_flags: 4, // UC_SIGCONTEXT_SS
         uc_link: 0,
         stack: AltStack {
-            flags: if alt.flags & SS_DISABLE != 0 { SS_DISABLE } else { i32::from(on_alt) },
+            flags: if alt.flags & SS_DISABLE != 0 {
+                SS_DISABLE
+            } else {
+                i32::from(on_alt)
+            },
             ..alt
         },
         registers: [
-            frame.r8, frame.r9, frame.r10, frame.r11, frame.r12, frame.r13, frame.r14, frame.r15, frame.rdi,
-            frame.rsi, frame.rbp, frame.rbx, frame.rdx, frame.rax, frame.rcx, frame.rsp, frame.rip, frame.rflags,
+            frame.r8,
+            frame.r9,
+            frame.r10,
+            frame.r11,
+            frame.r12,
+            frame.r13,
+            frame.r14,
+            frame.r15,
+            frame.rdi,
+            frame.rsi,
+            frame.rbp,
+            frame.rbx,
+            frame.rdx,
+            frame.rax,
+            frame.rcx,
+            frame.rsp,
+            frame.rip,
+            frame.rflags,
         ],
         segments: SEGMENTS,
         err: exception.map_or(0, |e| e.error),
         trapno: exception.map_or(0, |e| e.vector),
         oldmask: mask,
-        cr2: exception.filter(|e| e.vector == 14).map_or(0, |e| e.address),
+        cr2: exception
+            .filter(|e| e.vector == 14)
+            .map_or(0, |e| e.address),
         fpstate: fp_at,
         reserved: [0; 8],
         sigmask: mask,
@@ -540,8 +627,13 @@ pub fn sigreturn(frame: &mut TrapFrame) {
     }
     sched::with_current(|t| {
         t.signals.mask = image.sigmask & !UNBLOCKABLE;
-        if image.stack.flags & !(SS_ONSTACK | SS_DISABLE) == 0 && !on_altstack(frame.rsp, &t.signals.altstack) {
-            t.signals.altstack = AltStack { flags: image.stack.flags & SS_DISABLE, ..image.stack };
+        if image.stack.flags & !(SS_ONSTACK | SS_DISABLE) == 0
+            && !on_altstack(frame.rsp, &t.signals.altstack)
+        {
+            t.signals.altstack = AltStack {
+                flags: image.stack.flags & SS_DISABLE,
+                ..image.stack
+            };
         }
     });
 }
@@ -678,9 +770,18 @@ pub fn sigaltstack(frame: &TrapFrame, new: u64, old: u64) -> SysResult {
         if stack.flags & SS_DISABLE == 0 && stack.size < MINSIGSTKSZ {
             return Err(ENOMEM);
         }
-        sched::with_current(|t| t.signals.altstack = AltStack { flags: stack.flags & SS_DISABLE, ..stack });
+        sched::with_current(|t| {
+            t.signals.altstack = AltStack {
+                flags: stack.flags & SS_DISABLE,
+                ..stack
+            }
+        });
     }
-    let flags = if current.flags & SS_DISABLE != 0 { SS_DISABLE } else { i32::from(on) };
+    let flags = if current.flags & SS_DISABLE != 0 {
+        SS_DISABLE
+    } else {
+        i32::from(on)
+    };
     user::write_opt(old, AltStack { flags, ..current })?;
     Ok(0)
 }
@@ -737,7 +838,11 @@ pub fn sigqueueinfo(group: i32, tid: Option<i32>, signal: u64, info_at: u64) -> 
     if group != sched::PID as i32 {
         return Err(ESRCH);
     }
-    let info = Info { code: image.code, first: image.fields[0], value: image.fields[1] };
+    let info = Info {
+        code: image.code,
+        first: image.fields[0],
+        value: image.fields[1],
+    };
     match tid {
         Some(tid) if tid <= 0 => Err(EINVAL),
         Some(tid) => queue_to_thread(tid as u32, signal, info),
@@ -747,7 +852,11 @@ pub fn sigqueueinfo(group: i32, tid: Option<i32>, signal: u64, info_at: u64) -> 
 }
 
 fn check(signal: u64) -> Result<u32> {
-    if (signal as usize) < COUNT { Ok(signal as u32) } else { Err(EINVAL) }
+    if (signal as usize) < COUNT {
+        Ok(signal as u32)
+    } else {
+        Err(EINVAL)
+    }
 }
 
 /// Resets handlers for a new program (`execve`).

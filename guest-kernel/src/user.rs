@@ -92,7 +92,11 @@ pub fn write<T: Plain>(addr: u64, value: T) -> Result<()> {
 /// # Errors
 /// `EFAULT`.
 pub fn write_opt<T: Plain>(addr: u64, value: T) -> Result<()> {
-    if addr == 0 { Ok(()) } else { write(addr, value) }
+    if addr == 0 {
+        Ok(())
+    } else {
+        write(addr, value)
+    }
 }
 
 /// Copies bytes out to the program.

@@ -131,7 +131,11 @@ fn leaks(contents: &[&[u8]], data_at: u64) -> Vec<u64> {
     let mut place = data_at;
     for content in contents {
         let found = codescan::find_in_elf(content);
-        entries.extend(found.iter().map(|(at, len)| (place + at) << 8 | u64::from(*len)));
+        entries.extend(
+            found
+                .iter()
+                .map(|(at, len)| (place + at) << 8 | u64::from(*len)),
+        );
         place += (content.len() as u64).next_multiple_of(PAGE_SIZE);
     }
     entries

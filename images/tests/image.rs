@@ -408,7 +408,8 @@ fn leaking_instructions_of_programs_are_listed() {
     program[0x1800..0x1802].copy_from_slice(&[0x0f, 0x31]); // rdtsc
     program[0x2800..0x2803].copy_from_slice(&[0x0f, 0x01, 0xf9]); // rdtscp
     let mut tree = Tree::new(META);
-    tree.file(b"data", META, vec![0x0f, 0x31, 0x0f, 0x31]).unwrap();
+    tree.file(b"data", META, vec![0x0f, 0x31, 0x0f, 0x31])
+        .unwrap();
     tree.file(b"program", META, program).unwrap();
     let bytes = writer::to_bytes(&tree).unwrap();
     let view = ImageView::parse(&bytes).unwrap();

@@ -155,7 +155,11 @@ impl LayoutRequest {
         let mut common = SeedStream::new(self.input_seed, COMMON_LABEL);
         let mut taken: Vec<(u64, u64)> = Vec::new();
         for region in self.regions()? {
-            let stream = if region.common { &mut common } else { &mut stream };
+            let stream = if region.common {
+                &mut common
+            } else {
+                &mut stream
+            };
             let start = place(&region, space, &taken, stream)?;
             *(region.place)(&mut layout) = start;
             taken.push((start, start + region.len));
@@ -174,16 +178,17 @@ impl LayoutRequest {
         };
         let whole = |bytes: u64| bytes.next_multiple_of(PAGE_SIZE).max(PAGE_SIZE);
         let mut regions = Vec::new();
-        let mut add = |name: &'static str, len, step, offset, place: fn(&mut Layout) -> &mut u64| {
-            regions.push(Region {
-                name,
-                len,
-                step,
-                offset,
-                common: name == "threads",
-                place,
-            });
-        };
+        let mut add =
+            |name: &'static str, len, step, offset, place: fn(&mut Layout) -> &mut u64| {
+                regions.push(Region {
+                    name,
+                    len,
+                    step,
+                    offset,
+                    common: name == "threads",
+                    place,
+                });
+            };
         // First, on empty ground: only so it comes to lie at the same place in every replica.
         add("threads", THREADS, GIB, low_bits()?, |at| &mut at.threads);
         add("mmap", MMAP, GIB, low_bits()?, |at: &mut Layout| {

@@ -5,7 +5,8 @@ use crate::cpuid::baseline_only;
 use crate::error::MachineError;
 use crate::registers::Registers;
 use kvm_bindings::{
-    CpuId,KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
+};
 use kvm_ioctls::VcpuFd;
 use quorate_abi::boot::selector;
 

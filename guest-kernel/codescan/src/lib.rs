@@ -54,7 +54,9 @@ fn executable_ranges(file: &[u8]) -> Vec<(usize, usize)> {
         return ranges;
     };
     for i in 0..count {
-        let Some(at) = table.checked_add(i * 56) else { break };
+        let Some(at) = table.checked_add(i * 56) else {
+            break;
+        };
         let flags = half(at.saturating_add(4)).unwrap_or(0);
         if half(at) != Some(1) || half(at.saturating_add(2)) != Some(0) || flags & 1 == 0 {
             continue;
@@ -106,7 +108,11 @@ pub fn decode_leak(bytes: &[u8], ip: u64) -> Option<Leak> {
     let mut decoder = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     match instruction.mnemonic() {
-        m @ (Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Rdpmc | Mnemonic::Rdrand | Mnemonic::Rdseed) => Some(Leak {
+        m @ (Mnemonic::Rdtsc
+        | Mnemonic::Rdtscp
+        | Mnemonic::Rdpmc
+        | Mnemonic::Rdrand
+        | Mnemonic::Rdseed) => Some(Leak {
             mnemonic: m,
             len: instruction.len() as u8,
             destination: instruction.op0_register(),
@@ -143,7 +149,6 @@ fn reached(bytes: &[u8], at: usize) -> bool {
     arrived * 4 >= tried * 3
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,7 +162,10 @@ mod tests {
             code.extend([0x0f, 0x31, 0xc3]);
             let mut found = Vec::new();
             find_leaks(&code, 0, &mut found);
-            assert_eq!(found.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [3 + padding as u64]);
+            assert_eq!(
+                found.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+                [3 + padding as u64]
+            );
         }
     }
 

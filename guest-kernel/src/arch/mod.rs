@@ -23,7 +23,9 @@ pub unsafe fn outl(port: u16, value: u32) {
 pub fn fs_base() -> u64 {
     let base: u64;
     // SAFETY: the VMM sets CR4.FSGSBASE.
-    unsafe { core::arch::asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags))
+    };
     base
 }
 
@@ -31,7 +33,9 @@ pub fn fs_base() -> u64 {
 #[inline]
 pub fn set_fs_base(base: u64) {
     // SAFETY: as above; a non-canonical base is refused by the caller.
-    unsafe { core::arch::asm!("wrfsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("wrfsbase {}", in(reg) base, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// Base of the GS segment.
@@ -39,7 +43,9 @@ pub fn set_fs_base(base: u64) {
 pub fn gs_base() -> u64 {
     let base: u64;
     // SAFETY: as `fs_base`.
-    unsafe { core::arch::asm!("rdgsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("rdgsbase {}", out(reg) base, options(nomem, nostack, preserves_flags))
+    };
     base
 }
 
@@ -47,7 +53,9 @@ pub fn gs_base() -> u64 {
 #[inline]
 pub fn set_gs_base(base: u64) {
     // SAFETY: as `set_fs_base`.
-    unsafe { core::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        core::arch::asm!("wrgsbase {}", in(reg) base, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// FXSAVE area: x87, MXCSR and the XMM registers of a program.

@@ -71,10 +71,11 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `EINVAL` if it is no image, `EIO` where it is damaged (the console says how), `ENOSPC`.
 pub fn init(image: &'static [u8], physical: u64) -> Result<()> {
     let space = space::Space::of_memory();
-    let image = image_fs::ImageFs::new(image, physical, FIRST_DEV, space.clone()).map_err(|error| {
-        crate::klog!("root image: {error}");
-        EINVAL
-    })?;
+    let image =
+        image_fs::ImageFs::new(image, physical, FIRST_DEV, space.clone()).map_err(|error| {
+            crate::klog!("root image: {error}");
+            EINVAL
+        })?;
     let root = image.root()?;
     root.mounted.set(true);
     let sup = |offset, magic| Super::new(FIRST_DEV + offset, magic, space.clone(), 1);

@@ -191,7 +191,9 @@ impl File for InodeFile {
     }
 
     fn map_key(&self) -> usize {
-        self.inode.contents().map_or(0, |contents| contents.map_key())
+        self.inode
+            .contents()
+            .map_or(0, |contents| contents.map_key())
     }
 
     fn path(&self) -> Vec<u8> {

@@ -92,7 +92,8 @@ impl Frames {
         if self.end != 0 {
             // Was the rest of this chunk cut off by the reserved range?
             let chunk_end = (self.end - 1) / CHUNK * CHUNK + CHUNK;
-            let reserved_end = (self.reserved.start + self.reserved.len).next_multiple_of(PAGE_SIZE);
+            let reserved_end =
+                (self.reserved.start + self.reserved.len).next_multiple_of(PAGE_SIZE);
             if self.end < chunk_end && self.end == self.reserved.start && reserved_end < chunk_end {
                 self.next = reserved_end;
                 self.end = chunk_end;

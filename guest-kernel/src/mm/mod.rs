@@ -44,7 +44,12 @@ static IMAGE_VIRTUAL: AtomicU64 = AtomicU64::new(0);
 /// Takes over memory from the VMM. The heap works afterwards.
 pub fn init(boot: &BootInfo) {
     let ranges = (boot.ram_ranges as usize).min(boot.ram.len());
-    frames::init(&boot.ram[..ranges], boot.reserved, boot.layout.direct, &boot.layout_seed);
+    frames::init(
+        &boot.ram[..ranges],
+        boot.reserved,
+        boot.layout.direct,
+        &boot.layout_seed,
+    );
     paging::init(boot.page_table_root);
     kheap::init(boot.layout.kernel_dynamic);
     IMAGE_VIRTUAL.store(boot.layout.image, Ordering::Relaxed);
@@ -137,7 +142,11 @@ pub fn maps_text() -> String {
         let bit = |b: u8, c: char| if vma.prot & b != 0 { c } else { '-' };
         let (offset, shared, path) = match &vma.backing {
             space::Backing::Anonymous => (0, false, alloc::vec::Vec::new()),
-            space::Backing::File { file, offset, shared } => (*offset, *shared, file.path()),
+            space::Backing::File {
+                file,
+                offset,
+                shared,
+            } => (*offset, *shared, file.path()),
         };
         let name = if path.is_empty() {
             String::from(vma.name)

@@ -63,7 +63,10 @@ pub fn entry_or_create(va: u64) -> Result<&'static mut u64> {
         if *e & PRESENT == 0 {
             *e = frames::alloc()? | PRESENT | WRITE | USER | ACCESSED_DIRTY;
         }
-        assert!(*e & LARGE == 0, "a program's page inside the kernel's large pages");
+        assert!(
+            *e & LARGE == 0,
+            "a program's page inside the kernel's large pages"
+        );
         at = table(*e);
     }
     // SAFETY: as in `entry`.

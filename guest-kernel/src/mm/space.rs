@@ -487,7 +487,9 @@ impl Space {
     /// Lets a page be written and executed at the same time, because code on it writes to it. Only where the program may do both.
     pub fn allow_both(&mut self, va: u64) {
         let both = WRITE_PROT | EXEC;
-        if self.find(va).is_some_and(|(_, vma)| vma.prot & both == both)
+        if self
+            .find(va)
+            .is_some_and(|(_, vma)| vma.prot & both == both)
             && let Some(e) = paging::entry(va)
             && *e & PRESENT != 0
         {
@@ -499,7 +501,12 @@ impl Space {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub fn check(&mut self, addr: u64, len: u64, access: Access) -> core::result::Result<(), Fault> {
+    pub fn check(
+        &mut self,
+        addr: u64,
+        len: u64,
+        access: Access,
+    ) -> core::result::Result<(), Fault> {
         let end = addr.checked_add(len).ok_or(Fault::Unmapped)?;
         let mut va = addr & !(PAGE_SIZE - 1);
         let mut border = 0;
@@ -625,7 +632,10 @@ impl Space {
             if from >= to || file.map_key() != map_key {
                 continue;
             }
-            let (from, to) = (start + (from - base) * PAGE_SIZE, start + (to - base) * PAGE_SIZE);
+            let (from, to) = (
+                start + (from - base) * PAGE_SIZE,
+                start + (to - base) * PAGE_SIZE,
+            );
             let mut tail = vma.held.split_off(&from);
             vma.held.append(&mut tail.split_off(&to));
             dropped.extend(tail.into_values());
@@ -639,7 +649,11 @@ impl Space {
 
     /// Whether a range may become writable: not where a file is shared that was opened for reading.
     fn may_write(&self, start: u64, end: u64) -> bool {
-        self.vmas.range(..end).rev().take_while(|(_, vma)| vma.end > start).all(|(_, vma)| vma.may_write)
+        self.vmas
+            .range(..end)
+            .rev()
+            .take_while(|(_, vma)| vma.end > start)
+            .all(|(_, vma)| vma.may_write)
     }
 
     /// The mapping at `start` must never become writable.
@@ -653,7 +667,14 @@ impl Space {
     ///
     /// # Errors
     /// `EFAULT`, `EINVAL`, `ENOMEM` as Linux.
-    pub fn remap(&mut self, old: u64, old_len: u64, new_len: u64, may_move: bool, fixed: Option<u64>) -> Result<u64> {
+    pub fn remap(
+        &mut self,
+        old: u64,
+        old_len: u64,
+        new_len: u64,
+        may_move: bool,
+        fixed: Option<u64>,
+    ) -> Result<u64> {
         let (start, vma) = self.find(old).ok_or(EFAULT)?;
         if old + old_len > vma.end {
             return Err(EFAULT);
@@ -720,7 +741,14 @@ impl Space {
             if let Backing::File { offset, .. } = &mut tail.backing {
                 *offset += keep;
             }
-            self.map(to + keep, new_len - keep, tail.prot, tail.backing, tail.name, false)?;
+            self.map(
+                to + keep,
+                new_len - keep,
+                tail.prot,
+                tail.backing,
+                tail.name,
+                false,
+            )?;
         }
         Ok(to)
     }
@@ -740,7 +768,11 @@ impl Space {
         );
         if new > old {
             let prot = READ | WRITE_PROT;
-            if !self.is_free(old, new) || self.map(old, new - old, prot, Backing::Anonymous, "[heap]", false).is_err() {
+            if !self.is_free(old, new)
+                || self
+                    .map(old, new - old, prot, Backing::Anonymous, "[heap]", false)
+                    .is_err()
+            {
                 return self.brk;
             }
         } else {
@@ -803,13 +835,22 @@ fn copy_of(frame: u64) -> Result<u64> {
     let from = super::readable(frame);
     // SAFETY: both are whole pages that the kernel can reach; `copy` is ours alone.
     unsafe {
-        core::ptr::copy_nonoverlapping(from as *const u8, frames::to_direct(copy) as *mut u8, PAGE_SIZE as usize);
+        core::ptr::copy_nonoverlapping(
+            from as *const u8,
+            frames::to_direct(copy) as *mut u8,
+            PAGE_SIZE as usize,
+        );
     }
     Ok(copy)
 }
 
 /// Fills in one entry that is not present. Returns (a page was taken, an old page was replaced).
-fn populate_page(start: u64, vma: &mut Vma, va: u64, e: &mut u64) -> core::result::Result<(bool, bool), Fault> {
+fn populate_page(
+    start: u64,
+    vma: &mut Vma,
+    va: u64,
+    e: &mut u64,
+) -> core::result::Result<(bool, bool), Fault> {
     let bits = vma.permissions();
     if *e & RETAINED != 0 {
         *e = (*e & (paging::ADDRESS | OWNED)) | bits;
@@ -820,7 +861,11 @@ fn populate_page(start: u64, vma: &mut Vma, va: u64, e: &mut u64) -> core::resul
             *e = frames::alloc().map_err(|_| Fault::NoMemory)? | OWNED | bits;
             Ok((true, false))
         }
-        Backing::File { file, offset, shared } => {
+        Backing::File {
+            file,
+            offset,
+            shared,
+        } => {
             let index = (offset + (va - start)) / PAGE_SIZE;
             let writable = vma.prot & WRITE_PROT != 0;
             let mut page = file.map_page(index, *shared && writable);

@@ -31,7 +31,15 @@ fn aligned(addr: u64) -> bool {
 ///
 /// # Errors
 /// As Linux.
-pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64, caller: u64) -> SysResult {
+pub fn mmap(
+    addr: u64,
+    len: u64,
+    prot: u64,
+    flags: u64,
+    fd: i32,
+    offset: u64,
+    caller: u64,
+) -> SysResult {
     let len = page_up(len)?;
     if len == 0 || prot & !7 != 0 || !aligned(offset) {
         return Err(EINVAL);
@@ -58,7 +66,11 @@ pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64, ca
             Ok(_) | Err(ENXIO) => {}
             Err(error) => return Err(error),
         }
-        Backing::File { file: open.file.clone(), offset, shared }
+        Backing::File {
+            file: open.file.clone(),
+            offset,
+            shared,
+        }
     };
     let read_only = shared && flags & MAP_ANONYMOUS == 0 && !file::get(fd)?.writable();
     let mut space = super::space();
@@ -79,12 +91,18 @@ pub fn mmap(addr: u64, len: u64, prot: u64, flags: u64, fd: i32, offset: u64, ca
     } else {
         let arena = match backing {
             Backing::File { .. } => Arena::Libraries,
-            Backing::Anonymous if flags & MAP_STACK != 0 || exec::is_interpreter(caller) => Arena::Threads,
+            Backing::Anonymous if flags & MAP_STACK != 0 || exec::is_interpreter(caller) => {
+                Arena::Threads
+            }
             Backing::Anonymous => Arena::Memory,
         };
         space.place(addr, len, arena)?
     };
-    let name = if flags & MAP_STACK != 0 { "[thread stack]" } else { "" };
+    let name = if flags & MAP_STACK != 0 {
+        "[thread stack]"
+    } else {
+        ""
+    };
     let result = space.map(at, len, prot, backing, name, flags & MAP_POPULATE != 0);
     if read_only {
         space.forbid_writing(at);
@@ -161,7 +179,11 @@ pub fn madvise(addr: u64, len: u64, advice: u64) -> SysResult {
             let mut space = super::space();
             let done = space.populate(addr, end);
             space.finish();
-            if advice == 3 || done.is_ok() { Ok(0) } else { Err(ENOMEM) }
+            if advice == 3 || done.is_ok() {
+                Ok(0)
+            } else {
+                Err(ENOMEM)
+            }
         }
         _ => Err(EINVAL),
     }

@@ -69,7 +69,11 @@ impl UnixSocket {
                 let object = fs::find_socket(path)?;
                 object.downcast::<Endpoint>().map_err(|_| ECONNREFUSED)?
             }
-            None => NAMES.borrow().get(name).and_then(Weak::upgrade).ok_or(missing)?,
+            None => NAMES
+                .borrow()
+                .get(name)
+                .and_then(Weak::upgrade)
+                .ok_or(missing)?,
         };
         if found.kind == self.end.kind {
             Ok(found)

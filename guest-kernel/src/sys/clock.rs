@@ -36,14 +36,19 @@ unsafe impl Plain for Timeval {}
 
 impl Timeval {
     fn from_ns(ns: u64) -> Self {
-        Self { sec: (ns / 1_000_000_000) as i64, usec: (ns % 1_000_000_000 / 1000) as i64 }
+        Self {
+            sec: (ns / 1_000_000_000) as i64,
+            usec: (ns % 1_000_000_000 / 1000) as i64,
+        }
     }
 
     fn to_ns(self) -> Result<u64> {
         if self.sec < 0 || !(0..1_000_000).contains(&self.usec) {
             return Err(EINVAL);
         }
-        Ok((self.sec as u64).saturating_mul(1_000_000_000).saturating_add(self.usec as u64 * 1000))
+        Ok((self.sec as u64)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(self.usec as u64 * 1000))
     }
 }
 
@@ -55,7 +60,9 @@ fn cpu_ns() -> u64 {
 fn read(clock: i32) -> Result<u64> {
     match clock {
         REALTIME | REALTIME_COARSE | REALTIME_ALARM | TAI => Ok(time::read_realtime_ns()),
-        MONOTONIC | MONOTONIC_RAW | MONOTONIC_COARSE | BOOTTIME | BOOTTIME_ALARM => Ok(time::read_monotonic_ns()),
+        MONOTONIC | MONOTONIC_RAW | MONOTONIC_COARSE | BOOTTIME | BOOTTIME_ALARM => {
+            Ok(time::read_monotonic_ns())
+        }
         PROCESS_CPU | THREAD_CPU => Ok(cpu_ns()),
         // A thread's or process's own clock (pthread_getcpuclockid).
         c if c < 0 => Ok(cpu_ns()),
@@ -140,7 +147,11 @@ pub fn clock_nanosleep(clock: i32, flags: u64, request: u64, remainder: u64) -> 
         _ => return Err(EINVAL),
     };
     if flags & TIMER_ABSTIME != 0 {
-        let deadline = if realtime { time::realtime_to_monotonic_ns(ns) } else { ns };
+        let deadline = if realtime {
+            time::realtime_to_monotonic_ns(ns)
+        } else {
+            ns
+        };
         return sleep_until(deadline, 0);
     }
     sleep_until(time::now_ns().saturating_add(ns), remainder)
@@ -152,7 +163,10 @@ struct RealTimer {
     interval_ns: u64,
 }
 
-static REAL: Global<RealTimer> = Global::new(RealTimer { armed: None, interval_ns: 0 });
+static REAL: Global<RealTimer> = Global::new(RealTimer {
+    armed: None,
+    interval_ns: 0,
+});
 
 struct Alarm;
 
@@ -184,7 +198,9 @@ fn arm(after_ns: u64, interval_ns: u64) {
 
 fn remaining() -> (u64, u64) {
     let timer = REAL.borrow();
-    let left = timer.armed.map_or(0, |(_, deadline)| deadline.saturating_sub(time::now_ns()).max(1));
+    let left = timer.armed.map_or(0, |(_, deadline)| {
+        deadline.saturating_sub(time::now_ns()).max(1)
+    });
     (left, timer.interval_ns)
 }
 

@@ -174,7 +174,14 @@ fn setgroups(count: u64, at: u64) -> SysResult {
 fn uname(at: u64) -> SysResult {
     let mut name = UtsName([[0; 65]; 6]);
     let host = crate::fs::hostname();
-    let fields: [&[u8]; 6] = [b"Linux", &host, RELEASE, b"#1 Quorate embedded kernel", b"x86_64", b"(none)"];
+    let fields: [&[u8]; 6] = [
+        b"Linux",
+        &host,
+        RELEASE,
+        b"#1 Quorate embedded kernel",
+        b"x86_64",
+        b"(none)",
+    ];
     for (field, value) in name.0.iter_mut().zip(fields) {
         let len = value.len().min(64);
         field[..len].copy_from_slice(&value[..len]);
@@ -258,7 +265,11 @@ fn affinity_set(size: u64, at: u64) -> SysResult {
     let n = (size as usize).min(8);
     first[..n].copy_from_slice(user::bytes(at, n)?);
     // There is one processor, and it must be in the set.
-    if first[0] & 1 == 0 { Err(EINVAL) } else { Ok(0) }
+    if first[0] & 1 == 0 {
+        Err(EINVAL)
+    } else {
+        Ok(0)
+    }
 }
 
 fn getcpu(cpu: u64, node: u64) -> SysResult {

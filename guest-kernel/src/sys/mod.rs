@@ -9,8 +9,8 @@ use crate::arch::TrapFrame;
 use crate::arch::entry::KIND_TRAP;
 use crate::cell::Global;
 use crate::errno::*;
-use alloc::collections::BTreeSet;
 use crate::{boundary, file, fingerprint, fs, futex, klog, mm, net, rewrite, sched, signal};
+use alloc::collections::BTreeSet;
 
 mod nr {
     #![allow(missing_docs)]
@@ -38,7 +38,11 @@ struct Unknown {
 /// Numbers outside the table that are remembered, so that each is named once; later ones are not named.
 const OTHERS_MAX: usize = 64;
 
-static UNKNOWN: Global<Unknown> = Global::new(Unknown { counts: [0; names::COUNT], others: BTreeSet::new(), calls: 0 });
+static UNKNOWN: Global<Unknown> = Global::new(Unknown {
+    counts: [0; names::COUNT],
+    others: BTreeSet::new(),
+    calls: 0,
+});
 
 /// Entry from assembly. Returns 1 when all registers must be restored, 0 when SYSCALL's contract is enough.
 #[cfg_attr(not(test), unsafe(no_mangle))]
@@ -118,7 +122,9 @@ extern "C" fn handle_thread_start(frame: &mut TrapFrame) {
 }
 
 fn dispatch(number: u64, frame: &mut TrapFrame, caller: u64) -> SysResult {
-    let a = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
+    let a = [
+        frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9,
+    ];
     // The calls of a server's inner loop first.
     if let Some(result) = fs::dispatch(number, a) {
         return result;
@@ -127,7 +133,15 @@ fn dispatch(number: u64, frame: &mut TrapFrame, caller: u64) -> SysResult {
         return result;
     }
     match number {
-        nr::MMAP => mm::sys::mmap(a[0], a[1], a[2], a[3], a[4] as i32, a[5], rewrite::origin(caller)),
+        nr::MMAP => mm::sys::mmap(
+            a[0],
+            a[1],
+            a[2],
+            a[3],
+            a[4] as i32,
+            a[5],
+            rewrite::origin(caller),
+        ),
         nr::MPROTECT => mm::sys::mprotect(a[0], a[1], a[2]),
         nr::MUNMAP => mm::sys::munmap(a[0], a[1]),
         nr::BRK => {
@@ -192,7 +206,10 @@ fn dispatch(number: u64, frame: &mut TrapFrame, caller: u64) -> SysResult {
 /// A call that is not implemented: counted, and named on the console the first time.
 fn unknown(number: u64) -> SysResult {
     let mut state = UNKNOWN.borrow_mut();
-    let first = match usize::try_from(number).ok().and_then(|n| state.counts.get_mut(n)) {
+    let first = match usize::try_from(number)
+        .ok()
+        .and_then(|n| state.counts.get_mut(n))
+    {
         Some(count) => {
             *count = count.saturating_add(1);
             *count == 1
@@ -202,7 +219,10 @@ fn unknown(number: u64) -> SysResult {
     };
     drop(state);
     if first {
-        klog!("system call {} ({number}) is not implemented: ENOSYS", names::name(number));
+        klog!(
+            "system call {} ({number}) is not implemented: ENOSYS",
+            names::name(number)
+        );
     }
     Err(ENOSYS)
 }
@@ -211,7 +231,10 @@ fn unknown(number: u64) -> SysResult {
 pub fn unknown_counts() -> alloc::vec::Vec<(u64, u32)> {
     let state = UNKNOWN.borrow();
     let counts = state.counts.iter().enumerate();
-    counts.filter(|(_, c)| **c > 0).map(|(n, c)| (n as u64, *c)).collect()
+    counts
+        .filter(|(_, c)| **c > 0)
+        .map(|(n, c)| (n as u64, *c))
+        .collect()
 }
 
 fn pause() -> SysResult {

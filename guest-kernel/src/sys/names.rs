@@ -2,7 +2,11 @@
 
 /// Name of a system call; "?" where the number is not assigned.
 pub fn name(number: u64) -> &'static str {
-    usize::try_from(number).ok().and_then(|n| NAMES.get(n)).copied().unwrap_or("?")
+    usize::try_from(number)
+        .ok()
+        .and_then(|n| NAMES.get(n))
+        .copied()
+        .unwrap_or("?")
 }
 
 /// Numbers known.

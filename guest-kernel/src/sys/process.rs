@@ -37,14 +37,30 @@ pub fn clone3(frame: &TrapFrame, args: u64, size: u64) -> SysResult {
         return Err(E2BIG);
     }
     let a: [u64; 8] = user::read(args)?;
-    let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = a;
+    let [
+        flags,
+        _pidfd,
+        child_tid,
+        parent_tid,
+        exit_signal,
+        stack,
+        stack_size,
+        tls,
+    ] = a;
     if exit_signal != 0 && flags & CLONE_THREAD != 0 {
         return Err(EINVAL);
     }
     spawn(frame, flags, stack + stack_size, parent_tid, child_tid, tls)
 }
 
-fn spawn(frame: &TrapFrame, flags: u64, stack: u64, parent_tid: u64, child_tid: u64, tls: u64) -> SysResult {
+fn spawn(
+    frame: &TrapFrame,
+    flags: u64,
+    stack: u64,
+    parent_tid: u64,
+    child_tid: u64,
+    tls: u64,
+) -> SysResult {
     fingerprint::number(flags);
     if flags & THREAD != THREAD {
         return Err(ENOSYS);
@@ -57,7 +73,11 @@ fn spawn(frame: &TrapFrame, flags: u64, stack: u64, parent_tid: u64, child_tid: 
     if stack != 0 {
         child.rsp = stack;
     }
-    let fs_base = if flags & CLONE_SETTLS != 0 { tls } else { arch::fs_base() };
+    let fs_base = if flags & CLONE_SETTLS != 0 {
+        tls
+    } else {
+        arch::fs_base()
+    };
     #[cfg(not(test))]
     let tid = sched::spawn(&child, fs_base)?;
     #[cfg(test)]
@@ -144,7 +164,11 @@ pub fn set_robust_list(head: u64, len: u64) -> SysResult {
 /// # Errors
 /// `ESRCH`, `EFAULT`.
 pub fn get_robust_list(tid: u64, head_at: u64, len_at: u64) -> SysResult {
-    let tid = if tid == 0 { sched::current() } else { tid as u32 };
+    let tid = if tid == 0 {
+        sched::current()
+    } else {
+        tid as u32
+    };
     let (head, len) = sched::with_thread(tid, |t| t.robust_list).ok_or(ESRCH)?;
     user::write(head_at, head)?;
     user::write(len_at, if len == 0 { 24 } else { len })?;
