@@ -61,8 +61,7 @@ fn head(text: &mut String, results: &Results) {
         ),
     );
     line(text, format_args!("Machine: {}.\n", host.line()));
-    let samples = results.servers.iter().flat_map(|server| &server.samples);
-    let foreign: Vec<f64> = samples.flatten().map(|sample| sample.foreign).collect();
+    let foreign = foreign(results);
     let most = foreign.iter().copied().fold(0.0, f64::max);
     line(
         text,
@@ -77,6 +76,12 @@ fn head(text: &mut String, results: &Results) {
             }
         ),
     );
+}
+
+/// What other processes had of the processors, sample by sample.
+fn foreign(results: &Results) -> Vec<f64> {
+    let samples = results.servers.iter().flat_map(|server| &server.samples);
+    samples.flatten().map(|sample| sample.foreign).collect()
 }
 
 fn kinds() -> Vec<String> {
@@ -293,6 +298,7 @@ fn boundary(text: &mut String, results: &Results) {
 
 fn aims(text: &mut String, results: &Results) {
     line(text, format_args!("Aims:\n"));
+    let disturbed = foreign(results).into_iter().any(|share| share > TOO_MUCH);
     let mut rows = vec![
         ["aim", "at least / most", "measured", ""]
             .map(str::to_owned)
@@ -301,6 +307,7 @@ fn aims(text: &mut String, results: &Results) {
     let mut row = |aim: String, bound: f64, measured: Option<f64>, good: fn(f64, f64) -> bool| {
         let verdict = match measured {
             None => "not measured",
+            Some(_) if disturbed => "not reliable",
             Some(value) if good(value, bound) => "met",
             Some(_) => "missed",
         };
