@@ -79,17 +79,19 @@ pub fn build(root: Node) -> &'static [u8] {
     let entries_at = 4096 + inodes.len() * INODE_SIZE;
     let strings_at = entries_at + entries.len() * ENTRY_SIZE;
     let data_at = (strings_at + strings.len()).next_multiple_of(4096);
+    let leaks_at = data_at + data.len();
     let header = Header {
         magic: IMAGE_MAGIC,
         version: IMAGE_VERSION,
         inode_count: inodes.len() as u32,
-        total_len: (data_at + data.len()) as u64,
+        total_len: (leaks_at + 4096) as u64,
         inodes: 4096,
         entries: entries_at as u64,
         entry_count: entries.len() as u64,
         strings: strings_at as u64,
         strings_len: strings.len() as u64,
         data: data_at as u64,
+        leaks: leaks_at as u64,
         ..Header::default()
     };
     let mut out = header.encode().to_vec();
@@ -106,6 +108,8 @@ pub fn build(root: Node) -> &'static [u8] {
     out.extend_from_slice(&strings);
     out.resize(data_at, 0);
     out.extend_from_slice(&data);
+    // The table of leaking instructions: none.
+    out.resize(leaks_at + 4096, 0);
     Box::leak(out.into_boxed_slice())
 }
 
