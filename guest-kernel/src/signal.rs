@@ -8,7 +8,10 @@ use crate::errno::*;
 use crate::mm::Access;
 use crate::user::{self, Plain};
 use crate::{mm, rewrite, sched};
-use alloc::collections::VecDeque;
+
+mod pending;
+
+use pending::Pending;
 
 #[allow(missing_docs)]
 pub mod number {
@@ -151,77 +154,6 @@ pub struct Exception {
     pub vector: u64,
     /// The processor's error code.
     pub error: u64,
-}
-
-/// Most real-time signals that wait in one queue (RLIMIT_SIGPENDING); `EAGAIN` for more.
-const QUEUED_MAX: usize = 4096;
-/// First of the signals that queue.
-const REAL_TIME: u32 = 32;
-
-/// Signals that wait to be delivered: of the others one each, real-time signals as often as they were sent.
-struct Pending {
-    set: u64,
-    info: [Info; REAL_TIME as usize],
-    queue: VecDeque<(u32, Info)>,
-}
-
-impl Default for Pending {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Pending {
-    const fn new() -> Self {
-        Self {
-            set: 0,
-            info: [Info {
-                code: 0,
-                first: 0,
-                value: 0,
-            }; REAL_TIME as usize],
-            queue: VecDeque::new(),
-        }
-    }
-
-    /// False if the queue is full.
-    fn add(&mut self, signal: u32, info: Info) -> bool {
-        match self.info.get_mut(signal as usize) {
-            // The first one's information is kept, as on Linux.
-            Some(_) if self.set & bit(signal) != 0 => return true,
-            Some(slot) => *slot = info,
-            None if self.queue.len() >= QUEUED_MAX => return false,
-            None => self.queue.push_back((signal, info)),
-        }
-        self.set |= bit(signal);
-        true
-    }
-
-    fn take(&mut self, signal: u32) -> Info {
-        if let Some(info) = self.info.get(signal as usize) {
-            self.set &= !bit(signal);
-            return *info;
-        }
-        let mut of_it = self
-            .queue
-            .iter()
-            .enumerate()
-            .filter(|(_, (s, _))| *s == signal)
-            .map(|(i, _)| i);
-        let (first, more) = (of_it.next(), of_it.next().is_some());
-        if !more {
-            self.set &= !bit(signal);
-        }
-        first
-            .and_then(|i| self.queue.remove(i))
-            .map(|(_, info)| info)
-            .unwrap_or_default()
-    }
-
-    fn discard(&mut self, signal: u32) {
-        self.set &= !bit(signal);
-        self.queue.retain(|(s, _)| *s != signal);
-    }
 }
 
 /// `siginfo_t`, 128 bytes.
