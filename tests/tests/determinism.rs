@@ -1,0 +1,115 @@
+//! One recording, many machines: Redis under load is recorded, and the recorded input gives the same fingerprint in every layout,
+//! every time (R1, R8).
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use quorate_devices::Entry;
+use quorate_executor::console::Console;
+use quorate_executor::egress::Item;
+use quorate_executor::events::Event;
+use quorate_executor::exit::ExitCode;
+use quorate_executor::launch::{Hooks, Options, Plan};
+use quorate_executor::replay::replay;
+use quorate_images::Appliance;
+use quorate_tests::load::Load;
+use quorate_tests::{one_at_a_time, repository};
+use quorate_vmm::{LayoutKind, open_kvm};
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn the_recorded_input_of_redis_gives_one_fingerprint() {
+    let _turn = one_at_a_time(
+        "three replicas of Redis under load, recorded; then the record in five machines",
+    );
+    let appliance = Appliance::load(repository().join("images/appliances/redis.toml")).unwrap();
+    let options = Options {
+        replicas: Some(3),
+        layout: Some(LayoutKind::Random),
+        seed: Some("determinism".to_owned()),
+        publish: vec!["127.0.0.1:0:6379".parse().unwrap()],
+        ..Options::default()
+    };
+    let plan = Plan::new(&appliance, &options, &|_| {}).unwrap();
+    let entries = Arc::<Mutex<Vec<Arc<Entry>>>>::default();
+    let recorded = Arc::clone(&entries);
+    let (ready, is_ready) = mpsc::channel();
+    let running = plan
+        .clone()
+        .start(Hooks {
+            events: Box::new(move |logged| {
+                if matches!(logged.event, Event::Ready { .. }) {
+                    // Nobody may be waiting any more.
+                    let _ = ready.send(());
+                }
+            }),
+            console: Arc::new(Console::start(std::io::sink()).unwrap()),
+            tap: Some(Box::new(move |item| {
+                if let Item::Entry { entry, .. } = item {
+                    recorded.lock().unwrap().push(Arc::clone(entry));
+                }
+            })),
+        })
+        .unwrap();
+    is_ready.recv_timeout(LONG).unwrap();
+    let (_, address) = running.addresses()[0].clone();
+    let load = Load::start(address, 8, 5);
+    assert!(load.wait_for_progress(3000, LONG));
+    let seen = load.finish();
+    assert!(seen.wrong.is_empty() && seen.ended.is_empty(), "{seen:?}");
+    running.set.stop(false);
+    let summary = running.wait();
+    assert_eq!(
+        summary.end.exit_code(),
+        ExitCode::Success,
+        "{}",
+        summary.end
+    );
+    assert_eq!(summary.status.running, 3);
+    let fingerprint = &summary.status.fingerprint;
+    let entries = entries.lock().unwrap().clone();
+    println!(
+        "  {} replies, {} entries, {} outputs: {fingerprint}",
+        seen.checked,
+        entries.len(),
+        summary.status.releases
+    );
+
+    let kvm = open_kvm().unwrap();
+    let seed = plan.set.seed;
+    // The layouts that the set had, one of them twice, and two that it had not.
+    let layouts = [
+        seed.layout(0, 0),
+        seed.layout(1, 0),
+        seed.layout(1, 0),
+        seed.layout(0, 7),
+        seed.layout(2, 9),
+    ];
+    for (number, layout) in layouts.into_iter().enumerate() {
+        let mut machine = plan.build(&kvm, 0, layout).unwrap();
+        let replayed = replay(&mut machine, &entries).unwrap();
+        assert!(replayed.exited);
+        assert_eq!(
+            replayed.fingerprint.to_hex().as_str(),
+            fingerprint,
+            "machine {number}"
+        );
+    }
+    // This test can fail: other input gives another fingerprint.
+    let mut other = entries.clone();
+    let middle = other
+        .iter()
+        .position(|entry| !entry.frames.is_empty())
+        .unwrap();
+    other[middle] = Arc::new(Entry {
+        realtime_ns: entries[middle].realtime_ns + 3_600_000_000_000,
+        frames: Vec::new(),
+        ..(*entries[middle]).clone()
+    });
+    let mut machine = plan.build(&kvm, 0, seed.layout(0, 0)).unwrap();
+    let differs =
+        replay(&mut machine, &other).map(|replayed| replayed.fingerprint.to_hex().to_string());
+    assert_ne!(differs.as_ref().ok(), Some(fingerprint));
+}
