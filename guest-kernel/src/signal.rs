@@ -49,7 +49,6 @@ pub const SI_KERNEL: i32 = 0x80;
 
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
-const SA_SIGINFO: u64 = 4;
 const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
@@ -508,7 +507,6 @@ fn push_frame(
     frame.rsp = at;
     frame.rip = action.handler;
     frame.rflags &= !0x500; // TF, DF
-    let _ = SA_SIGINFO;
 }
 
 fn on_altstack(sp: u64, alt: &AltStack) -> bool {

@@ -112,8 +112,11 @@ pub fn dispatch(number: u64, a: [u64; 6]) -> Option<SysResult> {
         309 => getcpu(a[0], a[1]),
         // capget: none are needed, all are there for root
         125 => capget(a[0], a[1], uid),
-        126 => Ok(0),
-        135 => Ok(0),
+        // capset: capabilities follow the user id here, and cannot be given up one by one
+        126 => Err(EPERM),
+        // personality: PER_LINUX, and asking for it; there is no other
+        135 if matches!(a[0] as u32, 0 | u32::MAX) => Ok(0),
+        135 => Err(EINVAL),
         _ => return None,
     })
 }
