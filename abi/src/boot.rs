@@ -142,7 +142,8 @@ pub struct BootInfo {
     /// Wall-clock time at the start, nanoseconds since 1970.
     pub realtime_ns: u64,
     /// Address of the strings: `argc` arguments, then `envc` variables, each NUL-terminated,
-    /// then the working directory and the host name, each NUL-terminated. `argv[0]` is the path to execute.
+    /// then the working directory and the host name, each NUL-terminated, then the mounts (see [`crate::mount`]).
+    /// `argv[0]` is the path to execute.
     pub strings: u64,
     /// Bytes of the strings.
     pub strings_len: u64,
@@ -159,8 +160,8 @@ pub struct BootInfo {
     pub cpuid: [CpuidLeaf; MAX_CPUID_LEAVES],
     /// Entries used in `cpuid`.
     pub cpuid_leaves: u32,
-    /// Reserved, zero.
-    pub reserved0: u32,
+    /// Mounts among the strings; see [`crate::mount`].
+    pub mounts: u32,
 }
 
 const _: () = assert!(core::mem::size_of::<BootInfo>() <= PAGE_SIZE as usize);

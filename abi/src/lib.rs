@@ -6,11 +6,12 @@
 pub mod boot;
 pub mod image;
 pub mod map;
+pub mod mount;
 pub mod net;
 pub mod sync;
 
 /// Version of everything in this crate. Guest kernel and VMM refuse each other when it differs.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Size of a page in bytes.
 pub const PAGE_SIZE: u64 = 4096;

@@ -26,5 +26,7 @@ pub const SLOT_ENTROPY: u64 = 0;
 pub const SLOT_CONSOLE: u64 = 1;
 /// Slot of the network device.
 pub const SLOT_NET: u64 = 2;
-/// First slot of the block devices (issue: disks).
+/// Slot of the first block device; disk `i` is at `SLOT_BLOCK + i`.
 pub const SLOT_BLOCK: u64 = 8;
+/// Largest number of disks of one machine.
+pub const MAX_DISKS: u64 = 8;

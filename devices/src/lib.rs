@@ -7,6 +7,7 @@
 
 mod chain;
 mod console;
+mod disk;
 mod entropy;
 mod error;
 mod net;
@@ -22,6 +23,10 @@ mod types;
 pub use chain::MAX_DESCRIPTORS;
 pub use console::{
     CONSOLE_QUEUE_SIZE, CONSOLE_RX_WAITING_BYTES, CONSOLE_TX_CHAIN_BYTES, ConsoleState,
+};
+pub use disk::{
+    BlockOp, BlockRequest, BlockStatus, Completion, DiskConfig, DiskReads, MAX_DISK_BYTES,
+    MAX_IO_BYTES, MAX_ZERO_SECTORS, NoDisks, NotARequest, SECTOR,
 };
 pub use entropy::{ENTROPY_BYTES_PER_BOUNDARY, ENTROPY_QUEUE_SIZE, EntropyState};
 pub use error::{DeviceError, QueueFault, RegisterFault, RestoreError, SyncFault};

@@ -1,6 +1,7 @@
 //! All devices of one machine: dispatch of register accesses, and what happens at a boundary.
 
 use crate::console::{Console, ConsoleState};
+use crate::disk::{DiskConfig, DiskReads};
 use crate::entropy::{Entropy, EntropyState};
 use crate::error::{DeviceError, RegisterFault, RestoreError};
 use crate::net::{Net, NetCounters, NetState};
@@ -19,6 +20,8 @@ pub struct DeviceConfig {
     pub input_seed: [u8; 32],
     /// Where the sync page is, guest-physical.
     pub sync_page: GuestAddress,
+    /// The disks, in the order of their numbers; at most `quorate_abi::map::MAX_DISKS`.
+    pub disks: Vec<DiskConfig>,
 }
 
 /// What was found at a boundary.
@@ -54,8 +57,15 @@ pub struct DeviceSet {
 }
 
 impl DeviceSet {
-    /// Bits of `BootInfo::devices`: which register windows have a device.
-    pub const SLOTS: u64 = 1 << map::SLOT_ENTROPY | 1 << map::SLOT_CONSOLE | 1 << map::SLOT_NET;
+    /// Bits of `BootInfo::devices`: which register windows have a device, with this many disks.
+    #[must_use]
+    pub fn slots(disks: usize) -> u64 {
+        let disks = disks.min(map::MAX_DISKS as usize);
+        1 << map::SLOT_ENTROPY
+            | 1 << map::SLOT_CONSOLE
+            | 1 << map::SLOT_NET
+            | ((1 << disks) - 1) << map::SLOT_BLOCK
+    }
 
     /// Devices as after power-on. Writes the magic number of the sync page.
     ///
@@ -174,7 +184,9 @@ impl DeviceSet {
         &mut self,
         mem: &M,
         entry: &Arc<Entry>,
+        reads: &mut dyn DiskReads,
     ) -> Result<(), DeviceError> {
+        let _ = reads;
         self.net.deliver(mem, entry)?;
         self.console.deliver(mem, &entry.console)?;
         self.sync.reply(mem, entry)

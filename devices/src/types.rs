@@ -1,5 +1,6 @@
 //! What crosses between a replica and the rest of Quorate: outputs at a boundary, and the entry that ends it.
 
+use crate::disk::{BlockRequest, Completion};
 use serde::{Deserialize, Serialize};
 
 /// What a replica wants to make visible at a boundary. Replicas are compared by these.
@@ -9,6 +10,8 @@ pub enum Output {
     Frame(Vec<u8>),
     /// Bytes for the console.
     Console(Vec<u8>),
+    /// A request for a disk.
+    Block(BlockRequest),
     /// Running digest of the guest kernel's system calls. There is one at every boundary, so that a divergence
     /// is caught at the call that caused it.
     Fingerprint {
@@ -38,4 +41,6 @@ pub struct Entry {
     pub frames: Vec<Vec<u8>>,
     /// Bytes typed at the console.
     pub console: Vec<u8>,
+    /// Requests for disks that are complete.
+    pub completions: Vec<Completion>,
 }

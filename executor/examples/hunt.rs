@@ -5,6 +5,7 @@
 //! `QUORATE_KERNEL_TRACE` naming a kernel built with its `trace` feature, the system calls of that boundary are shown from both.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use quorate_devices::NoDisks;
 use quorate_executor::console::Console;
 use quorate_executor::egress::Item;
 use quorate_executor::launch::{Hooks, Options, Plan};
@@ -107,7 +108,7 @@ fn run(plan: &Plan, layout: usize, entries: &[Arc<Entry>], last: u64) -> (Trace,
         }
         let at = trace.len() as u64 - 1;
         match entries.get(at as usize) {
-            Some(entry) if at < last => vcpu.resume(entry).unwrap(),
+            Some(entry) if at < last => vcpu.resume(entry, &mut NoDisks).unwrap(),
             _ => return (trace, console),
         }
     }

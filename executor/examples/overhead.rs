@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_devices::{Entry, Output};
+use quorate_devices::{DiskReads, Entry, Output};
 use quorate_executor::egress::Egress;
 use quorate_executor::events::NoQuorum;
 use quorate_executor::exit::Failure;
@@ -41,7 +41,7 @@ impl Vcpu for Runner {
         }
     }
 
-    fn resume(&mut self, _: &Arc<Entry>) -> Result<(), String> {
+    fn resume(&mut self, _: &Arc<Entry>, _: &mut dyn DiskReads) -> Result<(), String> {
         Ok(())
     }
 

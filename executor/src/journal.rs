@@ -141,6 +141,7 @@ impl EntryWriter {
             flags,
             frames,
             console: Vec::new(),
+            completions: Vec::new(),
         };
         (entry, bytes)
     }

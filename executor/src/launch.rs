@@ -149,6 +149,7 @@ impl Plan {
                 layout_seed: seed.layout(0, 0),
                 input_seed: seed.input(),
                 program: program(appliance),
+                disks: Vec::new(),
                 start: StartTime {
                     monotonic_ns: 0,
                     realtime_ns: realtime_ns(),
@@ -319,6 +320,7 @@ fn program(appliance: &Appliance) -> ProgramSpec {
         hostname: appliance.hostname().to_owned(),
         uid: program.uid,
         gid: program.gid,
+        mounts: Vec::new(),
     }
 }
 

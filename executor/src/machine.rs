@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quorate_devices::Entry;
+use quorate_devices::{DiskReads, Entry};
 use quorate_vmm::{Layout, Machine, MachineError, Outcome, Register};
 
 use crate::exit::{ExitCode, Failure};
@@ -55,9 +55,9 @@ impl Vcpu for KvmVcpu {
         }
     }
 
-    fn resume(&mut self, entry: &Arc<Entry>) -> Result<(), String> {
+    fn resume(&mut self, entry: &Arc<Entry>, reads: &mut dyn DiskReads) -> Result<(), String> {
         self.machine
-            .resume(entry)
+            .resume(entry, reads)
             .map_err(|error| error.to_string())
     }
 

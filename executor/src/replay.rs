@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quorate_devices::Entry;
+use quorate_devices::{Entry, NoDisks};
 
 use crate::fingerprint::ReleaseDigest;
 use crate::replica::{Turn, Vcpu, ballot};
@@ -63,6 +63,6 @@ pub fn replay(vcpu: &mut impl Vcpu, entries: &[Arc<Entry>]) -> Result<Replayed, 
                 exited: cast.exits,
             });
         };
-        vcpu.resume(entry).map_err(failed)?;
+        vcpu.resume(entry, &mut NoDisks).map_err(failed)?;
     }
 }

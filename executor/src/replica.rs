@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_devices::{Entry, Output};
+use quorate_devices::{DiskReads, Entry, NoDisks, Output};
 use quorate_voter::Output as Cast;
 
 use crate::channel;
@@ -35,11 +35,11 @@ pub type Kick = Arc<dyn Fn() + Send + Sync>;
 pub trait Vcpu {
     /// Runs the guest to its next boundary, or until it is kicked or fails.
     fn run(&mut self) -> Turn;
-    /// Delivers the entry of the boundary that the last run ended at.
+    /// Delivers the entry of the boundary that the last run ended at; `reads` has the data of the disk reads that it completes.
     ///
     /// # Errors
     /// When the guest's queues are not fit for it; a report.
-    fn resume(&mut self, entry: &Arc<Entry>) -> Result<(), String>;
+    fn resume(&mut self, entry: &Arc<Entry>, reads: &mut dyn DiskReads) -> Result<(), String>;
     /// Does something bad to the machine: `Crash`, `Hang`, `FlipRegister` or `FlipMemory`. What the fault leaves open
     /// is chosen by `random`. Answers with the exact place.
     ///
@@ -74,7 +74,7 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
                 loop {
                     match next {
                         Next::Resume(entry) => {
-                            if let Err(report) = vcpu.resume(&entry) {
+                            if let Err(report) = vcpu.resume(&entry, &mut NoDisks) {
                                 return shared.misbehaved(me, report);
                             }
                             break;
@@ -147,6 +147,7 @@ pub(crate) fn ballot(
             let (channel, mut content) = match output {
                 Output::Frame(frame) => (channel::NET, frame),
                 Output::Console(text) => (channel::CONSOLE, text),
+                Output::Block(request) => (channel::disk(request.disk), request.into_bytes()),
                 Output::Fingerprint { digest, syscalls } => {
                     let mut content = Vec::with_capacity(24);
                     for word in [digest[0], digest[1], syscalls] {

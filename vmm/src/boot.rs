@@ -5,7 +5,7 @@
 use crate::error::MachineError;
 use crate::kernel::{Kernel, VECTORS};
 use crate::layout::LayoutRequest;
-use crate::machine::{MachineConfig, ProgramSpec};
+use crate::machine::{MachineConfig, Mount, ProgramSpec};
 use crate::memory::{GuestMemory, LARGE_PAGE, Ram};
 use crate::paging::{Area, PageTables, Rights, table_bytes};
 use kvm_bindings::CpuId;
@@ -323,7 +323,7 @@ fn write_info(
         sync_page: base + at::SYNC,
         monitor_stack_top: base + at::MONITOR_STACK_TOP,
         monitor_scratch: base + at::SCRATCH,
-        devices: DeviceSet::SLOTS,
+        devices: DeviceSet::slots(config.disks.len()),
         layout_seed,
         monotonic_ns: config.start.monotonic_ns,
         realtime_ns: config.start.realtime_ns,
@@ -335,19 +335,28 @@ fn write_info(
         gid: program.gid,
         cpuid: leaves,
         cpuid_leaves: cpuid.len().min(MAX_CPUID_LEAVES) as u32,
-        reserved0: 0,
+        mounts: program.mounts.len() as u32,
     };
     write(&memory.ram, boot.block + at::INFO, Info(info).as_slice())
 }
 
-/// Arguments, environment, working directory and host name, each with a NUL behind it.
+/// Arguments, environment, working directory, host name and mounts, each with a NUL behind it.
 fn strings(program: &ProgramSpec) -> Result<Vec<u8>, MachineError> {
     if program.argv.is_empty() {
         return Err(MachineError::NoProgram);
     }
     let mut bytes = Vec::new();
     let all = program.argv.iter().chain(&program.envp);
-    for string in all.chain([&program.cwd, &program.hostname]) {
+    let mounts = program.mounts.iter().flat_map(|mount| {
+        let Mount {
+            target,
+            kind,
+            source,
+            options,
+        } = mount;
+        [target, kind, source, options]
+    });
+    for string in all.chain([&program.cwd, &program.hostname]).chain(mounts) {
         if string.contains('\0') {
             return Err(MachineError::StringWithNul(string.clone()));
         }

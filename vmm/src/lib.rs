@@ -27,8 +27,10 @@ pub use error::{KernelFault, MachineError};
 pub use inject::Register;
 pub use kick::Kicker;
 pub use layout::{AddressSpace, LayoutError, LayoutKind, LayoutRequest};
-pub use machine::{Boundary, Machine, MachineConfig, Outcome, ProgramSpec, StartTime, open_kvm};
+pub use machine::{
+    Boundary, Machine, MachineConfig, Mount, Outcome, ProgramSpec, StartTime, open_kvm,
+};
 pub use probe::{Backend, HostReport, KvmAccess, ProbeReport, host, probe};
 pub use quorate_abi::boot::Layout;
-pub use quorate_devices::{DeviceError, Entry, Output};
+pub use quorate_devices::{DeviceError, DiskConfig, DiskReads, Entry, NoDisks, Output};
 pub use registers::Registers;

@@ -18,7 +18,8 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use quorate_abi::boot::Layout;
 use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT};
 use quorate_devices::{
-    DeviceConfig, DeviceError, DeviceSet, DeviceSetState, Entry, NetCounters, Output,
+    DeviceConfig, DeviceError, DeviceSet, DeviceSetState, DiskConfig, DiskReads, Entry,
+    NetCounters, Output,
 };
 use std::fmt::Write as _;
 use std::fs::File;
@@ -49,6 +50,21 @@ pub struct ProgramSpec {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// What the kernel mounts before the program starts, in this order; see `quorate_abi::mount`.
+    pub mounts: Vec<Mount>,
+}
+
+/// One mount; the fields are the strings of `quorate_abi::mount`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// Absolute path in the guest.
+    pub target: String,
+    /// One of `quorate_abi::mount::kind`.
+    pub kind: String,
+    /// `diskN`, or empty.
+    pub source: String,
+    /// Options, separated by commas.
+    pub options: String,
 }
 
 /// The time at which the guest starts.
@@ -79,6 +95,8 @@ pub struct MachineConfig {
     pub program: ProgramSpec,
     /// The time at the start.
     pub start: StartTime,
+    /// The disks, in the order of their numbers; at most `quorate_abi::map::MAX_DISKS`.
+    pub disks: Vec<DiskConfig>,
 }
 
 /// What a replica has at a boundary.
@@ -176,6 +194,7 @@ impl Machine {
             &DeviceConfig {
                 input_seed: config.input_seed,
                 sync_page: GuestAddress(boot.sync_page),
+                disks: config.disks.clone(),
             },
             &memory.ram,
         )?;
@@ -331,18 +350,23 @@ impl Machine {
         })
     }
 
-    /// Delivers the entry for the boundary that the guest is at, and lets it go on with the next [`Machine::run`].
+    /// Delivers the entry for the boundary that the guest is at, and lets it go on with the next [`Machine::run`]. `reads` has
+    /// the data of the disk reads that the entry completes.
     ///
     /// # Errors
     ///
     /// If the machine is not at a boundary, or if the guest has broken a queue that the entry is to be put into: the
     /// replica is then to be stopped (R9).
-    pub fn resume(&mut self, entry: &Arc<Entry>) -> Result<(), MachineError> {
+    pub fn resume(
+        &mut self,
+        entry: &Arc<Entry>,
+        reads: &mut dyn DiskReads,
+    ) -> Result<(), MachineError> {
         if self.phase != Phase::AtBoundary {
             return Err(MachineError::NotAtBoundary);
         }
         self.phase = Phase::Ended;
-        self.devices.deliver(&self.memory.ram, entry)?;
+        self.devices.deliver(&self.memory.ram, entry, reads)?;
         self.phase = Phase::Runnable;
         Ok(())
     }

@@ -8,7 +8,7 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use quorate_abi::boot::{BootInfo, selector};
 use quorate_abi::map::MIN_RAM;
 use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT, offset};
-use quorate_devices::Entry;
+use quorate_devices::{Entry, NoDisks};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::mem::offset_of;
@@ -300,6 +300,7 @@ pub fn probe(kvm: &Kvm) -> Result<ProbeReport, MachineError> {
                 ..ProgramSpec::default()
             },
             start: StartTime::default(),
+            disks: Vec::new(),
         },
     )?;
     let kicker = machine.kicker();
@@ -386,7 +387,7 @@ fn step(machine: &mut Machine, what: &'static str) -> Result<(Duration, u64), Ma
         Outcome::Crash(report) => return Err(failed(what, report.kind.to_string())),
         Outcome::Misbehaved(error) => return Err(error.into()),
     };
-    machine.resume(&Arc::new(Entry::default()))?;
+    machine.resume(&Arc::new(Entry::default()), &mut NoDisks)?;
     Ok((time, finding))
 }
 

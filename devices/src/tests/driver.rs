@@ -45,6 +45,7 @@ impl Guest {
         let config = DeviceConfig {
             input_seed: [9; 32],
             sync_page: GuestAddress(SYNC_PAGE),
+            disks: Vec::new(),
         };
         let devices = DeviceSet::new(&config, &mem).unwrap();
         let mut guest = Self { mem, devices };
@@ -189,7 +190,8 @@ impl Guest {
     }
 
     pub fn deliver(&mut self, entry: Entry) -> Result<(), DeviceError> {
-        self.devices.deliver(&self.mem, &Arc::new(entry))
+        self.devices
+            .deliver(&self.mem, &Arc::new(entry), &mut crate::NoDisks)
     }
 }
 

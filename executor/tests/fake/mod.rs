@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use quorate_abi::sync::{FLAG_TERMINATE, WAIT_FOREVER, WAIT_NONE};
-use quorate_devices::{Entry, Output};
+use quorate_devices::{DiskReads, Entry, Output};
 use quorate_executor::control::protocol::Status;
 use quorate_executor::egress::{Egress, Item};
 use quorate_executor::events::{End, Event, Logged, NoQuorum};
@@ -144,7 +144,7 @@ impl Vcpu for Echo {
         }
     }
 
-    fn resume(&mut self, entry: &Arc<Entry>) -> Result<(), String> {
+    fn resume(&mut self, entry: &Arc<Entry>, _: &mut dyn DiskReads) -> Result<(), String> {
         for frame in &entry.frames {
             match frame.strip_prefix(b"exit ") {
                 Some(status) => self.exit = Some(String::from_utf8_lossy(status).parse().unwrap()),

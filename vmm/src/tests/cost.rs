@@ -3,7 +3,7 @@
 
 use super::guest::Does;
 use super::machine::{boundary, machine};
-use crate::Entry;
+use crate::{Entry, NoDisks};
 use kvm_ioctls::VcpuExit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ fn boundary_cost() {
         before.elapsed()
     );
     let entry = Arc::new(Entry::default());
-    machine.resume(&entry).unwrap();
+    machine.resume(&entry, &mut NoDisks).unwrap();
     let (mut bare, mut whole) = (Vec::new(), Vec::new());
     // In turns, so that both meet the same load. The guest does the same in both.
     for _ in 0..BOUNDARIES {
@@ -39,7 +39,7 @@ fn boundary_cost() {
         }
         let before = Instant::now();
         boundary(machine.run());
-        machine.resume(&entry).unwrap();
+        machine.resume(&entry, &mut NoDisks).unwrap();
         whole.push(before.elapsed());
     }
     let (bare, whole) = (median(bare), median(whole));

@@ -27,7 +27,9 @@ pub fn config(does: Does) -> MachineConfig {
             hostname: "quorate".into(),
             uid: 1000,
             gid: 100,
+            mounts: Vec::new(),
         },
+        disks: Vec::new(),
         start: StartTime {
             monotonic_ns: 5,
             realtime_ns: 7,
@@ -83,7 +85,7 @@ fn boundaries_return_with_the_reply_visible() {
     let first = boundary(machine.run());
     assert_eq!((first.index, first.wait_until_ns), (0, 0));
     for index in 0..100 {
-        machine.resume(&entry(1000 + index)).unwrap();
+        machine.resume(&entry(1000 + index), &mut NoDisks).unwrap();
         let next = boundary(machine.run());
         assert_eq!(next.index, index + 1);
         assert_eq!(next.wait_until_ns, 1000 + index);
@@ -99,7 +101,7 @@ fn boundaries_return_with_the_reply_visible() {
 fn r1_no_run_without_an_entry_and_no_entry_without_a_boundary() {
     let mut machine = machine(Does::Echo);
     assert!(matches!(
-        machine.resume(&entry(1)),
+        machine.resume(&entry(1), &mut NoDisks),
         Err(MachineError::NotAtBoundary)
     ));
     boundary(machine.run());
@@ -111,7 +113,7 @@ fn time_never_goes_back() {
     let mut machine = machine(Does::Echo);
     boundary(machine.run());
     for (given, seen) in [(10, 10), (4, 10), (11, 11)] {
-        machine.resume(&entry(given)).unwrap();
+        machine.resume(&entry(given), &mut NoDisks).unwrap();
         assert_eq!(boundary(machine.run()).wait_until_ns, seen);
     }
 }
@@ -139,7 +141,7 @@ fn a_kick_before_the_run_counts_and_kicks_do_not_add_up() {
     assert_eq!(machine.run(), Outcome::Kicked);
     boundary(machine.run());
     kicker.kick();
-    machine.resume(&entry(1)).unwrap();
+    machine.resume(&entry(1), &mut NoDisks).unwrap();
     assert_eq!(machine.run(), Outcome::Kicked);
     assert_eq!(boundary(machine.run()).wait_until_ns, 1);
     drop(machine);
@@ -187,7 +189,7 @@ fn kicks_never_get_lost_and_never_change_what_the_guest_sees() {
                     boundary.wait_until_ns,
                     if next == 0 { 0 } else { 100 + next - 1 }
                 );
-                machine.resume(&entry(100 + next)).unwrap();
+                machine.resume(&entry(100 + next), &mut NoDisks).unwrap();
                 next += 1;
             }
         }
@@ -206,7 +208,7 @@ fn r9_garbage_in_the_sync_page_stops_the_replica() {
             "{outcome:?}"
         );
         assert_eq!(crash(machine.run()).kind, CrashKind::NotRunnable);
-        assert!(machine.resume(&entry(1)).is_err());
+        assert!(machine.resume(&entry(1), &mut NoDisks).is_err());
     }
 }
 
@@ -225,7 +227,7 @@ fn an_exit_is_the_last_output() {
     let last = boundary(machine.run());
     assert_eq!(last.outputs.last(), Some(&Output::Exit { status: 42 }));
     assert!(matches!(
-        machine.resume(&entry(1)),
+        machine.resume(&entry(1), &mut NoDisks),
         Err(MachineError::NotAtBoundary)
     ));
     assert_eq!(crash(machine.run()).kind, CrashKind::NotRunnable);
@@ -241,7 +243,7 @@ fn a_guest_panic_is_reported_in_printable_characters() {
 fn a_crash_is_a_triple_fault_with_registers() {
     let mut machine = machine(Does::Echo);
     boundary(machine.run());
-    machine.resume(&entry(1)).unwrap();
+    machine.resume(&entry(1), &mut NoDisks).unwrap();
     machine.crash().unwrap();
     let report = crash(machine.run());
     assert_eq!(report.kind, CrashKind::TripleFault, "{report}");
@@ -252,7 +254,7 @@ fn a_crash_is_a_triple_fault_with_registers() {
 fn a_hang_is_injected_after_the_boundary_completes() {
     let mut machine = machine(Does::Echo);
     boundary(machine.run());
-    machine.resume(&entry(1)).unwrap();
+    machine.resume(&entry(1), &mut NoDisks).unwrap();
     machine.set_rip_spin().unwrap();
     let kicker = machine.kicker();
     let other = thread::spawn(move || kicker.kick());
@@ -286,7 +288,7 @@ fn flips_change_one_bit() {
     assert!(machine.flip_memory(0x1000, 8).is_err());
     assert!(machine.flip_memory(machine.ram_end(), 0).is_err());
     // The guest goes on as if nothing had happened: it does not use r15.
-    machine.resume(&entry(9)).unwrap();
+    machine.resume(&entry(9), &mut NoDisks).unwrap();
     assert_eq!(boundary(machine.run()).wait_until_ns, 9);
 }
 
