@@ -77,22 +77,42 @@ pub enum BlockOp {
 }
 
 impl BlockOp {
-    /// Whether the guest waits for a [`Completion`]. All others have been completed by the device already.
+    /// The [`Completion`] that the guest waits for, if any. All others have been completed by the device already.
     #[must_use]
-    pub fn waits(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Flush)
+    pub fn waits(&self) -> Option<Waiting> {
+        match self {
+            Self::Read { .. } => Some(Waiting::Read),
+            Self::Flush => Some(Waiting::Flush),
+            Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. } => None,
+        }
     }
 }
 
 /// A request that is complete: an input, in the entry of the boundary at which the guest is told.
+///
+/// The entry is written by whichever replica leads, which may be one that has gone astray and will be outvoted. So a completion
+/// means something only to a replica that has a request of this number **and kind** outstanding; device and store both ignore it
+/// otherwise. A leader that calls its own read number 5 complete can then never complete the others' flush number 5 (R4, R9):
+/// a flush is called complete only after a majority has asked for it, and each replica takes its own data for a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Completion {
     /// Number of the disk.
     pub disk: u8,
-    /// Number of the request; a read or a flush.
+    /// Number of the request.
     pub seq: u64,
+    /// What kind of request it was.
+    pub kind: Waiting,
     /// How it ended.
     pub status: BlockStatus,
+}
+
+/// The kinds of requests that a guest waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Waiting {
+    /// [`BlockOp::Read`]
+    Read,
+    /// [`BlockOp::Flush`]
+    Flush,
 }
 
 /// How a request ended.

@@ -26,7 +26,7 @@ pub use console::{
 };
 pub use disk::{
     BlockOp, BlockRequest, BlockStatus, Completion, DiskConfig, DiskReads, MAX_DISK_BYTES,
-    MAX_IO_BYTES, MAX_ZERO_SECTORS, NoDisks, NotARequest, SECTOR,
+    MAX_IO_BYTES, MAX_ZERO_SECTORS, NoDisks, NotARequest, SECTOR, Waiting,
 };
 pub use entropy::{ENTROPY_BYTES_PER_BOUNDARY, ENTROPY_QUEUE_SIZE, EntropyState};
 pub use error::{DeviceError, QueueFault, RegisterFault, RestoreError, SyncFault};
