@@ -94,6 +94,7 @@ fn main() -> Result<(), Failure> {
         let world = World {
             ingress: Arc::new(Nothing),
             egress: Box::new(Nothing),
+            disks: Arc::default(),
             events: Box::new(|_| {}),
             tap: None,
             outside: Box::new(Outside::default),

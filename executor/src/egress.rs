@@ -8,6 +8,7 @@ use quorate_devices::Entry;
 use quorate_voter::Channel;
 
 use crate::channel;
+use crate::disks::Disks;
 use crate::events::{Event, EventLog};
 use crate::fingerprint::{EntryDigest, ReleaseDigest};
 
@@ -48,6 +49,7 @@ pub type Tap = Box<dyn FnMut(&Item) + Send>;
 /// Hands items on. One thread at a time is the deliverer; see `Shared::flush`.
 pub struct Deliverer {
     egress: Box<dyn Egress>,
+    disks: Arc<Disks>,
     tap: Option<Tap>,
     log: Arc<EventLog>,
     releases: ReleaseDigest,
@@ -67,10 +69,16 @@ pub struct Counters {
 }
 
 impl Deliverer {
-    /// A deliverer that hands releases to `egress` and events to `log`.
-    pub fn new(egress: Box<dyn Egress>, tap: Option<Tap>, log: Arc<EventLog>) -> Self {
+    /// A deliverer that hands releases to `egress` and `disks`, and events to `log`.
+    pub fn new(
+        egress: Box<dyn Egress>,
+        disks: Arc<Disks>,
+        tap: Option<Tap>,
+        log: Arc<EventLog>,
+    ) -> Self {
         Deliverer {
             egress,
+            disks,
             tap,
             log,
             releases: ReleaseDigest::default(),
@@ -98,6 +106,9 @@ impl Deliverer {
                     match channel {
                         channel::NET => frames.push(bytes),
                         channel::CONSOLE => self.egress.console(&bytes),
+                        _ if channel::disk_of(channel).is_some() => {
+                            self.disks.release(channel, bytes);
+                        }
                         // A fingerprint is there to be compared, and the end of the program has been acted upon.
                         _ => {}
                     }

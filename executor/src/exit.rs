@@ -26,13 +26,15 @@ pub enum ExitCode {
     Control = 8,
     /// The regions of a layout do not fit into the address space.
     Layout = 9,
+    /// A disk cannot be made, opened or locked, or its host file failed while the set ran.
+    Disk = 10,
     /// A defect of Quorate itself.
     Internal = 70,
 }
 
 impl ExitCode {
     /// All codes, in the order of the table.
-    pub const ALL: [ExitCode; 11] = [
+    pub const ALL: [ExitCode; 12] = [
         ExitCode::Success,
         ExitCode::GuestFailed,
         ExitCode::Usage,
@@ -43,6 +45,7 @@ impl ExitCode {
         ExitCode::NoQuorum,
         ExitCode::Control,
         ExitCode::Layout,
+        ExitCode::Disk,
         ExitCode::Internal,
     ];
 
@@ -61,6 +64,7 @@ impl ExitCode {
             ExitCode::NoQuorum => "no majority among the replicas: nothing more was released",
             ExitCode::Control => "no set to talk to, or it refused the command",
             ExitCode::Layout => "the regions of a layout do not fit",
+            ExitCode::Disk => "a disk cannot be made, opened or locked, or its file failed",
             ExitCode::Internal => "a defect of quorate itself",
         }
     }

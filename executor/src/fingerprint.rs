@@ -4,7 +4,7 @@
 //! between runs, layouts or versions is found without keeping either.
 
 use crate::channel;
-use quorate_devices::Entry;
+use quorate_devices::{BlockStatus, Entry, Waiting};
 use quorate_voter::Channel;
 
 /// Digest of all releases so far. One hash per channel, because only the order within a channel is fixed (R3):
@@ -53,7 +53,7 @@ pub struct EntryDigest {
 impl EntryDigest {
     /// Takes in the entry of the next boundary.
     pub fn absorb(&mut self, boundary: u64, entry: &Entry) {
-        let mut head = [0; 48];
+        let mut head = [0; 56];
         let fields = [
             boundary,
             entry.monotonic_ns,
@@ -61,6 +61,7 @@ impl EntryDigest {
             entry.flags,
             entry.frames.len() as u64,
             entry.console.len() as u64,
+            entry.completions.len() as u64,
         ];
         for (place, field) in head.chunks_exact_mut(8).zip(fields) {
             place.copy_from_slice(&field.to_le_bytes());
@@ -71,6 +72,13 @@ impl EntryDigest {
             self.hasher.update(frame);
         }
         self.hasher.update(&entry.console);
+        for completion in &entry.completions {
+            let failed = completion.status != BlockStatus::Ok;
+            let flush = completion.kind == Waiting::Flush;
+            self.hasher
+                .update(&[completion.disk, flush.into(), failed.into()]);
+            self.hasher.update(&completion.seq.to_le_bytes());
+        }
     }
 
     /// The digest of everything taken in so far.

@@ -9,6 +9,9 @@ pub const FAULTS_KEPT: usize = 16;
 /// Faults that may wait for one replica to come to a place where they can be applied. One more is refused (R10).
 pub const FAULTS_WAITING: usize = 8;
 
+/// Longest wait of [`Fault::Slow`] at one boundary, milliseconds.
+pub const SLOW_MAX_MILLIS: u64 = 1000;
+
 /// A fault to inject. In JSON an object with the key `kind`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
@@ -21,6 +24,15 @@ pub enum Fault {
     Freeze,
     /// One byte of the replica's next frame or console output is changed on its way to the voter.
     WrongOutput,
+    /// One byte of the replica's next block write is changed, as if the guest had written it.
+    WrongWrite,
+    /// The replica's thread waits before each of its next boundaries, so that it falls behind the others.
+    Slow {
+        /// Milliseconds at each boundary, at most [`SLOW_MAX_MILLIS`].
+        millis: u64,
+        /// How many boundaries.
+        boundaries: u64,
+    },
     /// One bit of a register is flipped.
     FlipRegister {
         /// The register's name (`rax` … `r15`, `rip`, `rflags`); chosen by the run's seed if absent.
@@ -44,7 +56,10 @@ pub enum Fault {
 impl Fault {
     /// True for faults that may stay without any visible effect.
     pub fn can_be_masked(&self) -> bool {
-        matches!(self, Fault::FlipRegister { .. } | Fault::FlipMemory { .. })
+        matches!(
+            self,
+            Fault::FlipRegister { .. } | Fault::FlipMemory { .. } | Fault::Slow { .. }
+        )
     }
 
     /// Builds a fault from the words of `quorate inject REPLICA KIND [ARGUMENT…]`.
@@ -61,6 +76,14 @@ impl Fault {
             "hang" => none(Fault::Hang),
             "freeze" => none(Fault::Freeze),
             "wrong-output" => none(Fault::WrongOutput),
+            "wrong-write" => none(Fault::WrongWrite),
+            "slow" => match arguments {
+                [millis, boundaries] => Ok(Fault::Slow {
+                    millis: number(millis, SLOW_MAX_MILLIS, "milliseconds")?,
+                    boundaries: number(boundaries, u64::MAX, "boundaries")?,
+                }),
+                _ => Err("slow takes MILLISECONDS BOUNDARIES".to_owned()),
+            },
             "flip-register" => match arguments {
                 [] => Ok(Fault::FlipRegister {
                     register: None,
@@ -92,7 +115,7 @@ impl Fault {
                 _ => Err("flip-memory takes ADDRESS BIT, or random".to_owned()),
             },
             _ => Err(format!(
-                "unknown kind {kind:?}: one of crash, hang, freeze, wrong-output, flip-register, flip-memory"
+                "unknown kind {kind:?}: one of crash, hang, freeze, wrong-output, wrong-write, slow, flip-register, flip-memory"
             )),
         }
     }
@@ -118,6 +141,8 @@ impl fmt::Display for Fault {
             Fault::Hang => "hang",
             Fault::Freeze => "freeze",
             Fault::WrongOutput => "wrong-output",
+            Fault::WrongWrite => "wrong-write",
+            Fault::Slow { .. } => "slow",
             Fault::FlipRegister { .. } => "flip-register",
             Fault::FlipMemory { .. } => "flip-memory",
         })

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quorate_abi::sync::FLAG_TERMINATE;
-use quorate_devices::Entry;
+use quorate_devices::{Completion, Entry};
 
 /// Frames that one entry may hold (R10); what is over waits for the next boundary.
 pub const ENTRY_MAX_FRAMES: usize = 256;
@@ -120,8 +120,14 @@ impl EntryWriter {
     }
 
     /// Builds the entry for the next boundary, and says how many bytes it holds. Frames stay where they are while
-    /// `booting`.
-    pub fn write(&mut self, clock: &Clock, ingress: &dyn Ingress, booting: bool) -> (Entry, usize) {
+    /// `booting`. `completions` are the disk requests that the leader knows to be complete.
+    pub fn write(
+        &mut self,
+        clock: &Clock,
+        ingress: &dyn Ingress,
+        completions: Vec<Completion>,
+        booting: bool,
+    ) -> (Entry, usize) {
         let frames = if booting {
             Vec::new()
         } else {
@@ -129,7 +135,8 @@ impl EntryWriter {
         };
         self.last_ns = self.last_ns.max(clock.monotonic_ns());
         self.frames += frames.len() as u64;
-        let bytes = frames.iter().map(Vec::len).sum();
+        let bytes = frames.iter().map(Vec::len).sum::<usize>()
+            + completions.len() * size_of::<Completion>();
         let flags = if std::mem::take(&mut self.terminate) {
             FLAG_TERMINATE
         } else {
@@ -141,7 +148,7 @@ impl EntryWriter {
             flags,
             frames,
             console: Vec::new(),
-            completions: Vec::new(),
+            completions,
         };
         (entry, bytes)
     }
@@ -183,8 +190,8 @@ mod tests {
         let mut writer = EntryWriter::new(ENTRY_MAX_BYTES);
         writer.ask_to_terminate();
         assert!(writer.is_urgent());
-        let (first, _) = writer.write(&clock, &Nothing, false);
-        let (second, _) = writer.write(&clock, &Nothing, false);
+        let (first, _) = writer.write(&clock, &Nothing, Vec::new(), false);
+        let (second, _) = writer.write(&clock, &Nothing, Vec::new(), false);
         assert_eq!((first.flags, second.flags), (FLAG_TERMINATE, 0));
         assert!(!writer.is_urgent());
         assert!(second.monotonic_ns >= first.monotonic_ns);

@@ -208,6 +208,7 @@ impl Plan {
                 gateway: Arc::clone(&gateway),
                 console: Arc::clone(&console),
             }),
+            disks: Arc::default(),
             events: hooks.events,
             tap: hooks.tap,
             outside: {

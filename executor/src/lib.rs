@@ -9,6 +9,7 @@ pub mod channel;
 pub mod cli;
 pub mod console;
 pub mod control;
+pub mod disks;
 pub mod egress;
 pub mod events;
 pub mod exit;
@@ -21,8 +22,13 @@ pub mod launch;
 pub mod machine;
 pub mod replay;
 pub mod replica;
+pub mod scratch;
 pub mod seeds;
 pub mod set;
 mod shared;
 mod status;
 mod sync;
+
+// Helper "store": replace this line by your own `pub mod store;` and delete store_stub.rs when your module has the whole API.
+#[path = "store_stub.rs"]
+pub mod store;

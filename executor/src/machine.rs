@@ -72,7 +72,7 @@ impl Vcpu for KvmVcpu {
                 flip_register(machine, register.as_deref(), *bit, random)
             }
             Fault::FlipMemory { address, bit } => flip_memory(machine, *address, *bit, random),
-            Fault::Freeze | Fault::WrongOutput => {
+            Fault::Freeze | Fault::WrongOutput | Fault::WrongWrite | Fault::Slow { .. } => {
                 return Err("not a fault of the machine".to_owned());
             }
         };

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use quorate_devices::{Entry, NoDisks};
+use quorate_devices::Entry;
 
 use crate::fingerprint::ReleaseDigest;
 use crate::replica::{Turn, Vcpu, ballot};
+use crate::scratch::Scratch;
 
 /// What a replay gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +30,15 @@ pub struct ReplayError {
 }
 
 /// Runs a fresh machine through `entries`, the first of which is that of boundary 0, and on to the boundary after the last,
-/// or to the end of the guest program.
+/// or to the end of the guest program. `disks` are as the set's were at its start.
 ///
 /// # Errors
 /// When the machine crashes or misbehaves.
-pub fn replay(vcpu: &mut impl Vcpu, entries: &[Arc<Entry>]) -> Result<Replayed, ReplayError> {
+pub fn replay(
+    vcpu: &mut impl Vcpu,
+    entries: &[Arc<Entry>],
+    disks: &mut Scratch,
+) -> Result<Replayed, ReplayError> {
     let mut digest = ReleaseDigest::default();
     let mut boundary = 0;
     loop {
@@ -50,7 +55,8 @@ pub fn replay(vcpu: &mut impl Vcpu, entries: &[Arc<Entry>]) -> Result<Replayed, 
             Turn::Kicked => continue,
             Turn::Crash(report) | Turn::Misbehaved(report) => return Err(failed(report)),
         };
-        let cast = ballot(boundary, outputs, wait_until_ns, &mut None);
+        disks.submit(&outputs).map_err(failed)?;
+        let cast = ballot(boundary, outputs, wait_until_ns);
         for (channel, bytes) in &cast.outputs {
             digest.absorb(boundary, *channel, bytes);
         }
@@ -63,6 +69,6 @@ pub fn replay(vcpu: &mut impl Vcpu, entries: &[Arc<Entry>]) -> Result<Replayed, 
                 exited: cast.exits,
             });
         };
-        vcpu.resume(entry, &mut NoDisks).map_err(failed)?;
+        vcpu.resume(entry, disks).map_err(failed)?;
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_devices::{DiskReads, Entry, NoDisks, Output};
+use quorate_devices::{BlockOp, BlockRequest, DiskReads, Entry, Output};
 use quorate_voter::Output as Cast;
 
 use crate::channel;
@@ -56,7 +56,7 @@ pub trait Vcpu {
 /// Returns when the set has no more use for the replica; the machine is then dropped and its memory free.
 pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
     let mut boundary = 0;
-    let mut corrupt_next = None;
+    let mut tamper = Tamper::default();
     let mut ran = Duration::ZERO;
     loop {
         let entered = Instant::now();
@@ -65,22 +65,31 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
         ran += left - entered;
         match turn {
             Turn::Boundary {
-                outputs,
+                mut outputs,
                 wait_until_ns,
             } => {
-                let ballot = ballot(boundary, outputs, wait_until_ns, &mut corrupt_next);
+                tamper.outputs(me, &mut outputs);
+                if let Some(wait) = tamper.wait() {
+                    shared.pause(me, wait);
+                }
+                if let Err(report) = shared.disks().submit(me, &outputs) {
+                    return shared.misbehaved(me, report);
+                }
+                let ballot = ballot(boundary, outputs, wait_until_ns);
                 boundary += 1;
                 let mut next = shared.cast(me, ballot, left, ran);
                 loop {
                     match next {
                         Next::Resume(entry) => {
-                            if let Err(report) = vcpu.resume(&entry, &mut NoDisks) {
+                            let disks = shared.disks();
+                            if let Err(report) = vcpu.resume(&entry, &mut disks.reads(me)) {
                                 return shared.misbehaved(me, report);
                             }
+                            disks.delivered(me, &entry);
                             break;
                         }
                         Next::Mail(mail) => {
-                            if !open(shared, me, &mut vcpu, mail, &mut corrupt_next) {
+                            if !open(shared, me, &mut vcpu, mail, &mut tamper) {
                                 return;
                             }
                             next = shared.await_entry(me);
@@ -91,7 +100,7 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
             }
             Turn::Kicked => {
                 while let Some(mail) = shared.mail(me) {
-                    if !open(shared, me, &mut vcpu, mail, &mut corrupt_next) {
+                    if !open(shared, me, &mut vcpu, mail, &mut tamper) {
                         return;
                     }
                 }
@@ -106,17 +115,21 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
 }
 
 /// Applies an injected fault. False: the replica is to leave.
-fn open(
-    shared: &Shared,
-    me: usize,
-    vcpu: &mut impl Vcpu,
-    mail: Mail,
-    corrupt_next: &mut Option<usize>,
-) -> bool {
+fn open(shared: &Shared, me: usize, vcpu: &mut impl Vcpu, mail: Mail, tamper: &mut Tamper) -> bool {
     let result = match mail.fault {
         Fault::WrongOutput => {
-            *corrupt_next = Some(me);
+            tamper.output = true;
             Ok("its next frame or console output is changed".to_owned())
+        }
+        Fault::WrongWrite => {
+            tamper.write = true;
+            Ok("its next block write is changed".to_owned())
+        }
+        Fault::Slow { millis, boundaries } => {
+            tamper.slow = (Duration::from_millis(millis), boundaries);
+            Ok(format!(
+                "it waits {millis} ms before each of its next {boundaries} boundaries"
+            ))
         }
         Fault::Freeze => Ok("its thread stalls".to_owned()),
         ref fault => vcpu.inject(fault, mail.random),
@@ -131,20 +144,53 @@ fn open(
     true
 }
 
-/// Turns outputs into what the voter compares; `corrupt_next` is the replica that is to be wrong, once. Outside the set's lock:
-/// this is where bytes are touched.
-pub(crate) fn ballot(
-    boundary: u64,
-    outputs: Vec<Output>,
-    wait_until_ns: u64,
-    corrupt_next: &mut Option<usize>,
-) -> Ballot {
+/// Injected faults that wait for an occasion.
+#[derive(Debug, Default)]
+struct Tamper {
+    output: bool,
+    write: bool,
+    /// How long, and at how many boundaries more.
+    slow: (Duration, u64),
+}
+
+impl Tamper {
+    /// Changes the outputs of replica `me` where that is due.
+    fn outputs(&mut self, me: usize, outputs: &mut [Output]) {
+        if !self.output && !self.write {
+            return;
+        }
+        for output in outputs {
+            let (due, bytes) = match output {
+                Output::Frame(bytes) | Output::Console(bytes) => (&mut self.output, bytes),
+                Output::Block(BlockRequest {
+                    op: BlockOp::Write { data, .. },
+                    ..
+                }) => (&mut self.write, data),
+                _ => continue,
+            };
+            if *due && !bytes.is_empty() {
+                *due = false;
+                corrupt(bytes, me);
+            }
+        }
+    }
+
+    /// How long to wait at this boundary.
+    fn wait(&mut self) -> Option<Duration> {
+        let (wait, left) = &mut self.slow;
+        *left = left.checked_sub(1)?;
+        Some(*wait)
+    }
+}
+
+/// Turns outputs into what the voter compares. Outside the set's lock: this is where bytes are touched.
+pub(crate) fn ballot(boundary: u64, outputs: Vec<Output>, wait_until_ns: u64) -> Ballot {
     let mut exits = false;
     let mut bytes = 0;
     let outputs: Vec<Cast> = outputs
         .into_iter()
         .map(|output| {
-            let (channel, mut content) = match output {
+            let (channel, content) = match output {
                 Output::Frame(frame) => (channel::NET, frame),
                 Output::Console(text) => (channel::CONSOLE, text),
                 Output::Block(request) => (channel::disk(request.disk), request.into_bytes()),
@@ -160,12 +206,6 @@ pub(crate) fn ballot(
                     (channel::CONTROL, status.to_le_bytes().to_vec())
                 }
             };
-            if matches!(channel, channel::NET | channel::CONSOLE)
-                && !content.is_empty()
-                && let Some(replica) = corrupt_next.take()
-            {
-                corrupt(&mut content, replica);
-            }
             bytes += content.len();
             (channel, content)
         })
@@ -184,29 +224,68 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
 
+    fn seen(output: &Output) -> &[u8] {
+        match output {
+            Output::Frame(bytes) | Output::Console(bytes) => bytes,
+            Output::Block(BlockRequest {
+                op: BlockOp::Write { data, .. },
+                ..
+            }) => data,
+            _ => &[],
+        }
+    }
+
     #[test]
-    fn the_corrupted_output_is_one_that_the_world_would_see() {
-        let mut corrupt_next = Some(1);
-        let fingerprint = Output::Fingerprint {
-            digest: [1, 2],
-            syscalls: 3,
+    fn a_changed_output_is_one_that_the_world_would_see_and_only_one() {
+        let block = |op| {
+            Output::Block(BlockRequest {
+                disk: 0,
+                seq: 0,
+                op,
+            })
         };
-        let first = ballot(0, vec![fingerprint.clone()], 0, &mut corrupt_next);
-        assert!(corrupt_next.is_some(), "nothing visible yet");
-        assert_eq!(first.outputs[0].1.len(), 24);
-        let second = ballot(
-            1,
-            vec![
-                fingerprint,
-                Output::Frame(vec![0; 60]),
-                Output::Frame(vec![0; 60]),
-            ],
-            0,
-            &mut corrupt_next,
-        );
-        assert!(corrupt_next.is_none());
-        assert_ne!(second.outputs[1].1, vec![0; 60]);
-        assert_eq!(second.outputs[2].1, vec![0; 60]);
-        assert_eq!(second.bytes, 24 + 120);
+        let mut tamper = Tamper {
+            output: true,
+            write: true,
+            ..Tamper::default()
+        };
+        let mut quiet = [
+            Output::Fingerprint {
+                digest: [1, 2],
+                syscalls: 3,
+            },
+            block(BlockOp::Flush),
+        ];
+        let before = quiet.clone();
+        tamper.outputs(1, &mut quiet);
+        assert_eq!(quiet, before, "nothing visible yet");
+        let mut outputs = [
+            Output::Frame(vec![0; 60]),
+            Output::Frame(vec![0; 60]),
+            block(BlockOp::Write {
+                sector: 0,
+                data: vec![0; 512],
+            }),
+            block(BlockOp::Write {
+                sector: 1,
+                data: vec![0; 512],
+            }),
+        ];
+        tamper.outputs(1, &mut outputs);
+        let wrong = |output: &Output| seen(output).iter().any(|byte| *byte != 0);
+        assert_eq!(outputs.each_ref().map(wrong), [true, false, true, false]);
+        let cast = ballot(4, outputs.to_vec(), 0);
+        assert_eq!((cast.boundary, cast.outputs.len()), (4, 4));
+        assert_eq!(cast.outputs[2].0, channel::disk(0));
+    }
+
+    #[test]
+    fn a_slow_replica_is_slow_for_as_long_as_was_asked() {
+        let mut tamper = Tamper {
+            slow: (Duration::from_millis(5), 2),
+            ..Tamper::default()
+        };
+        let waits: Vec<_> = (0..3).map(|_| tamper.wait().is_some()).collect();
+        assert_eq!(waits, [true, true, false]);
     }
 }

@@ -9,6 +9,7 @@ use quorate_voter::{Config as VoterConfig, ConfigError, Lockstep, StopReason};
 
 use crate::control::protocol::{Command, Reply, Status};
 use crate::control::server::Controlled;
+use crate::disks::Disks;
 use crate::egress::{Deliverer, Egress, Tap};
 use crate::events::{End, Event, EventLog, EventSink, NoQuorum};
 use crate::exit::{ExitCode, Failure};
@@ -17,6 +18,7 @@ use crate::journal::{Clock, Ingress};
 use crate::replica::{Vcpu, drive};
 use crate::seeds::RunSeed;
 use crate::shared::{Mail, Place, Shared};
+use crate::store::Notice;
 
 /// Time between two ticks.
 const TICK: Duration = Duration::from_millis(100);
@@ -51,6 +53,8 @@ pub struct World {
     pub ingress: Arc<dyn Ingress>,
     /// Where releases go.
     pub egress: Box<dyn Egress>,
+    /// The disks. Call [`SetHandle::disk_notice`] for what they have to say.
+    pub disks: Arc<Disks>,
     /// Where events are shown.
     pub events: EventSink,
     /// Sees all releases, entries and events; for tests and recordings.
@@ -127,11 +131,17 @@ impl ReplicaSet {
         })?;
         let replicas = usize::from(config.voter.replicas);
         let log = Arc::new(EventLog::new(world.events));
-        let deliverer = Deliverer::new(world.egress, world.tap, Arc::clone(&log));
+        let deliverer = Deliverer::new(
+            world.egress,
+            Arc::clone(&world.disks),
+            world.tap,
+            Arc::clone(&log),
+        );
         let shared = Shared::new(
             vote,
             config.no_quorum,
             world.ingress,
+            world.disks,
             deliverer,
             Clock::start(),
         );
@@ -360,6 +370,18 @@ impl SetHandle {
     pub fn input_arrived(&self) {
         if let Some(core) = self.0.upgrade() {
             core.shared.input_arrived();
+        }
+    }
+
+    /// A disk has something to say.
+    pub fn disk_notice(&self, notice: Notice) {
+        let Some(core) = self.0.upgrade() else { return };
+        match notice {
+            Notice::Due(replicas) => core.shared.disk_due(replicas),
+            Notice::Failed { cause, .. } => core.shared.end(End::Failed {
+                code: ExitCode::Disk,
+                detail: cause,
+            }),
         }
     }
 

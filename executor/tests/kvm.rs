@@ -14,6 +14,7 @@ use quorate_executor::exit::ExitCode;
 use quorate_executor::inject::Fault;
 use quorate_executor::launch::{Hooks, Options, Plan, Running};
 use quorate_executor::replay::replay;
+use quorate_executor::scratch::Scratch;
 use quorate_images::Appliance;
 use quorate_vmm::open_kvm;
 
@@ -186,7 +187,7 @@ fn recorded_input_gives_the_same_fingerprint_in_every_layout() {
         let mut machine = plan
             .build(&kvm, 0, plan.set.seed.layout(0, generation))
             .unwrap();
-        let replayed = replay(&mut machine, &entries).unwrap();
+        let replayed = replay(&mut machine, &entries, &mut Scratch::default()).unwrap();
         assert!(replayed.exited);
         assert_eq!(
             replayed.fingerprint.to_hex().to_string(),
@@ -205,8 +206,8 @@ fn recorded_input_gives_the_same_fingerprint_in_every_layout() {
         ..(*entries[last / 2]).clone()
     });
     let mut machine = plan.build(&kvm, 0, plan.set.seed.layout(0, 99)).unwrap();
-    let differs =
-        replay(&mut machine, &other).map(|replayed| replayed.fingerprint.to_hex().to_string());
+    let differs = replay(&mut machine, &other, &mut Scratch::default())
+        .map(|replayed| replayed.fingerprint.to_hex().to_string());
     assert_ne!(
         differs.as_deref().ok(),
         Some(summary.status.fingerprint.as_str())

@@ -12,6 +12,7 @@ use quorate_executor::events::Event;
 use quorate_executor::exit::ExitCode;
 use quorate_executor::launch::{Hooks, Options, Plan};
 use quorate_executor::replay::replay;
+use quorate_executor::scratch::Scratch;
 use quorate_images::Appliance;
 use quorate_tests::load::Load;
 use quorate_tests::{one_at_a_time, repository};
@@ -89,7 +90,7 @@ fn the_recorded_input_of_redis_gives_one_fingerprint() {
     ];
     for (number, layout) in layouts.into_iter().enumerate() {
         let mut machine = plan.build(&kvm, 0, layout).unwrap();
-        let replayed = replay(&mut machine, &entries).unwrap();
+        let replayed = replay(&mut machine, &entries, &mut Scratch::default()).unwrap();
         assert!(replayed.exited);
         assert_eq!(
             replayed.fingerprint.to_hex().as_str(),
@@ -109,7 +110,7 @@ fn the_recorded_input_of_redis_gives_one_fingerprint() {
         ..(*entries[middle]).clone()
     });
     let mut machine = plan.build(&kvm, 0, seed.layout(0, 0)).unwrap();
-    let differs =
-        replay(&mut machine, &other).map(|replayed| replayed.fingerprint.to_hex().to_string());
+    let differs = replay(&mut machine, &other, &mut Scratch::default())
+        .map(|replayed| replayed.fingerprint.to_hex().to_string());
     assert_ne!(differs.as_ref().ok(), Some(fingerprint));
 }

@@ -127,7 +127,7 @@ struct KillArgs {
 struct InjectArgs {
     /// The replica, from 0
     replica: usize,
-    /// crash, hang, freeze, wrong-output, flip-register or flip-memory
+    /// crash, hang, freeze, wrong-output, wrong-write, slow, flip-register or flip-memory
     kind: String,
     /// For flip-register: REGISTER BIT; for flip-memory: ADDRESS BIT; or random
     arguments: Vec<String>,

@@ -70,6 +70,7 @@ impl Shared {
                 slot.stopped = Some(reason.clone());
                 let boundary = slot.boundary;
                 self.rouse(number, slot, todo);
+                todo.retired |= 1 << number;
                 self.event(
                     inner,
                     Event::ReplicaStopped {
@@ -143,6 +144,8 @@ impl Shared {
         todo.changed = true;
         for (number, slot) in inner.slots.iter_mut().enumerate() {
             self.rouse(number, slot, todo);
+            // Whoever waits for a disk is to end as well. What was released goes to the base file nevertheless.
+            todo.retired |= 1 << number;
         }
     }
 }

@@ -22,6 +22,7 @@ use quorate_devices::Entry;
 use quorate_voter::{Lockstep, ReplicaId, Step, StopReason};
 
 use crate::channel;
+use crate::disks::Disks;
 use crate::egress::{Deliverer, Item};
 use crate::events::{End, Event, NoQuorum};
 use crate::inject::{Applied, FAULTS_KEPT, FAULTS_WAITING, Fault};
@@ -150,6 +151,7 @@ pub struct Shared {
     /// Replicas that wait for an input; read without the lock by [`Shared::input_arrived`].
     idle: AtomicUsize,
     ingress: Arc<dyn Ingress>,
+    disks: Arc<Disks>,
     clock: Clock,
     window: u64,
     policy: NoQuorum,
@@ -162,6 +164,7 @@ impl Shared {
         vote: Lockstep<Arc<Entry>>,
         policy: NoQuorum,
         ingress: Arc<dyn Ingress>,
+        disks: Arc<Disks>,
         deliverer: Deliverer,
         clock: Clock,
     ) -> Self {
@@ -204,6 +207,7 @@ impl Shared {
             changed: Condvar::new(),
             idle: AtomicUsize::new(0),
             ingress,
+            disks,
             clock,
             window,
             policy,
@@ -235,6 +239,31 @@ impl Shared {
         let mut todo = Todo::default();
         let mut inner = self.inner();
         self.wake_for_input(&mut inner, &mut todo);
+        self.finish(inner, todo);
+    }
+
+    /// The disks.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
+    }
+
+    /// Something that the replicas of this bit mask wait for is complete on a disk. One of them is woken to lead, if it
+    /// stands at the frontier; whoever comes there later looks for itself. The lock is taken in any case: a replica that
+    /// is just going to sleep has either seen the completion or is found asleep here.
+    pub fn disk_due(&self, replicas: u32) {
+        let mut todo = Todo::default();
+        let mut inner = self.inner();
+        let leader = inner.leader;
+        let waits =
+            |slot: &Slot, number: usize| replicas >> number & 1 == 1 && slot.place == Place::Idle;
+        let number = if waits(&inner.slots[leader], leader) {
+            Some(leader)
+        } else {
+            (0..inner.slots.len()).find(|number| waits(&inner.slots[*number], *number))
+        };
+        if let Some(number) = number {
+            self.mark(number, &mut inner.slots[number], &mut todo);
+        }
         self.finish(inner, todo);
     }
 

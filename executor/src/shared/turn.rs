@@ -135,7 +135,7 @@ impl Shared {
                 left => Some(Duration::from_nanos(left)),
             },
         };
-        self.ingress.is_empty().then_some(left)
+        (self.ingress.is_empty() && !self.disks.has_due(me)).then_some(left)
     }
 
     /// Writes the entry for the frontier (R1: this is the only place where the world gets in).
@@ -151,7 +151,10 @@ impl Shared {
         // being refused. A guest that never waits gets its input nevertheless.
         let booting = !inner.slots.iter().any(|slot| slot.has_waited)
             && self.started.elapsed() < BOOT_PATIENCE;
-        let (entry, bytes) = inner.writer.write(&self.clock, &*self.ingress, booting);
+        let (entry, bytes) =
+            inner
+                .writer
+                .write(&self.clock, &*self.ingress, self.disks.due(me), booting);
         let entry = Arc::new(entry);
         if let Err(error) = inner.vote.lead(id(me), Arc::clone(&entry), bytes, fair_now) {
             // Nobody else can have written it: the lock has been held since the voter asked for it.
@@ -281,6 +284,24 @@ impl Shared {
         self.finish(inner, Todo::default());
         // Nobody may be waiting any more.
         let _ = mail.reply.try_send(result);
+    }
+
+    /// Stalls the thread for a while, or until the replica is stopped or the set ends.
+    pub fn pause(&self, me: usize, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut inner = self.inner();
+        while inner.end.is_none() && inner.slots[me].stopped.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            inner.slots[me].place = Place::Frozen;
+            inner = self.turns[me]
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        inner.slots[me].place = Place::Running;
     }
 
     /// Stalls the thread until the replica is stopped or the set ends.

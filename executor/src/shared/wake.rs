@@ -8,11 +8,13 @@ pub(super) struct Todo {
     pub(super) wake: u32,
     pub(super) kicks: Vec<Kick>,
     pub(super) changed: bool,
+    /// Replicas that were stopped: the disks keep nothing more for them.
+    pub(super) retired: u32,
 }
 
 impl Todo {
     pub(super) fn is_empty(&self) -> bool {
-        self.wake == 0 && self.kicks.is_empty() && !self.changed
+        self.wake == 0 && self.kicks.is_empty() && !self.changed && self.retired == 0
     }
 }
 
@@ -106,6 +108,11 @@ impl Shared {
         }
         for kick in todo.kicks {
             kick();
+        }
+        let mut retired = todo.retired;
+        while retired != 0 {
+            self.disks.retire(retired.trailing_zeros() as usize);
+            retired &= retired - 1;
         }
         if todo.changed {
             self.changed.notify_all();

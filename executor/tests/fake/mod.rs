@@ -304,6 +304,7 @@ impl Fake {
         let world = World {
             ingress: queue.clone(),
             egress: Box::new(ToSeen(Arc::clone(&seen))),
+            disks: Arc::default(),
             events: Box::new(move |logged: &Logged| {
                 of_events
                     .outcome
