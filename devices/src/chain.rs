@@ -64,6 +64,16 @@ impl Chain {
         checked_length(&self.writable, least, u64::from(u32::MAX))
     }
 
+    /// Bytes that the device may read, and that it may write.
+    pub(crate) fn lengths(&self) -> (u64, u64) {
+        (total(&self.readable), total(&self.writable))
+    }
+
+    /// The buffers that the device may write, for a chain that is answered later.
+    pub(crate) fn writable(&self) -> &[(u64, u32)] {
+        &self.writable
+    }
+
     pub(crate) fn reader<'a, M: GuestMemory>(&'a self, mem: &'a M) -> Cursor<'a, M> {
         Cursor::new(mem, &self.readable)
     }
@@ -74,8 +84,16 @@ impl Chain {
 }
 
 fn checked_length(buffers: &[(u64, u32)], least: u64, most: u64) -> Result<u64, QueueFault> {
-    // No overflow: at most MAX_DESCRIPTORS terms below 2^32.
-    let bytes = buffers.iter().map(|&(_, len)| u64::from(len)).sum();
+    within(total(buffers), least, most)
+}
+
+/// No overflow: at most [`MAX_DESCRIPTORS`] terms below 2^32.
+pub(crate) fn total(buffers: &[(u64, u32)]) -> u64 {
+    buffers.iter().map(|&(_, len)| u64::from(len)).sum()
+}
+
+/// Requires a number of bytes from `least` to `most`.
+pub(crate) fn within(bytes: u64, least: u64, most: u64) -> Result<u64, QueueFault> {
     if (least..=most).contains(&bytes) {
         Ok(bytes)
     } else {
@@ -91,7 +109,7 @@ pub(crate) struct Cursor<'a, M> {
 }
 
 impl<'a, M: GuestMemory> Cursor<'a, M> {
-    fn new(mem: &'a M, buffers: &'a [(u64, u32)]) -> Self {
+    pub(crate) fn new(mem: &'a M, buffers: &'a [(u64, u32)]) -> Self {
         Self {
             mem,
             buffers,

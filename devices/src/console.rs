@@ -42,7 +42,14 @@ impl Kind for Console {
     const NAME: &'static str = "console";
     const ID: u32 = VIRTIO_ID_CONSOLE;
     const QUEUES: &'static [u16] = &[CONSOLE_QUEUE_SIZE; 2];
-    const FEATURES: u64 = 0;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn required(&self) -> u64 {
+        0
+    }
 
     /// Columns, rows, ports and emergency write belong to features that are not offered.
     fn config(&self) -> &[u8] {

@@ -150,7 +150,7 @@ impl DiskReads for NoDisks {
 pub struct NotARequest;
 
 /// Bytes that follow the data of a write (and are all there is of the others): operation, disk, sector, count, number.
-const TRAILER: usize = 2 + 8 + 4 + 8;
+pub(crate) const TRAILER: usize = 2 + 8 + 4 + 8;
 
 impl BlockRequest {
     /// The request as bytes, for the vote. A write's data stay where they are, the rest goes behind them: nothing is copied.

@@ -38,7 +38,14 @@ impl Kind for Entropy {
     const NAME: &'static str = "entropy";
     const ID: u32 = VIRTIO_ID_RNG;
     const QUEUES: &'static [u16] = &[ENTROPY_QUEUE_SIZE];
-    const FEATURES: u64 = 0;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn required(&self) -> u64 {
+        0
+    }
 
     fn config(&self) -> &[u8] {
         &[]

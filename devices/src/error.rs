@@ -1,5 +1,6 @@
 //! Errors: what a guest did wrong, and why a saved device cannot be restored.
 
+use crate::disk::{MAX_DISK_BYTES, SECTOR};
 use thiserror::Error;
 
 /// The guest broke the rules of a device. It stops this replica, and nothing else (R9).
@@ -24,6 +25,14 @@ pub enum DeviceError {
         offset: u64,
         /// What is wrong.
         fault: RegisterFault,
+    },
+    /// A disk cannot do its work. The guest may be innocent of it: this replica's own data are what failed.
+    #[error("disk {disk}: {fault}")]
+    Disk {
+        /// Number of the disk.
+        disk: usize,
+        /// What is wrong.
+        fault: DiskFault,
     },
     /// The request half of the sync page is not one.
     #[error("guest wrote garbage into the sync page: {0}")]
@@ -59,12 +68,49 @@ pub enum QueueFault {
     /// A virtio-net header asks for an offload that was not offered.
     #[error("a frame's header asks for an offload that was not negotiated")]
     Offload,
+    /// A driver reuses the descriptors of requests that are not answered yet.
+    #[error("more requests wait for an answer than the queue has room for")]
+    Unanswered,
     /// The used ring cannot be written.
     #[error("the used ring is invalid")]
     UsedRing,
     /// All random bytes of the run are used up.
     #[error("the random stream is used up")]
     Exhausted,
+}
+
+/// See [`DeviceError::Disk`].
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DiskFault {
+    /// A machine has at most `quorate_abi::map::MAX_DISKS` disks.
+    #[error("a machine has at most {0} disks")]
+    TooMany(u64),
+    /// Not a size that a disk may have.
+    #[error(
+        "{bytes} bytes is not a size of whole sectors of {SECTOR} bytes up to {MAX_DISK_BYTES}"
+    )]
+    Size {
+        /// The size.
+        bytes: u64,
+    },
+    /// The data of a read that is complete cannot be had.
+    #[error("data of read {seq} are missing: {why}")]
+    Data {
+        /// Number of the request.
+        seq: u64,
+        /// What whoever keeps the data says.
+        why: String,
+    },
+    /// The data of a read that is complete have another length than was asked for.
+    #[error("read {seq} got {bytes} bytes instead of {asked}")]
+    DataLength {
+        /// Number of the request.
+        seq: u64,
+        /// Bytes that came.
+        bytes: usize,
+        /// Bytes that were asked for.
+        asked: u32,
+    },
 }
 
 /// See [`DeviceError::Register`].
@@ -130,6 +176,14 @@ pub enum RestoreError {
     /// The saved device has other queues than this one.
     #[error("the saved {0} device has other queues")]
     Queues(&'static str),
+    /// The saved machine has another number of disks than this one.
+    #[error("the saved machine has {saved} disks, this one has {here}")]
+    Disks {
+        /// Disks of the saved machine.
+        saved: usize,
+        /// Disks of this machine.
+        here: usize,
+    },
     /// A saved value cannot have come from a device that kept its rules.
     #[error("the saved {device} device is invalid: {what}")]
     Invalid {

@@ -5,6 +5,7 @@
 //! Everything that a guest writes is hostile input (R9). What breaks the rules of virtio or of the sync page is a
 //! [`DeviceError`]: the VMM stops this replica, and nothing else happens. No input makes a device panic.
 
+mod block;
 mod chain;
 mod console;
 mod disk;
@@ -20,6 +21,10 @@ mod tests;
 mod transport;
 mod types;
 
+pub use block::{
+    BLOCK_BYTES_PER_BOUNDARY, BLOCK_QUEUE_SIZE, BLOCK_READ_BYTES_IN_FLIGHT, BLOCK_SEG_MAX,
+    BLOCK_SIZE_MAX, BlockState, InFlightState, ReplyState,
+};
 pub use chain::MAX_DESCRIPTORS;
 pub use console::{
     CONSOLE_QUEUE_SIZE, CONSOLE_RX_WAITING_BYTES, CONSOLE_TX_CHAIN_BYTES, ConsoleState,
@@ -29,7 +34,7 @@ pub use disk::{
     MAX_IO_BYTES, MAX_ZERO_SECTORS, NoDisks, NotARequest, SECTOR, Waiting,
 };
 pub use entropy::{ENTROPY_BYTES_PER_BOUNDARY, ENTROPY_QUEUE_SIZE, EntropyState};
-pub use error::{DeviceError, QueueFault, RegisterFault, RestoreError, SyncFault};
+pub use error::{DeviceError, DiskFault, QueueFault, RegisterFault, RestoreError, SyncFault};
 pub use net::{
     NET_QUEUE_SIZE, NET_RX_WAITING_BYTES, NET_RX_WAITING_FRAMES, NetCounters, NetState,
     VIRTIO_NET_HEADER,

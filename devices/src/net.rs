@@ -85,8 +85,14 @@ impl Kind for Net {
     const NAME: &'static str = "network";
     const ID: u32 = VIRTIO_ID_NET;
     const QUEUES: &'static [u16] = &[NET_QUEUE_SIZE; 2];
-    const FEATURES: u64 =
-        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU | 1 << VIRTIO_NET_F_MRG_RXBUF;
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU | 1 << VIRTIO_NET_F_MRG_RXBUF
+    }
+
+    fn required(&self) -> u64 {
+        0
+    }
 
     fn config(&self) -> &[u8] {
         &CONFIG

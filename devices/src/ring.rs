@@ -105,6 +105,11 @@ impl Ring {
         Ok(true)
     }
 
+    /// Size that the driver chose.
+    pub(crate) fn size(&self) -> usize {
+        self.regs.size as usize
+    }
+
     /// Chains taken so far, modulo 2^16; for [`Ring::untake`].
     pub(crate) fn taken(&self) -> u16 {
         self.queue.as_ref().map_or(0, QueueT::next_avail)

@@ -1,14 +1,16 @@
 //! All devices of one machine: dispatch of register accesses, and what happens at a boundary.
 
+use crate::block::{Block, BlockState};
 use crate::console::{Console, ConsoleState};
 use crate::disk::{DiskConfig, DiskReads};
 use crate::entropy::{Entropy, EntropyState};
-use crate::error::{DeviceError, RegisterFault, RestoreError};
+use crate::error::{DeviceError, DiskFault, RegisterFault, RestoreError};
 use crate::net::{Net, NetCounters, NetState};
 use crate::sync::{Request, SyncDevice, SyncRequest, SyncState};
 use crate::transport::Transport;
 use crate::types::{Entry, Output};
 use quorate_abi::map;
+use quorate_abi::sync::WAIT_NONE;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemory};
@@ -27,9 +29,9 @@ pub struct DeviceConfig {
 /// What was found at a boundary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collected {
-    /// What the guest asks for.
+    /// What the guest asks for. It does not want to sleep (`WAIT_NONE`) if requests for disks had to stay in a queue.
     pub request: SyncRequest,
-    /// Frames, then console bytes, then the fingerprint, then the exit.
+    /// Frames, then console bytes, then requests for the disks in the order of their numbers, then the fingerprint, then the exit.
     pub outputs: Vec<Output>,
 }
 
@@ -43,6 +45,8 @@ pub struct DeviceSetState {
     pub console: ConsoleState,
     /// Network.
     pub net: NetState,
+    /// The disks.
+    pub blocks: Vec<BlockState>,
     /// The sync device.
     pub sync: SyncState,
 }
@@ -53,6 +57,7 @@ pub struct DeviceSet {
     entropy: Transport<Entropy>,
     console: Transport<Console>,
     net: Transport<Net>,
+    blocks: Vec<Transport<Block>>,
     sync: SyncDevice,
 }
 
@@ -71,14 +76,25 @@ impl DeviceSet {
     ///
     /// # Errors
     ///
-    /// If the sync page is not in guest memory.
+    /// If the sync page is not in guest memory, or there are too many disks, or one has an invalid size.
     pub fn new<M: GuestMemory>(config: &DeviceConfig, mem: &M) -> Result<Self, DeviceError> {
+        let blocks = (0..).zip(&config.disks).map(|(number, disk)| {
+            if u64::from(number) < map::MAX_DISKS {
+                Transport::block(number, disk)
+            } else {
+                let fault = DiskFault::TooMany(map::MAX_DISKS);
+                let disk = number.into();
+                Err(DeviceError::Disk { disk, fault })
+            }
+        });
+        let blocks = blocks.collect::<Result<_, _>>()?;
         let sync = SyncDevice::new(config.sync_page);
         sync.prepare(mem)?;
         Ok(Self {
             entropy: Transport::entropy(config.input_seed),
             console: Transport::console(),
             net: Transport::net(),
+            blocks,
             sync,
         })
     }
@@ -95,7 +111,11 @@ impl DeviceSet {
             Some((map::SLOT_ENTROPY, offset)) => self.entropy.read(offset, data),
             Some((map::SLOT_CONSOLE, offset)) => self.console.read(offset, data),
             Some((map::SLOT_NET, offset)) => self.net.read(offset, data),
-            _ => data.fill(0),
+            Some((slot, offset)) => match block_at(slot).and_then(|at| self.blocks.get(at)) {
+                Some(block) => block.read(offset, data),
+                None => data.fill(0),
+            },
+            None => data.fill(0),
         }
     }
 
@@ -110,15 +130,20 @@ impl DeviceSet {
         addr: u64,
         data: &[u8],
     ) -> Result<(), DeviceError> {
-        match locate(addr) {
-            Some((map::SLOT_ENTROPY, offset)) => self.entropy.write(mem, offset, data),
-            Some((map::SLOT_CONSOLE, offset)) => self.console.write(mem, offset, data),
-            Some((map::SLOT_NET, offset)) => self.net.write(mem, offset, data),
-            _ => Err(DeviceError::Register {
-                device: "missing",
-                offset: addr,
-                fault: RegisterFault::NoDevice,
-            }),
+        let missing = DeviceError::Register {
+            device: "missing",
+            offset: addr,
+            fault: RegisterFault::NoDevice,
+        };
+        let (slot, offset) = locate(addr).ok_or_else(|| missing.clone())?;
+        match slot {
+            map::SLOT_ENTROPY => self.entropy.write(mem, offset, data),
+            map::SLOT_CONSOLE => self.console.write(mem, offset, data),
+            map::SLOT_NET => self.net.write(mem, offset, data),
+            _ => block_at(slot)
+                .and_then(|at| self.blocks.get_mut(at))
+                .ok_or(missing)?
+                .write(mem, offset, data),
         }
     }
 
@@ -146,11 +171,17 @@ impl DeviceSet {
     ///
     /// If the sync page or a queue holds what a correct guest never puts there. The replica is to be stopped (R9).
     pub fn collect<M: GuestMemory>(&mut self, mem: &M) -> Result<Collected, DeviceError> {
-        let request = self.sync.request(mem)?;
+        let mut request = self.sync.request(mem)?;
         let mut outputs = Vec::new();
         self.net.collect(mem, &mut outputs)?;
         self.console.collect(mem, &mut outputs)?;
         self.entropy.serve(mem)?;
+        for block in &mut self.blocks {
+            if block.collect(mem, &mut outputs)? {
+                // What did not fit into this boundary is for the next one, which must come even if nothing arrives.
+                request.wait_until_ns = WAIT_NONE;
+            }
+        }
         outputs.push(Output::Fingerprint {
             digest: request.fingerprint,
             syscalls: request.syscalls,
@@ -179,16 +210,22 @@ impl DeviceSet {
     ///
     /// # Errors
     ///
-    /// If a queue holds what a correct guest never puts there. The replica is to be stopped (R9).
+    /// If a queue holds what a correct guest never puts there (R9), or the data of a read cannot be had. The replica is to be
+    /// stopped.
     pub fn deliver<M: GuestMemory>(
         &mut self,
         mem: &M,
         entry: &Arc<Entry>,
         reads: &mut dyn DiskReads,
     ) -> Result<(), DeviceError> {
-        let _ = reads;
         self.net.deliver(mem, entry)?;
         self.console.deliver(mem, &entry.console)?;
+        for completion in &entry.completions {
+            // One for a disk that is not there means nothing to this replica, as any other that it does not wait for.
+            if let Some(block) = self.blocks.get_mut(usize::from(completion.disk)) {
+                block.complete(mem, completion, reads)?;
+            }
+        }
         self.sync.reply(mem, entry)
     }
 
@@ -199,6 +236,7 @@ impl DeviceSet {
             entropy: self.entropy.save_entropy(),
             console: self.console.save_console(),
             net: self.net.save_net(),
+            blocks: self.blocks.iter().map(Transport::save_block).collect(),
             sync: self.sync.save(),
         }
     }
@@ -213,6 +251,15 @@ impl DeviceSet {
         mem: &M,
         state: &DeviceSetState,
     ) -> Result<(), RestoreError> {
+        if state.blocks.len() != self.blocks.len() {
+            return Err(RestoreError::Disks {
+                saved: state.blocks.len(),
+                here: self.blocks.len(),
+            });
+        }
+        for (block, saved) in self.blocks.iter_mut().zip(&state.blocks) {
+            block.restore_block(mem, saved)?;
+        }
         self.entropy.restore_entropy(mem, &state.entropy)?;
         self.console.restore_console(mem, &state.console)?;
         self.net.restore_net(mem, &state.net)?;
@@ -226,4 +273,10 @@ fn locate(addr: u64) -> Option<(u64, u64)> {
     let at = addr.checked_sub(map::MMIO_BASE)?;
     let slot = at / map::MMIO_STRIDE;
     (slot < map::MMIO_SLOTS).then_some((slot, at % map::MMIO_STRIDE))
+}
+
+/// Number of the disk whose registers are in this slot, if it is one for disks.
+fn block_at(slot: u64) -> Option<usize> {
+    let number = slot.checked_sub(map::SLOT_BLOCK)?;
+    (number < map::MAX_DISKS).then_some(number as usize)
 }

@@ -93,12 +93,15 @@ pub(crate) trait Kind {
     const ID: u32;
     /// Largest size of each queue.
     const QUEUES: &'static [u16];
-    /// Features beyond VIRTIO_F_VERSION_1.
-    const FEATURES: u64;
 
+    /// Features beyond VIRTIO_F_VERSION_1; always the same ones.
+    fn features(&self) -> u64;
+    /// Those of [`Kind::features`] without which the device does not work.
+    fn required(&self) -> u64;
     /// The configuration space; what lies behind it reads as zero.
     fn config(&self) -> &[u8];
-    /// Forgets what belongs to the driver that was there before. Inputs that wait stay (they come from the journal).
+    /// The driver, or one of its queues, is gone: forgets buffers that were taken from a queue and not yet given back. Inputs
+    /// that wait stay (they come from the journal).
     fn reset(&mut self);
 }
 
@@ -135,8 +138,6 @@ pub(crate) struct Transport<D> {
 }
 
 impl<D: Kind> Transport<D> {
-    const OFFERED: u64 = D::FEATURES | 1 << VIRTIO_F_VERSION_1;
-
     pub(crate) fn new(device: D) -> Self {
         Self {
             device,
@@ -148,6 +149,10 @@ impl<D: Kind> Transport<D> {
             queue_sel: 0,
             interrupt_status: 0,
         }
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | 1 << VIRTIO_F_VERSION_1
     }
 
     /// The driver has finished its set-up: queues may be processed.
@@ -210,7 +215,7 @@ impl<D: Kind> Transport<D> {
             register::VERSION => VERSION,
             register::DEVICE_ID => D::ID,
             register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => word(Self::OFFERED, self.device_features_sel),
+            register::DEVICE_FEATURES => word(self.offered(), self.device_features_sel),
             register::QUEUE_NUM_MAX => ring.map_or(0, |ring| ring.max_size().into()),
             register::QUEUE_READY => ring.is_some_and(Ring::ready).into(),
             register::INTERRUPT_STATUS => self.interrupt_status,
@@ -318,7 +323,8 @@ impl<D: Kind> Transport<D> {
     }
 
     fn features_acceptable(&self) -> bool {
-        self.driver_features & !Self::OFFERED == 0 && self.has_feature(VIRTIO_F_VERSION_1)
+        let required = self.device.required() | 1 << VIRTIO_F_VERSION_1;
+        self.driver_features & !self.offered() == 0 && self.driver_features & required == required
     }
 
     fn write_queue_register<M: GuestMemory>(
@@ -353,6 +359,7 @@ impl<D: Kind> Transport<D> {
             register::QUEUE_READY if value == 1 => return usable.and_then(|()| ring.enable(mem)),
             register::QUEUE_READY => {
                 ring.reset();
+                self.device.reset();
                 return Ok(());
             }
             register::QUEUE_DESC_LOW => (&mut ring.regs.descriptors, false),

@@ -1,7 +1,7 @@
 //! A mock driver over guest memory: what a guest does with registers and rings, correct or not.
 
 use crate::transport::register;
-use crate::{DeviceConfig, DeviceError, DeviceSet, Entry, Output};
+use crate::{DeviceConfig, DeviceError, DeviceSet, DiskConfig, DiskReads, Entry, Output};
 use quorate_abi::map::{MMIO_BASE, MMIO_STRIDE};
 use quorate_abi::sync::{offset, op};
 use std::sync::Arc;
@@ -41,11 +41,15 @@ pub const INDIRECT: u16 = 4;
 
 impl Guest {
     pub fn new() -> Self {
+        Self::with_disks(&[])
+    }
+
+    pub fn with_disks(disks: &[DiskConfig]) -> Self {
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let config = DeviceConfig {
             input_seed: [9; 32],
             sync_page: GuestAddress(SYNC_PAGE),
-            disks: Vec::new(),
+            disks: disks.to_vec(),
         };
         let devices = DeviceSet::new(&config, &mem).unwrap();
         let mut guest = Self { mem, devices };
@@ -190,8 +194,15 @@ impl Guest {
     }
 
     pub fn deliver(&mut self, entry: Entry) -> Result<(), DeviceError> {
-        self.devices
-            .deliver(&self.mem, &Arc::new(entry), &mut crate::NoDisks)
+        self.deliver_with(entry, &mut crate::NoDisks)
+    }
+
+    pub fn deliver_with(
+        &mut self,
+        entry: Entry,
+        reads: &mut dyn DiskReads,
+    ) -> Result<(), DeviceError> {
+        self.devices.deliver(&self.mem, &Arc::new(entry), reads)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the devices as a guest and the VMM see them.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod block;
 mod driver;
 mod hostile;
 mod io;
