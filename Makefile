@@ -12,8 +12,7 @@ setup:
 	@scripts/setup
 
 images: build
-	$(RELEASE)/quorate build images/appliances/redis.toml
-	$(RELEASE)/quorate build images/appliances/busybox.toml
+	for file in images/appliances/*.toml; do $(RELEASE)/quorate build "$$file" || exit 1; done
 
 demo: build
 	$(RELEASE)/demo
@@ -22,6 +21,7 @@ check: setup
 	scripts/check
 
 test: build
+	scripts/setup clients
 	scripts/test
 
 bench: build
