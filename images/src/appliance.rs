@@ -24,6 +24,21 @@
 //! # memory = "256M"
 //! # replicas = 3                    # 1 to 9
 //! # layout = "random"               # or "same"
+//! # root = "memory"                 # changes to the image: "memory", "read-only" (none), "disk:NAME" (kept there)
+//!
+//! [[disk]]                          # none, or several
+//! name = "data"
+//! size = "256M"
+//! mount = "/data"                   # unless filesystem is "none" or it is the root
+//! # filesystem = "ext4"             # or "none"
+//! # seed = "files"                  # directory whose files are on the new disk; relative to this file
+//! # read_only = false
+//! # path = "data.img"               # relative to this file; default: NAME.img in the appliance's state directory
+//! # on_error = "stop"               # or "report": the guest gets an I/O error
+//!
+//! [[tmpfs]]                         # none, or several
+//! path = "/var/tmp"
+//! size = "16M"
 //!
 //! [network]
 //! # publish = ["6379:6379"]         # [ADDR:]HOST:GUEST[/udp]
@@ -35,7 +50,7 @@
 //! # window_bytes = "64M"
 //! ```
 //!
-//! The values behind `#` are the defaults. Unknown keys are refused, with their line.
+//! The values behind `#` are the defaults, or examples where there is none. Unknown keys are refused, with their line.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,9 +61,11 @@ use serde::de::{Deserializer, Error as _};
 use crate::error::ApplianceError;
 
 mod check;
+mod disks;
 mod explain;
 
 pub use check::check_memory;
+pub use disks::{DISK_UNIT, DiskSpec, Filesystem, MAX_DISK, Mount, OnError, Root, TmpfsSpec};
 
 /// The only version of the file format there is.
 pub const APPLIANCE_VERSION: i64 = 1;
@@ -77,6 +94,12 @@ pub struct Appliance {
     /// The machine to run it on.
     #[serde(default)]
     pub machine: MachineSpec,
+    /// Its disks, in the order of their numbers.
+    #[serde(default, rename = "disk")]
+    pub disks: Vec<DiskSpec>,
+    /// File systems in the guest's memory.
+    #[serde(default)]
+    pub tmpfs: Vec<TmpfsSpec>,
     /// How the world reaches it.
     #[serde(default)]
     pub network: NetworkSpec,
@@ -173,6 +196,8 @@ pub struct MachineSpec {
     pub replicas: u8,
     /// Whether replicas differ in their addresses; default random.
     pub layout: LayoutPolicy,
+    /// What becomes of changes to the root file system; default [`Root::Memory`].
+    pub root: Root,
 }
 
 /// `layout` of `[machine]`.
@@ -228,6 +253,7 @@ impl Default for MachineSpec {
             memory: 256 << 20,
             replicas: 3,
             layout: LayoutPolicy::default(),
+            root: Root::default(),
         }
     }
 }
@@ -271,8 +297,11 @@ impl Appliance {
         let mut appliance: Self =
             toml::from_str(text).map_err(|e| fail(explain::explain(text, &e)))?;
         appliance.path = path.to_owned();
+        disks::check_all(&appliance).map_err(|(table, number, message)| {
+            fail((explain::line_of_table(text, table, number), message))
+        })?;
         check::strings_fit(&appliance)
-            .map_err(|message| fail((explain::line_of_table(text, "program"), message)))?;
+            .map_err(|message| fail((explain::line_of_table(text, "program", 0), message)))?;
         Ok(appliance)
     }
 

@@ -225,6 +225,9 @@ fn key(appliance: &Appliance, packages: &[Package], extras: &[Extra<'_>]) -> Str
     field(&appliance.program.uid.to_le_bytes());
     field(&appliance.program.gid.to_le_bytes());
     field(format!("{:?}", appliance.image.epoch).as_bytes());
+    for mount in appliance.mounts() {
+        field(mount.target.as_bytes());
+    }
     for package in packages {
         field(package.file.as_bytes());
         field(package.sha256.as_bytes());

@@ -15,6 +15,8 @@ mod deb;
 mod lock;
 mod stubs;
 
+pub(crate) use apt::tail;
+
 pub(crate) use lock::Lock;
 
 /// A package in an image.

@@ -7,6 +7,7 @@
 pub mod appliance;
 mod build;
 mod debian;
+pub mod disks;
 mod error;
 mod hostdir;
 pub mod size;
@@ -16,10 +17,11 @@ mod verify;
 pub mod writer;
 
 pub use appliance::{
-    Appliance, ExtraFile, FileContent, ImageSource, ImageSpec, LayoutPolicy, MachineSpec,
-    NetworkSpec, NoQuorum, Policy, Program,
+    Appliance, DiskSpec, ExtraFile, FileContent, Filesystem, ImageSource, ImageSpec, LayoutPolicy,
+    MachineSpec, Mount, NetworkSpec, NoQuorum, OnError, Policy, Program, Root, TmpfsSpec,
 };
 pub use build::{BuildOptions, BuiltImage, Package, Progress, build, cached, default_cache_dir};
+pub use disks::{DiskError, PreparedDisk};
 pub use error::{ApplianceError, BuildError};
 pub use verify::{ImageFileError, Info, verify};
 

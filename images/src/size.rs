@@ -1,18 +1,18 @@
-//! Sizes as people write them: `4096`, `64K`, `256M`, `1G` (powers of 1024).
+//! Sizes as people write them: `4096`, `64K`, `256M`, `1G`, `1T` (powers of 1024).
 
 /// Why a size is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
     /// Not of the form number, suffix.
-    #[error("`{0}` is not a size; write a whole number with K, M or G, such as \"256M\"")]
+    #[error("`{0}` is not a size; write a whole number with K, M, G or T, such as \"256M\"")]
     Malformed(String),
     /// Beyond 64 bits.
     #[error("`{0}` is too large a size")]
     TooLarge(String),
 }
 
-/// Reads a size in bytes. A suffix of `K`, `M`, `G` (or `k`, `m`, `g`, and optionally `iB` behind it) multiplies by 1024, 1024²,
-/// 1024³.
+/// Reads a size in bytes. A suffix of `K`, `M`, `G`, `T` (or `k`, `m`, `g`, `t`, and optionally `iB` behind it) multiplies by 1024, 1024²,
+/// 1024³, 1024⁴.
 ///
 /// # Errors
 /// [`SizeError`].
@@ -28,6 +28,7 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
         "K" | "k" | "KiB" => 10,
         "M" | "m" | "MiB" => 20,
         "G" | "g" | "GiB" => 30,
+        "T" | "t" | "TiB" => 40,
         _ => return Err(malformed()),
     };
     if number.is_empty() {
@@ -44,7 +45,7 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
 /// Writes a size in the shortest of those forms that is exact.
 #[must_use]
 pub fn format(bytes: u64) -> String {
-    for (shift, suffix) in [(30, "G"), (20, "M"), (10, "K")] {
+    for (shift, suffix) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
         if bytes != 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{suffix}", bytes >> shift);
         }
@@ -68,6 +69,7 @@ mod tests {
             ("256M", 268_435_456),
             (" 256 MiB ", 268_435_456),
             ("2G", 2_147_483_648),
+            ("1T", 1 << 40),
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
@@ -81,7 +83,7 @@ mod tests {
                 "{text}"
             );
         }
-        for text in ["18446744073709551616", "17179869184G"] {
+        for text in ["18446744073709551616", "17179869184G", "16777216T"] {
             assert!(matches!(parse(text), Err(SizeError::TooLarge(_))), "{text}");
         }
     }

@@ -69,6 +69,10 @@ pub(crate) fn complete(tree: &mut Tree, appliance: &Appliance) -> Result<(), Tre
         tree.dir(path.as_bytes(), Meta::root(0o755, time))?;
     }
     tree.dir(b"/tmp", Meta::root(0o1777, time))?;
+    // So that a root that cannot be changed has them too.
+    for mount in appliance.mounts() {
+        tree.dir(mount.target.as_bytes(), Meta::root(0o755, time))?;
+    }
     let files = [
         ("/etc/passwd", passwd(appliance)),
         ("/etc/group", group(appliance)),

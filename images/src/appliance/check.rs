@@ -54,7 +54,7 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(inner)
 }
 
-fn name_or_why(text: String) -> Result<String, String> {
+pub(super) fn name_or_why(text: String) -> Result<String, String> {
     if is_name(&text) {
         Ok(text)
     } else {
@@ -79,7 +79,7 @@ fn no_nul(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn absolute_or_why(path: &str) -> Result<(), String> {
+pub(super) fn absolute_or_why(path: &str) -> Result<(), String> {
     no_nul(path)?;
     if !path.starts_with('/') {
         return Err(format!(
@@ -138,11 +138,14 @@ pub(super) fn strings_fit(appliance: &Appliance) -> Result<(), String> {
         .env
         .iter()
         .map(|(key, value)| key.len() + 1 + value.len() + TERMINATOR);
-    let rest = program.cwd.len() + appliance.hostname().len() + 2 * TERMINATOR;
+    let rest = program.cwd.len()
+        + appliance.hostname().len()
+        + 2 * TERMINATOR
+        + super::disks::strings_len(appliance);
     let total = words.chain(variables).sum::<usize>() + rest;
     if total > MAX_STRINGS {
         return Err(format!(
-            "command, env, cwd and hostname of [program] have {total} bytes together; {MAX_STRINGS} are the most"
+            "command, env, cwd and hostname of [program] and the mounts have {total} bytes together; {MAX_STRINGS} are the most"
         ));
     }
     Ok(())

@@ -67,11 +67,13 @@ pub(super) fn explain(text: &str, error: &toml::de::Error) -> (usize, String) {
     }
 }
 
-/// Line of the header `[table]`, or 1.
-pub(super) fn line_of_table(text: &str, table: &str) -> usize {
+/// Line of the header `[table]`, of the one of this number (from 0) if there are several; or 1.
+pub(super) fn line_of_table(text: &str, table: &str, number: usize) -> usize {
     text.lines()
-        .position(|line| header_of(line).as_deref() == Some(table))
-        .map_or(1, |i| i + 1)
+        .enumerate()
+        .filter(|(_, line)| header_of(line).as_deref() == Some(table))
+        .nth(number)
+        .map_or(1, |(i, _)| i + 1)
 }
 
 fn one_line(message: &str) -> String {

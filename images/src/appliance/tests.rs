@@ -313,6 +313,254 @@ fn a_missing_file_is_named() {
     );
 }
 
+const DISKS: &str = r#"version = 1
+name = "redis"
+[image]
+packages = ["redis-server"]
+[program]
+command = ["/bin/redis"]
+[machine]
+root = "disk:top"
+[[disk]]
+name = "data"
+size = "256M"
+mount = "/data"
+[[disk]]
+name = "top"
+size = "1G"
+path = "top.img"
+on_error = "report"
+[[disk]]
+name = "old"
+size = "16M"
+mount = "/data/old"
+read_only = true
+seed = "old"
+[[disk]]
+name = "raw"
+size = "4K"
+filesystem = "none"
+[[tmpfs]]
+path = "/data.tmp"
+size = "1M"
+"#;
+
+#[test]
+fn disks_and_mounts() {
+    let appliance = parse(DISKS).unwrap();
+    assert_eq!(appliance.machine.root, Root::Disk("top".to_owned()));
+    let [data, top, old, raw] = &appliance.disks[..] else {
+        panic!("{:?}", appliance.disks);
+    };
+    assert_eq!((data.bytes, data.filesystem), (256 << 20, Filesystem::Ext4));
+    assert_eq!((data.read_only, data.on_error), (false, OnError::Stop));
+    assert_eq!(top.path.as_deref(), Some(Path::new("top.img")));
+    assert_eq!(top.on_error, OnError::Report);
+    assert_eq!(old.seed.as_deref(), Some(Path::new("old")));
+    assert_eq!((raw.bytes, raw.filesystem), (4096, Filesystem::None));
+    // The root first, then each after the one that it lies in.
+    let mounts: Vec<String> = appliance
+        .mounts()
+        .into_iter()
+        .map(|m| format!("{} {} {} {}", m.target, m.kind, m.source, m.options))
+        .collect();
+    assert_eq!(
+        mounts,
+        [
+            "/ overlay disk1 rw",
+            "/data ext4 disk0 rw",
+            "/data.tmp tmpfs  size=1048576",
+            "/data/old ext4 disk2 ro",
+        ]
+    );
+    let read_only = parse(&format!("{REDIS}[machine]\nroot = \"read-only\"\n")).unwrap();
+    let [root] = &read_only.mounts()[..] else {
+        panic!("{:?}", read_only.mounts());
+    };
+    assert_eq!(
+        (root.target.as_str(), root.kind, root.options.as_str()),
+        ("/", "image", "ro")
+    );
+    assert!(parse(REDIS).unwrap().mounts().is_empty());
+}
+
+#[test]
+fn disks_that_contradict_each_other_or_the_machine() {
+    let cases: &[(&str, &str, &str)] = &[
+        (
+            "name = \"old\"",
+            "name = \"data\"",
+            "redis.toml:18: disk data: there is another one",
+        ),
+        (
+            "mount = \"/data/old\"",
+            "mount = \"/data\"",
+            "redis.toml:18: disk old: something else",
+        ),
+        (
+            "path = \"/data.tmp\"",
+            "path = \"/data\"",
+            "redis.toml:28: tmpfs /data: something else",
+        ),
+        (
+            "mount = \"/data\"\n",
+            "",
+            "redis.toml:9: disk data: an ext4 disk needs `mount`",
+        ),
+        (
+            "\"disk:top\"",
+            "\"disk:to\"",
+            "redis.toml:7: root = \"disk:to\": there is no [[disk]]",
+        ),
+        (
+            "\"disk:top\"",
+            "\"disk:old\"",
+            "redis.toml:13: disk top: an ext4 disk needs",
+        ),
+        (
+            "\"disk:top\"",
+            "\"disk:raw\"",
+            "redis.toml:13: disk top: an ext4",
+        ),
+        (
+            "\"disk:top\"",
+            "\"disk:\"",
+            "redis.toml:8: key \"root\" in [machine]: disk: is not one of",
+        ),
+        (
+            "\"disk:top\"",
+            "\"disk\"",
+            "redis.toml:8: key \"root\" in [machine]: disk is not one of",
+        ),
+        (
+            "path = \"top.img\"",
+            "mount = \"/top\"",
+            "redis.toml:13: disk top: it is the root",
+        ),
+        (
+            "path = \"top.img\"",
+            "read_only = true",
+            "redis.toml:13: disk top: the root's disk cannot",
+        ),
+        (
+            "path = \"top.img\"",
+            "path = \"\"",
+            "redis.toml:13: disk top: path is empty",
+        ),
+        (
+            "filesystem = \"none\"",
+            "filesystem = \"xfs\"",
+            "redis.toml:27: key \"filesystem\" in [disk]",
+        ),
+        (
+            "filesystem = \"none\"",
+            "",
+            "redis.toml:24: disk raw: 4K are too little",
+        ),
+        (
+            "filesystem = \"none\"",
+            "filesystem = \"none\"\nmount = \"/x\"",
+            "redis.toml:24: disk raw: mount and seed need",
+        ),
+        (
+            "\"4K\"",
+            "\"6K\"",
+            "redis.toml:26: key \"size\" in [disk]: 6144 bytes are no multiple",
+        ),
+        (
+            "\"4K\"",
+            "\"0\"",
+            "redis.toml:26: key \"size\" in [disk]: a disk of 0 is not possible",
+        ),
+        (
+            "\"4K\"",
+            "\"1025G\"",
+            "redis.toml:26: key \"size\" in [disk]: a disk of 1025G is not",
+        ),
+        (
+            "\"raw\"",
+            "\"../raw\"",
+            "redis.toml:25: key \"name\" in [disk]: ../raw is not a name",
+        ),
+        (
+            "\"raw\"",
+            "\"a-name-that-is-too-long\"",
+            "redis.toml:25: key \"name\" in [disk]: ",
+        ),
+        (
+            "mount = \"/data\"",
+            "mount = \"/\"",
+            "redis.toml:12: key \"mount\" in [disk]: for / write root",
+        ),
+        (
+            "mount = \"/data\"",
+            "mount = \"/data/\"",
+            "redis.toml:12: key \"mount\" in [disk]: write /data/ without",
+        ),
+        (
+            "mount = \"/data\"",
+            "mount = \"/a/../b\"",
+            "redis.toml:12: key \"mount\" in [disk]: ",
+        ),
+        (
+            "mount = \"/data\"",
+            "mount = \"data\"",
+            "redis.toml:12: key \"mount\" in [disk]: data is not",
+        ),
+        (
+            "mount = \"/data\"",
+            "mount = \"/proc/x\"",
+            "redis.toml:12: key \"mount\" in [disk]: nothing can",
+        ),
+        (
+            "size = \"1M\"",
+            "size = \"1G\"",
+            "redis.toml:28: tmpfs /data.tmp: 1G are more than the machine's",
+        ),
+        (
+            "size = \"1M\"",
+            "size = \"1000\"",
+            "redis.toml:28: tmpfs /data.tmp: size is not",
+        ),
+        (
+            "size = \"1M\"",
+            "bytes = \"1M\"",
+            "redis.toml:30: unknown key \"bytes\" in [tmpfs]; expected",
+        ),
+        (
+            "on_error = \"report\"",
+            "on_error = \"halt\"",
+            "redis.toml:17: key \"on_error\" in [disk]",
+        ),
+    ];
+    for (from, to, start) in cases {
+        let text = DISKS.replacen(from, to, 1);
+        assert_ne!(text, DISKS, "{from}");
+        let message = error(&text);
+        assert!(
+            message.starts_with(start),
+            "{message}\n    instead of\n{start}"
+        );
+    }
+    let many = |table: &str, keys: &str, count: usize| {
+        let one = |i| format!("[[{table}]]\n{}", keys.replace('#', &format!("{i}")));
+        error(&format!(
+            "{REDIS}{}",
+            (0..count).map(one).collect::<String>()
+        ))
+    };
+    let disk = "name = \"d#\"\nsize = \"4K\"\nfilesystem = \"none\"\n";
+    assert_eq!(
+        many("disk", disk, 9),
+        "redis.toml:41: 9 disks: 8 are the most"
+    );
+    let tmpfs = "path = \"/t#\"\nsize = \"4K\"\n";
+    assert_eq!(
+        many("tmpfs", tmpfs, 17),
+        "redis.toml:57: 17 mounts: 16 are the most"
+    );
+}
+
 proptest::proptest! {
     #[test]
     fn any_text_is_safe(text in "(version = 1\n)?[\\PC\n]{0,200}") {

@@ -1,0 +1,214 @@
+//! Making the files of an appliance's disks, with the host's e2fsprogs.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use quorate_images::disks::{check_seeds, prepare};
+use quorate_images::{Appliance, DiskError, OnError};
+use tempfile::TempDir;
+
+fn appliance(at: &Path, disks: &str) -> Appliance {
+    let text = format!(
+        "version = 1\nname = \"t\"\n[image]\nfile = \"x\"\n[program]\ncommand = [\"/bin/t\"]\nuid = 7\ngid = 8\n{disks}"
+    );
+    Appliance::parse(&text, &at.join("t.toml")).unwrap()
+}
+
+fn e2fsck(path: &Path) {
+    let output = Command::new("/usr/sbin/e2fsck")
+        .arg("-fn")
+        .arg(path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+}
+
+fn debugfs(path: &Path, command: &str) -> String {
+    let output = Command::new("/usr/sbin/debugfs")
+        .args(["-R", command])
+        .arg(path)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn seed(at: &Path) -> PathBuf {
+    let seed = at.join("seed");
+    fs::create_dir_all(seed.join("sub/deep")).unwrap();
+    fs::write(seed.join("a"), "hello").unwrap();
+    fs::set_permissions(seed.join("a"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::write(seed.join("sub/deep/b"), vec![7; 300_000]).unwrap();
+    fs::hard_link(seed.join("a"), seed.join("sub/c")).unwrap();
+    symlink("../a", seed.join("sub/link")).unwrap();
+    seed
+}
+
+const SEEDED: &str =
+    "[[disk]]\nname = \"data\"\nsize = \"32M\"\nmount = \"/data\"\nseed = \"seed\"\n";
+
+#[test]
+fn a_seeded_disk_is_sound_private_sparse_and_kept() {
+    let dir = TempDir::new().unwrap();
+    seed(dir.path());
+    let state = dir.path().join("state");
+    let appliance = appliance(dir.path(), SEEDED);
+    let disks = prepare(&appliance, &state).unwrap();
+    let [disk] = &disks[..] else {
+        panic!("{disks:?}")
+    };
+    assert_eq!(disk.path, state.join("t/data.img"));
+    assert_eq!((disk.bytes, disk.created), (32 << 20, true));
+    assert_eq!((disk.read_only, disk.on_error), (false, OnError::Stop));
+    let info = fs::metadata(&disk.path).unwrap();
+    assert_eq!((info.len(), info.mode() & 0o777), (32 << 20, 0o600));
+    assert!(info.blocks() * 512 < 8 << 20, "{} blocks", info.blocks());
+    e2fsck(&disk.path);
+    // Owner, permissions, hard link and contents.
+    let stat = debugfs(&disk.path, "stat /sub/c");
+    assert!(
+        stat.contains("Mode:  0640") && stat.contains("Links: 2"),
+        "{stat}"
+    );
+    for path in ["/", "/a", "/sub", "/sub/deep/b", "/sub/link"] {
+        let stat = debugfs(&disk.path, &format!("stat {path}"));
+        assert!(
+            stat.contains("User:     7   Group:     8"),
+            "{path}: {stat}"
+        );
+        assert!(
+            stat.contains("mtime: 0x6955b900:00000000"),
+            "{path}: {stat}"
+        );
+    }
+    assert!(debugfs(&disk.path, "stat /lost+found").contains("User:     0"));
+    assert_eq!(debugfs(&disk.path, "cat /a"), "hello");
+    assert!(debugfs(&disk.path, "stat /sub/link").contains("Fast link dest: \"../a\""));
+    // It is not made again, and nothing else was left in the directory.
+    let before = fs::read(&disk.path).unwrap();
+    let again = prepare(&appliance, &state).unwrap();
+    assert!(!again[0].created);
+    assert!(fs::read(&disk.path).unwrap() == before);
+    assert_eq!(fs::read_dir(state.join("t")).unwrap().count(), 1);
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes() {
+    let (one, two) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let mut files = Vec::new();
+    for dir in [&one, &two] {
+        let seed = seed(dir.path());
+        // Files made in another order, at other times.
+        for name in ["z", "y", "x"].iter().rev().take(files.len() + 2) {
+            fs::write(seed.join(name), name).unwrap();
+        }
+        for name in ["x", "y", "z"] {
+            fs::write(seed.join(name), name).unwrap();
+        }
+        fs::File::open(seed.join("a"))
+            .unwrap()
+            .set_modified(
+                std::time::UNIX_EPOCH + std::time::Duration::from_secs(files.len() as u64),
+            )
+            .unwrap();
+        let disks = prepare(&appliance(dir.path(), SEEDED), dir.path()).unwrap();
+        files.push(fs::read(&disks[0].path).unwrap());
+    }
+    assert!(files[0] == files[1]);
+    // Other names, other identifiers.
+    let other = SEEDED.replace("\"data\"", "\"date\"");
+    let disks = prepare(&appliance(one.path(), &other), one.path()).unwrap();
+    assert!(fs::read(&disks[0].path).unwrap() != files[0]);
+}
+
+#[test]
+fn disks_of_all_sizes_are_sound() {
+    let dir = TempDir::new().unwrap();
+    let sizes = ["16M", "20488K", "128M", "600M", "1G", "1T"];
+    for size in sizes {
+        let text = format!("[[disk]]\nname = \"d{size}\"\nsize = \"{size}\"\nmount = \"/d\"\n");
+        let disks = prepare(&appliance(dir.path(), &text), dir.path()).unwrap();
+        e2fsck(&disks[0].path);
+        let used = fs::metadata(&disks[0].path).unwrap().blocks() * 512;
+        assert!(used < 256 << 20, "{size}: {used}");
+    }
+}
+
+#[test]
+fn a_raw_disk_is_zeroes_at_its_own_path() {
+    let dir = TempDir::new().unwrap();
+    let text = "[[disk]]\nname = \"raw\"\nsize = \"8K\"\nfilesystem = \"none\"\npath = \"sub/raw.img\"\non_error = \"report\"\n";
+    let disks = prepare(&appliance(dir.path(), text), Path::new("/nonexistent")).unwrap();
+    assert_eq!(disks[0].path, dir.path().join("sub/raw.img"));
+    assert_eq!(disks[0].on_error, OnError::Report);
+    assert_eq!(fs::read(&disks[0].path).unwrap(), vec![0; 8192]);
+}
+
+#[test]
+fn disks_that_cannot_be_had() {
+    let dir = TempDir::new().unwrap();
+    let at = dir.path();
+    let refusal = |text: &str| prepare(&appliance(at, text), at).unwrap_err();
+    let message = refusal(SEEDED).to_string();
+    assert!(
+        message.starts_with("disk data: ") && message.contains("cannot read the seed directory"),
+        "{message}"
+    );
+
+    let seed = seed(at);
+    // More bytes than the disk has, and more than fit beside the file system's own tables.
+    for bytes in [64 << 20, 31 << 20] {
+        fs::write(seed.join("large"), vec![1; bytes]).unwrap();
+        let error = refusal(SEEDED);
+        assert!(matches!(error, DiskError::TooSmall { .. }), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("32M are too little for the files of"),
+            "{error}"
+        );
+    }
+    assert!(check_seeds(&appliance(at, SEEDED)).is_ok());
+    fs::write(seed.join("large"), "").unwrap();
+    // More files than inodes.
+    for i in 0..9000 {
+        fs::write(seed.join(format!("f{i}")), "").unwrap();
+    }
+    let error = refusal(SEEDED);
+    assert!(matches!(error, DiskError::TooSmall { .. }), "{error}");
+    fs::remove_dir_all(&seed).unwrap();
+
+    fs::create_dir(&seed).unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(seed.join("socket")).unwrap();
+    let error = refusal(SEEDED);
+    assert!(matches!(error, DiskError::SpecialFile { .. }), "{error}");
+    drop(socket);
+    // Nothing half made is left behind.
+    assert_eq!(fs::read_dir(at.join("t")).unwrap().count(), 0);
+
+    fs::write(at.join("t/data.img"), vec![0; 4096]).unwrap();
+    let message = refusal(SEEDED).to_string();
+    assert!(
+        message.contains("has 4K, the appliance says 32M: correct `size`, or"),
+        "{message}"
+    );
+    fs::File::options()
+        .write(true)
+        .open(at.join("t/data.img"))
+        .unwrap()
+        .set_len(32 << 20)
+        .unwrap();
+    let error = refusal(SEEDED);
+    assert!(matches!(error, DiskError::NotExt4 { .. }), "{error}");
+    fs::remove_file(at.join("t/data.img")).unwrap();
+    fs::create_dir(at.join("t/data.img")).unwrap();
+    let error = refusal(SEEDED);
+    assert!(matches!(error, DiskError::NotAFile { .. }), "{error}");
+
+    let read_only = "[[disk]]\nname = \"ro\"\nsize = \"32M\"\nmount = \"/ro\"\nread_only = true\n";
+    let error = refusal(read_only);
+    assert!(matches!(error, DiskError::Missing { .. }), "{error}");
+}
