@@ -3,7 +3,7 @@
 use super::driver::{BUFFERS, Guest, INDIRECT, MEMORY, NEXT, Queue, SYNC_PAGE};
 use crate::*;
 use proptest::prelude::*;
-use quorate_abi::map::{MMIO_BASE, SLOT_CONSOLE, SLOT_ENTROPY, SLOT_NET};
+use quorate_abi::map::{MMIO_BASE, SLOT_BLOCK, SLOT_CONSOLE, SLOT_ENTROPY, SLOT_NET};
 use quorate_abi::net::MAX_FRAME;
 use quorate_abi::sync::{offset, op};
 use vm_memory::{Bytes, GuestAddress};
@@ -179,7 +179,8 @@ fn the_sync_page_is_checked() {
 
 /// A guest with all devices running.
 fn running() -> Guest {
-    let mut guest = Guest::new();
+    let mut guest = Guest::with_disks(&[super::disk_driver::config(false)]);
+    guest.start(SLOT_BLOCK, super::disk_driver::F_FLUSH, &[16]);
     guest.start(SLOT_NET, 1 << 15, &[16, 16]);
     guest.start(SLOT_CONSOLE, 0, &[16, 16]);
     guest.start(SLOT_ENTROPY, 0, &[16]);
@@ -193,14 +194,15 @@ proptest! {
     #[test]
     fn garbage_in_the_rings_never_panics(
         writes in prop::collection::vec((0x1_0000_u64..0x5_0000, prop_oneof![0_u16..20, any::<u16>()]), 0..200),
-        indices in prop::collection::vec(0_u16..18, 5),
+        indices in prop::collection::vec(0_u16..18, 6),
+        disk in prop::collection::vec((0x9_0000_u64..0x9_8000, 0_u16..20), 0..50),
     ) {
         let mut guest = running();
-        for (at, value) in writes {
+        for (at, value) in writes.into_iter().chain(disk) {
             guest.mem.write_obj(value, GuestAddress(at & !1)).unwrap();
         }
         // Make sure that something is on offer.
-        for (slot, index) in [0_u64, 2, 3, 4, 5].into_iter().zip(indices) {
+        for (slot, index) in [0_u64, 2, 3, 4, 5, 16].into_iter().zip(indices) {
             let available = 0x1_0000 + slot * 0x8000 + 0x4000;
             guest.mem.write_obj(index, GuestAddress(available + 2)).unwrap();
         }
@@ -223,7 +225,7 @@ proptest! {
     #[test]
     fn garbage_in_the_registers_never_panics(
         accesses in prop::collection::vec(
-            (0_u64..4, prop_oneof![0_u64..0x110, any::<u64>()], prop_oneof![0_u32..20, any::<u32>()], any::<bool>()),
+            (prop_oneof![0_u64..4, 8_u64..10], prop_oneof![0_u64..0x110, any::<u64>()], prop_oneof![0_u32..20, any::<u32>()], any::<bool>()),
             0..100,
         ),
     ) {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod block;
+mod block_life;
+mod disk_driver;
 mod driver;
 mod hostile;
 mod io;
