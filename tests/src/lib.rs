@@ -1,7 +1,12 @@
 //! What the end-to-end tests, the demonstration and the benchmarks have in common: Debian's own Redis on the host
 //! ([`native`], [`server`]), a replica set driven through the real command ([`set`]), and clients that read every byte
-//! ([`resp`], [`load`]).
+//! ([`resp`], [`load`]). The other appliances are compared in the same way ([`app`]), web servers by the real curl ([`curl`]).
 
+pub mod app;
+pub mod curl;
+pub mod disk;
+pub mod documents;
+pub mod kills;
 pub mod load;
 pub mod native;
 pub mod process;
@@ -9,6 +14,7 @@ pub mod random;
 pub mod resp;
 pub mod server;
 pub mod set;
+pub mod wire;
 
 use std::io;
 use std::path::PathBuf;

@@ -1,9 +1,10 @@
-//! Programs of the Redis appliance's image, run on the host.
+//! Programs of an appliance's image, run on the host.
 //!
 //! The comparisons need the very files that the guests run, without installing them on the host. So the appliance's
 //! image is unpacked into a directory that its digest names, and a program is run through the dynamic loader of that
 //! directory, with its libraries.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,12 +13,14 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use quorate_abi::image::{ImageError, ImageView};
-use quorate_images::{Appliance, ApplianceError, BuildError, BuildOptions, default_cache_dir};
+use quorate_images::{
+    Appliance, ApplianceError, BuildError, BuildOptions, BuiltImage, default_cache_dir,
+};
 
 use crate::repository;
 
-/// The appliance whose image has the programs.
-const APPLIANCE: &str = "images/appliances/redis.toml";
+/// The appliance whose programs [`command`] runs.
+const REDIS: &str = "images/appliances/redis.toml";
 /// Program, then where its file is: `redis-server` is a link to `redis-check-rdb`, which looks at the name it is run by.
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -57,49 +60,63 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> NativeError {
     move |source| NativeError::Io { path, source }
 }
 
-/// A command that runs `program` of `/usr/bin` of the image, for example `redis-cli`. The first call of a process builds
+/// A command that runs `program` of `/usr/bin` of Redis' image, for example `redis-cli`. The first call of a process builds
 /// and unpacks the image if that was not done before.
 ///
 /// # Errors
 /// [`NativeError`].
 pub fn command(program: &str) -> Result<Command, NativeError> {
-    let root = root()?;
-    let path = root.join("usr/bin").join(program);
-    if !path.exists() {
-        return Err(NativeError::NoSuchProgram(path));
+    command_of(&root()?, &format!("/usr/bin/{program}"))
+}
+
+/// The directory with Redis' unpacked image.
+///
+/// # Errors
+/// [`NativeError`].
+pub fn root() -> Result<PathBuf, NativeError> {
+    root_of(&Appliance::load(repository().join(REDIS))?)
+}
+
+/// A command that runs the program at `path` of the image that is unpacked at `root`.
+///
+/// # Errors
+/// [`NativeError::NoSuchProgram`].
+pub fn command_of(root: &Path, path: &str) -> Result<Command, NativeError> {
+    let program = root.join(path.trim_start_matches('/'));
+    if !program.exists() {
+        return Err(NativeError::NoSuchProgram(program));
     }
     let mut command = Command::new(root.join(LOADER));
     command
         .arg("--argv0")
-        .arg(program)
+        .arg(program.file_name().unwrap_or_default())
         .arg("--library-path")
         .arg(root.join(LIBRARIES))
-        .arg(path)
+        .arg(program)
         // The host's locale must not change what is printed.
         .env("LC_ALL", "C");
     Ok(command)
 }
 
-/// The directory with the unpacked image.
+/// The directory with the unpacked image of an appliance.
 ///
 /// # Errors
 /// [`NativeError`].
-pub fn root() -> Result<PathBuf, NativeError> {
-    static ROOT: Mutex<Option<PathBuf>> = Mutex::new(None);
+pub fn root_of(appliance: &Appliance) -> Result<PathBuf, NativeError> {
+    static ROOTS: Mutex<BTreeMap<[u8; 32], PathBuf>> = Mutex::new(BTreeMap::new());
+    let image = quorate_images::build(appliance, &BuildOptions::new(default_cache_dir()))?;
     // Held while it is unpacked: the threads of one process share a staging directory.
-    let mut root = ROOT.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(root) = &*root {
+    let mut roots = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(root) = roots.get(&image.digest) {
         return Ok(root.clone());
     }
-    let unpacked = unpack(&repository().join("target/native"))?;
-    *root = Some(unpacked.clone());
+    let unpacked = unpack(&image, &repository().join("target/native"))?;
+    roots.insert(image.digest, unpacked.clone());
     Ok(unpacked)
 }
 
 /// Unpacks the image into a directory of `parent` that its digest names, if it is not there yet.
-fn unpack(parent: &Path) -> Result<PathBuf, NativeError> {
-    let appliance = Appliance::load(repository().join(APPLIANCE))?;
-    let image = quorate_images::build(&appliance, &BuildOptions::new(default_cache_dir()))?;
+fn unpack(image: &BuiltImage, parent: &Path) -> Result<PathBuf, NativeError> {
     let digest = blake3::Hash::from_bytes(image.digest).to_hex();
     let root = parent.join(&digest[..16]);
     if root.exists() {
