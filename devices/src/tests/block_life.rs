@@ -85,7 +85,11 @@ fn a_driver_that_starts_again_gets_no_answer_to_old_requests() {
             assert_eq!(disk.guest.get(DATA, 512), [0; 512]);
         }
         disk.guest.put(disk.queue.base, &[0; 0x8000]);
-        disk.queue = disk.guest.start(SLOT_BLOCK, F_FLUSH, &[64]).remove(0);
+        disk.queue = if at == STATUS {
+            disk.guest.start(SLOT_BLOCK, F_FLUSH, &[64]).remove(0)
+        } else {
+            disk.guest.start_queue(SLOT_BLOCK, 0, 64)
+        };
         // The same descriptors and places of the status, but other numbers.
         let new = [disk.ask(FLUSH, 0, &[]), disk.ask(FLUSH, 0, &[])];
         assert_eq!(
@@ -101,6 +105,20 @@ fn a_driver_that_starts_again_gets_no_answer_to_old_requests() {
         assert_eq!(new.map(|at| disk.status(at)), [OK, UNTOUCHED]);
         assert_eq!(disk.reap(), Some((0, 1)));
     }
+}
+
+/// FAILED, which a driver sets when it gives up, ends all work on the queue (2.1).
+#[test]
+fn a_driver_that_gave_up_gets_no_answer() {
+    let mut disk = machine();
+    let status = disk.ask(FLUSH, 0, &[]);
+    assert_eq!(disk.collect().len(), 1);
+    disk.guest.write(SLOT_BLOCK, STATUS, 0x8f).unwrap();
+    let data = &mut Data::default();
+    disk.complete(0, Waiting::Flush, BlockStatus::Ok, data)
+        .unwrap();
+    assert_eq!((disk.status(status), disk.reap()), (UNTOUCHED, None));
+    assert_eq!(disk.guest.devices.save().blocks[0].in_flight, []);
 }
 
 #[test]
@@ -362,7 +380,7 @@ fn r10_more_requests_than_the_queue_has_room_for_are_an_error() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(super::cases())]
 
     /// Chains of a hostile driver: any header, any buffers, nearly right ones more often than not, also after errors, after
     /// which a real machine would be stopped.

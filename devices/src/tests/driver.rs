@@ -106,7 +106,7 @@ impl Guest {
         queues
     }
 
-    fn start_queue(&mut self, slot: u64, index: u32, size: u16) -> Queue {
+    pub fn start_queue(&mut self, slot: u64, index: u32, size: u16) -> Queue {
         let base = QUEUES + (slot * 2 + u64::from(index)) * QUEUE_BYTES;
         let queue = Queue {
             base,

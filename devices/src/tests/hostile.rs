@@ -188,7 +188,7 @@ fn running() -> Guest {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(super::cases())]
 
     /// Random bytes all over the rings, biased to small numbers that are nearly valid.
     #[test]

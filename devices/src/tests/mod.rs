@@ -8,3 +8,14 @@ mod driver;
 mod hostile;
 mod io;
 mod registers;
+
+use proptest::prelude::ProptestConfig;
+
+/// For tests whose cases are cheap: many, and as many as PROPTEST_CASES says if that is more (scripts/fuzz).
+fn cases() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig {
+        cases: config.cases.max(2000),
+        ..config
+    }
+}
