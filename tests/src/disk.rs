@@ -87,13 +87,16 @@ pub fn needs_replay(path: &Path) -> Result<bool, Error> {
 /// With what e2fsck says when it does not.
 pub fn check_after_crash(path: &Path) -> Result<bool, Error> {
     let copy = copy(path)?;
-    let replay = needs_replay(copy.path())?;
-    let ended = tool("e2fsck", &["-fy", "-E", "journal_only"], copy.path())?;
-    // 1: "file system errors corrected", which is what it calls a replay.
-    if ended.code > 1 {
-        return Err(wrong("the replay of the journal", path, &ended));
+    let replay = needs_replay(&copy)?;
+    if replay {
+        // Without -f: it must not repair anything.
+        let ended = tool("e2fsck", &["-y", "-E", "journal_only"], &copy)?;
+        // 1: "file system errors corrected", as a replay may be called.
+        if ended.code > 1 || needs_replay(&copy)? {
+            return Err(wrong("the replay of the journal", path, &ended));
+        }
     }
-    if let Err(error) = check(copy.path()) {
+    if let Err(error) = check(&copy) {
         // Kept to be looked at.
         let kept = std::env::temp_dir().join(format!("quorate-broken-{}.img", std::process::id()));
         let _ = sparse_copy(path, &kept);

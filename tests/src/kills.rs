@@ -427,41 +427,35 @@ mod tests {
     use super::*;
     use crate::server::NativeServer;
 
-    /// Writes to a native server that is killed under it, then looks at another one.
-    fn killed(first: &[&str], second: &[&str]) -> Result<Report, Error> {
+    /// Writes to a native server that is killed under it, then looks at one that has its files, or none.
+    fn killed(keeps: bool) -> Result<Report, Error> {
+        let directory = disk::directory().unwrap();
+        let path = directory.path().display().to_string();
+        let durable = format!("--appendonly yes --appendfsync always --dir {path}");
+        let durable: Vec<&str> = durable.split(' ').collect();
         let mut book = Book::default();
         let mut random = Random::new(1);
         for _ in 0..2 {
-            let server = NativeServer::start(first).unwrap();
+            let server = NativeServer::start(&durable).unwrap();
             book.compare(server.address())?;
             let load = Load::start(server.address(), &mut random);
             load.wait_for(300).unwrap();
             drop(server);
             book.learn(load);
         }
-        let server = NativeServer::start(second).unwrap();
+        let server = NativeServer::start(if keeps { &durable } else { &[] }).unwrap();
         book.compare(server.address())?;
         Ok(book.report)
     }
 
     #[test]
     fn a_server_that_keeps_its_word_passes_and_one_that_forgets_does_not() {
-        let directory = disk::directory().unwrap();
-        let path = directory.path().display().to_string();
-        let durable = [
-            "--appendonly",
-            "yes",
-            "--appendfsync",
-            "always",
-            "--dir",
-            &path,
-        ];
-        let report = killed(&durable, &durable).unwrap();
+        let report = killed(true).unwrap();
         assert!(
             report.acknowledged >= 600 && report.compared >= 100,
             "{report:?}"
         );
-        let lost = killed(&durable, &[]).unwrap_err().to_string();
+        let lost = killed(false).unwrap_err().to_string();
         assert!(lost.contains(" holds nothing; "), "{lost}");
     }
 }
