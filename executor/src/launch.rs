@@ -6,25 +6,33 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
-use quorate_images::{Appliance, BuildOptions, BuiltImage, LayoutPolicy, Progress};
-use quorate_vmm::{LayoutKind, Machine, MachineConfig, ProgramSpec, StartTime, open_kvm};
+use quorate_images::{Appliance, BuildOptions, BuiltImage, LayoutPolicy, PreparedDisk, Progress};
+use quorate_vmm::{
+    DiskConfig, LayoutKind, Machine, MachineConfig, Mount, ProgramSpec, StartTime, open_kvm,
+};
 use quorate_voter::{Config as VoterConfig, MAX_REPLICAS};
 
 use crate::console::Console;
+use crate::disks::Disks;
 use crate::egress::{Egress, Tap};
-use crate::events::{EventSink, NoQuorum};
+use crate::events::{End, EventSink, NoQuorum};
 use crate::exit::{ExitCode, Failure};
 use crate::gateway::{Gateway, GatewayConfig, GatewayError, Ingress, Publish};
 use crate::journal::{self, realtime_ns};
 use crate::kernel;
 use crate::machine::{KvmVcpu, failure};
+use crate::scratch::{self, Scratch};
 use crate::seeds::{RunSeed, Seed};
 use crate::set::{Outside, ReplicaSet, SetConfig, SetHandle, Summary, World};
+use crate::store::{Backend, Bounds, Disk, DiskSpec, Notice, OnError};
 
 /// How many times as slow as a quorum a replica may be for a while; with fewer cores than replicas they take turns.
 const LAG_FACTOR: u32 = 10;
 /// Default of [`Options::stop_grace`].
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// What a disk calls when it has something to say.
+type NotifyDisk = Arc<dyn Fn(Notice) + Send + Sync>;
 
 /// What the command line changes of what the appliance says.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +53,10 @@ pub struct Options {
     pub stop_grace: Option<Duration>,
     /// Where images are kept; the default place if absent.
     pub cache_dir: Option<PathBuf>,
+    /// Where disks lie that the appliance gives no path; the default place if absent.
+    pub state_dir: Option<PathBuf>,
+    /// Files of disks, by name, instead of those that the appliance says.
+    pub disks: Vec<(String, PathBuf)>,
 }
 
 /// Everything that is needed to start a set, checked as far as that is possible beforehand.
@@ -58,6 +70,10 @@ pub struct Plan {
     pub machine: MachineConfig,
     /// The image.
     pub image: BuiltImage,
+    /// The files of the disks, in the order of their numbers.
+    pub disks: Vec<PreparedDisk>,
+    /// What the disks may use of memory and space.
+    pub disk_bounds: Bounds,
 }
 
 /// What sees a set at work.
@@ -76,6 +92,7 @@ pub struct Running {
     pub set: ReplicaSet,
     gateway: Arc<Gateway>,
     console: Arc<Console>,
+    disks: Arc<Disks>,
 }
 
 impl Plan {
@@ -114,6 +131,7 @@ impl Plan {
         };
         let memory_bytes = memory(options.memory, appliance)?;
         let image = image(appliance, options, progress)?;
+        let disks = disks(appliance, options)?;
         let file = File::open(&image.path).map_err(|error| {
             Failure::new(
                 ExitCode::Image,
@@ -149,13 +167,22 @@ impl Plan {
                 layout_seed: seed.layout(0, 0),
                 input_seed: seed.input(),
                 program: program(appliance),
-                disks: Vec::new(),
+                disks: disks
+                    .iter()
+                    .map(|disk| DiskConfig {
+                        bytes: disk.bytes,
+                        read_only: disk.read_only,
+                        id: disk.name.clone(),
+                    })
+                    .collect(),
                 start: StartTime {
                     monotonic_ns: 0,
                     realtime_ns: realtime_ns(),
                 },
             },
             image,
+            disks,
+            disk_bounds: Bounds::default(),
         })
     }
 
@@ -180,6 +207,44 @@ impl Plan {
         Ok(KvmVcpu::new(machine, replica))
     }
 
+    fn open_disks(&self, notify: &NotifyDisk) -> Result<Disks, Failure> {
+        let open = |(number, disk): (usize, &PreparedDisk)| {
+            let spec = DiskSpec {
+                name: disk.name.clone(),
+                path: disk.path.clone(),
+                bytes: disk.bytes,
+                read_only: disk.read_only,
+                on_error: match disk.on_error {
+                    quorate_images::appliance::OnError::Stop => OnError::Stop,
+                    quorate_images::appliance::OnError::Report => OnError::Report,
+                },
+                replicas: self.set.voter.replicas.into(),
+                bounds: self.disk_bounds.clone(),
+            };
+            // An appliance has at most `MAX_DISKS`.
+            Disk::open(number as u8, spec, Backend::Auto, Arc::clone(notify))
+                .map_err(|error| Failure::new(ExitCode::Disk, error))
+        };
+        let disks: Result<Vec<_>, _> = self.disks.iter().enumerate().map(open).collect();
+        Ok(Disks::new(disks?))
+    }
+
+    /// Copies of the disks as they are now, for a machine that runs alone ([`crate::replay`]). Costs space for what is on
+    /// them; holes stay holes.
+    ///
+    /// # Errors
+    /// When a disk cannot be read or there is no space for the copy.
+    pub fn scratch(&self) -> Result<Scratch, Failure> {
+        let copy = |disk: &PreparedDisk| {
+            scratch::copy(&disk.path).map(Arc::new).map_err(|error| {
+                let text = format!("{}: cannot be copied: {error}", disk.path.display());
+                Failure::new(ExitCode::Disk, text)
+            })
+        };
+        let copies: Result<Vec<_>, _> = self.disks.iter().map(copy).collect();
+        Ok(Scratch::new(copies?))
+    }
+
     /// Binds the published ports and starts the set.
     ///
     /// # Errors
@@ -196,6 +261,15 @@ impl Plan {
                 }
             })
         };
+        let disks = {
+            let handle = Arc::clone(&handle);
+            let notify: NotifyDisk = Arc::new(move |notice| {
+                if let Some(set) = handle.get() {
+                    set.disk_notice(notice);
+                }
+            });
+            Arc::new(self.open_disks(&notify)?)
+        };
         let gateway = GatewayConfig {
             publish: self.publish.clone(),
             ..GatewayConfig::default()
@@ -208,7 +282,7 @@ impl Plan {
                 gateway: Arc::clone(&gateway),
                 console: Arc::clone(&console),
             }),
-            disks: Arc::default(),
+            disks: Arc::clone(&disks),
             events: hooks.events,
             tap: hooks.tap,
             outside: {
@@ -227,6 +301,7 @@ impl Plan {
             set,
             gateway,
             console,
+            disks,
         })
     }
 }
@@ -239,7 +314,16 @@ impl Running {
 
     /// Waits until the set has ended, what it released has been passed on, and everything is closed.
     pub fn wait(self) -> Summary {
-        let summary = self.set.wait();
+        let mut summary = self.set.wait();
+        // The guest's last flush is long done; this is for what it wrote after that.
+        if let Err(error) = self.disks.close()
+            && summary.end.exit_code() == ExitCode::Success
+        {
+            summary.end = End::Failed {
+                code: ExitCode::Disk,
+                detail: error.to_string(),
+            };
+        }
         // The set's own references are gone with its threads. If one was left behind, the process's end closes the rest.
         if let Some(gateway) = Arc::into_inner(self.gateway) {
             gateway.stop();
@@ -308,6 +392,33 @@ fn image(
     quorate_images::build(appliance, &build).map_err(|error| Failure::new(ExitCode::Image, error))
 }
 
+fn disks(appliance: &Appliance, options: &Options) -> Result<Vec<PreparedDisk>, Failure> {
+    let failed = |error| Failure::new(ExitCode::Disk, error);
+    if appliance.disks.is_empty() && options.disks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut appliance = appliance.clone();
+    for (name, path) in &options.disks {
+        match appliance.disks.iter_mut().find(|disk| disk.name == *name) {
+            Some(disk) => {
+                disk.path = Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+            }
+            None => {
+                let names: Vec<_> = appliance.disks.iter().map(|d| d.name.as_str()).collect();
+                let text = format!("--disk {name}: the appliance has no such disk, only {names:?}");
+                return Err(Failure::new(ExitCode::Usage, text));
+            }
+        }
+    }
+    let all_have_paths = appliance.disks.iter().all(|disk| disk.path.is_some());
+    let state_dir = match &options.state_dir {
+        Some(path) => path.clone(),
+        None if all_have_paths => PathBuf::new(),
+        None => quorate_images::disks::default_state_dir().map_err(failed)?,
+    };
+    quorate_images::disks::prepare(&appliance, &state_dir).map_err(failed)
+}
+
 fn program(appliance: &Appliance) -> ProgramSpec {
     let program = &appliance.program;
     ProgramSpec {
@@ -321,7 +432,16 @@ fn program(appliance: &Appliance) -> ProgramSpec {
         hostname: appliance.hostname().to_owned(),
         uid: program.uid,
         gid: program.gid,
-        mounts: Vec::new(),
+        mounts: appliance
+            .mounts()
+            .into_iter()
+            .map(|mount| Mount {
+                target: mount.target,
+                kind: mount.kind.to_owned(),
+                source: mount.source,
+                options: mount.options,
+            })
+            .collect(),
     }
 }
 

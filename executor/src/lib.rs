@@ -27,8 +27,5 @@ pub mod seeds;
 pub mod set;
 mod shared;
 mod status;
-mod sync;
-
-// Helper "store": replace this line by your own `pub mod store;` and delete store_stub.rs when your module has the whole API.
-#[path = "store_stub.rs"]
 pub mod store;
+mod sync;

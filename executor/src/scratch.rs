@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use quorate_devices::{BlockOp, BlockRequest, DiskReads, Output, SECTOR};
 
 /// Bytes of one block, the unit in which writes are kept.
 const BLOCK: u64 = 4096;
+/// Bytes of a file that are copied at once.
+const COPY_BYTES: usize = 1 << 20;
 /// Most bytes of writes that are kept for all disks together; a replay that writes more ends with an error (R10).
 pub const SCRATCH_BYTES: u64 = 1 << 30;
 
@@ -18,6 +22,29 @@ pub const SCRATCH_BYTES: u64 = 1 << 30;
 pub struct Scratch {
     disks: Vec<ScratchDisk>,
     kept: u64,
+}
+
+/// An unlinked copy of a file, with holes for whatever is zero.
+///
+/// # Errors
+/// Those of the file system.
+pub fn copy(path: &Path) -> io::Result<File> {
+    let (from, to) = (File::open(path)?, tempfile::tempfile()?);
+    let len = from.metadata()?.len();
+    to.set_len(len)?;
+    let mut piece = vec![0; COPY_BYTES];
+    let mut at = 0;
+    while at < len {
+        let now = (len - at).min(COPY_BYTES as u64) as usize;
+        from.read_exact_at(&mut piece[..now], at)?;
+        for (number, block) in piece[..now].chunks(BLOCK as usize).enumerate() {
+            if block.iter().any(|byte| *byte != 0) {
+                to.write_all_at(block, at + number as u64 * BLOCK)?;
+            }
+        }
+        at += now as u64;
+    }
+    Ok(to)
 }
 
 #[derive(Debug)]

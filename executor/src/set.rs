@@ -378,10 +378,13 @@ impl SetHandle {
         let Some(core) = self.0.upgrade() else { return };
         match notice {
             Notice::Due(replicas) => core.shared.disk_due(replicas),
-            Notice::Failed { cause, .. } => core.shared.end(End::Failed {
+            Notice::Failed {
+                cause, stop: true, ..
+            } => core.shared.end(End::Failed {
                 code: ExitCode::Disk,
                 detail: cause,
             }),
+            Notice::Failed { cause, .. } => core.shared.tell(Event::Note { text: cause }),
         }
     }
 

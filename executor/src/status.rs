@@ -1,9 +1,10 @@
 //! The state of a set, as the control protocol tells it.
 
-use crate::control::protocol::{InjectedStatus, ReplicaStatus, Status};
+use crate::control::protocol::{DiskStatus, InjectedStatus, ReplicaStatus, Status};
 use crate::inject::Fault;
 use crate::set::Core;
 use crate::shared::{Inner, Place, Slot};
+use crate::store::DiskStats;
 
 impl Core {
     /// Takes the state. The set's lock is held for copying only.
@@ -16,6 +17,7 @@ impl Core {
             .iter()
             .filter_map(|event| serde_json::to_value(event).ok())
             .collect();
+        let disks = self.shared.disks().stats();
         let inner = self.shared.inner();
         let stats = inner.vote.stats();
         let foremost = inner
@@ -48,6 +50,7 @@ impl Core {
             connections: outside.connections,
             published: outside.published,
             console_dropped: outside.console_dropped,
+            disks: disks.into_iter().map(disk).collect(),
             replicas: inner
                 .slots
                 .iter()
@@ -72,6 +75,24 @@ fn state(inner: &Inner) -> &'static str {
         "degraded"
     } else {
         "running"
+    }
+}
+
+fn disk(stats: DiskStats) -> DiskStatus {
+    DiskStatus {
+        disk: stats.name,
+        backend: stats.backend.to_owned(),
+        reads: stats.reads,
+        bytes_read: stats.read_bytes,
+        writes: stats.writes,
+        bytes_written: stats.write_bytes,
+        flushes: stats.flushes,
+        flush_mean_us: stats.flush_total_ns / stats.flushes.max(1) / 1000,
+        flush_max_us: stats.flush_max_ns / 1000,
+        unwritten_bytes: stats.unwritten_bytes,
+        version_bytes: stats.version_bytes,
+        spilled_bytes: stats.spilled_bytes,
+        failure: stats.failure,
     }
 }
 

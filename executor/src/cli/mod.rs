@@ -66,6 +66,9 @@ struct RunArgs {
     /// Memory of each replica, for example 256M [default: the appliance's]
     #[arg(long, value_name = "SIZE", value_parser = quorate_images::size::parse)]
     memory: Option<u64>,
+    /// Use this file for a disk of the appliance; may be repeated
+    #[arg(long, value_name = "NAME=FILE", value_parser = disk_file)]
+    disk: Vec<(String, PathBuf)>,
     /// Where to put the control socket [default: $XDG_RUNTIME_DIR/quorate/NAME.sock or /tmp/quorate-UID/NAME.sock]
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
@@ -75,6 +78,15 @@ struct RunArgs {
     /// Seconds that the guest program gets to end when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_grace: u64,
+}
+
+fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok((name.to_owned(), PathBuf::from(file)))
+        }
+        _ => Err("expected NAME=FILE".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -34,6 +34,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         no_quorum: args.no_quorum,
         stop_grace: Some(Duration::from_secs(args.stop_grace)),
         cache_dir: None,
+        state_dir: None,
+        disks: args.disk,
     };
     let progress = Progress::new();
     let plan = Plan::new(&appliance, &options, &|step| progress.building(step));

@@ -35,6 +35,25 @@ pub fn status(status: &Status, with_layout: bool) -> String {
         status.bytes_released,
         status.connections
     );
+    for disk in &status.disks {
+        let _ = writeln!(
+            text,
+            "disk {} ({}): {} reads ({} bytes), {} writes ({} bytes), {} flushes of {} us; {} bytes not written yet, {} bytes of old versions",
+            disk.disk,
+            disk.backend,
+            disk.reads,
+            disk.bytes_read,
+            disk.writes,
+            disk.bytes_written,
+            disk.flushes,
+            disk.flush_mean_us,
+            disk.unwritten_bytes,
+            disk.version_bytes + disk.spilled_bytes
+        );
+        if let Some(why) = &disk.failure {
+            let _ = writeln!(text, "disk {} failed: {why}", disk.disk);
+        }
+    }
     let _ = writeln!(text, "fingerprint {}", status.fingerprint);
     let _ = writeln!(text, "layout {}, seed {}", status.layout_mode, status.seed);
     if status.console_dropped > 0 {

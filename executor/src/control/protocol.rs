@@ -131,6 +131,9 @@ pub struct Status {
     pub published: Vec<String>,
     /// Console bytes that were dropped because standard output did not take them.
     pub console_dropped: u64,
+    /// The disks, in the order of their numbers.
+    #[serde(default)]
+    pub disks: Vec<DiskStatus>,
     /// The replicas.
     pub replicas: Vec<ReplicaStatus>,
     /// The last events, oldest first; the keys depend on the event.
@@ -162,6 +165,37 @@ pub struct ReplicaStatus {
     pub layout: BTreeMap<String, String>,
     /// Faults injected, with what became of each.
     pub injected: Vec<InjectedStatus>,
+}
+
+/// State of one disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// The appliance's name for it.
+    pub disk: String,
+    /// `io_uring` or `threads`.
+    pub backend: String,
+    /// Reads, of all replicas.
+    pub reads: u64,
+    /// Bytes of these.
+    pub bytes_read: u64,
+    /// Writes that were agreed.
+    pub writes: u64,
+    /// Bytes of these.
+    pub bytes_written: u64,
+    /// Flushes that were agreed.
+    pub flushes: u64,
+    /// Microseconds from agreement to stable storage, mean of all flushes.
+    pub flush_mean_us: u64,
+    /// The longest.
+    pub flush_max_us: u64,
+    /// Agreed writes that are not in the file yet, bytes.
+    pub unwritten_bytes: u64,
+    /// Old versions in memory, bytes.
+    pub version_bytes: u64,
+    /// Old versions in the spill file, bytes.
+    pub spilled_bytes: u64,
+    /// Why it failed; absent while it works.
+    pub failure: Option<String>,
 }
 
 /// What became of an injected fault.
@@ -281,14 +315,31 @@ mod tests {
                 effect: String::new(),
             }],
         };
+        let disk = DiskStatus {
+            disk: String::new(),
+            backend: String::new(),
+            reads: 0,
+            bytes_read: 0,
+            writes: 0,
+            bytes_written: 0,
+            flushes: 0,
+            flush_mean_us: 0,
+            flush_max_us: 0,
+            unwritten_bytes: 0,
+            version_bytes: 0,
+            spilled_bytes: 0,
+            failure: None,
+        };
         let status = Status {
             replicas: vec![replica],
+            disks: vec![disk],
             ..Status::default()
         };
         let json = serde_json::to_value(&status).unwrap();
         let objects = [
             &json,
             &json["replicas"][0],
+            &json["disks"][0],
             &json["replicas"][0]["injected"][0],
         ];
         for key in objects

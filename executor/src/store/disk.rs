@@ -1,0 +1,675 @@
+//! One disk, as replicas, voter and I/O threads see it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+
+use quorate_devices::{BlockOp, BlockRequest, Completion, MAX_IO_BYTES, SECTOR};
+
+use super::error::StoreError;
+use super::file::{Base, Faults};
+use super::flow::Released;
+use super::job::{Content, Engine, Job, Outcome, Spill, Tell, Write, run};
+use super::spec::{Backend, DiskSpec, DiskStats, Notice};
+use super::state::{State, Take, Task, View};
+use super::threads::Threads;
+use super::versions::{BLOCK, Image};
+use crate::sync::lock;
+
+/// Threads of the portable backend, per disk: one may be in an `fdatasync`, others write and read meanwhile.
+const WORKERS: usize = 4;
+/// Most replicas, for the bit mask of a notice.
+const MAX_REPLICAS: usize = 32;
+
+/// What is called when something happens that somebody may wait for.
+pub type Notify = Arc<dyn Fn(Notice) + Send + Sync>;
+
+/// What replicas, voter and I/O threads share.
+pub struct Core {
+    number: u8,
+    name: String,
+    base: Base,
+    spill: Spill,
+    state: Mutex<State>,
+    changed: Condvar,
+    due: Arc<[AtomicBool]>,
+    notify: Notify,
+    engine: OnceLock<Box<dyn Engine>>,
+}
+
+/// One disk.
+pub struct Disk {
+    core: Arc<Core>,
+}
+
+/// Keeps the past of the disk from one position on, for a checkpoint; until it is dropped.
+pub struct Pin {
+    core: Arc<Core>,
+    seq: u64,
+    id: u64,
+}
+
+impl Disk {
+    /// Opens the base file of disk `number` and starts its I/O threads.
+    ///
+    /// # Errors
+    /// When the file is not there, of another size, or in use; or the backend cannot be had.
+    pub fn open(
+        number: u8,
+        spec: DiskSpec,
+        backend: Backend,
+        notify: Notify,
+    ) -> Result<Arc<Self>, StoreError> {
+        Self::open_with(number, &spec, notify, None, |core| {
+            engine(core, backend).map_err(|source| StoreError::File {
+                path: spec.path.clone(),
+                action: "its I/O cannot be started",
+                source,
+            })
+        })
+    }
+
+    pub(super) fn open_with(
+        number: u8,
+        spec: &DiskSpec,
+        notify: Notify,
+        faults: Option<Arc<dyn Faults>>,
+        engine: impl FnOnce(&Arc<Core>) -> Result<Box<dyn Engine>, StoreError>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let base = Base::open(&spec.path, spec.bytes, spec.read_only, faults)?;
+        let replicas = spec.replicas.min(MAX_REPLICAS);
+        let due: Arc<[AtomicBool]> = (0..replicas).map(|_| AtomicBool::new(false)).collect();
+        let path = spec.path.display().to_string();
+        let state = State::new(number, spec.bytes, path, spec, due.clone());
+        let core = Arc::new(Core {
+            number,
+            name: spec.name.clone(),
+            spill: Spill::beside(&base),
+            base,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            due,
+            notify,
+            engine: OnceLock::new(),
+        });
+        let engine = engine(&core)?;
+        // Nobody else has it yet.
+        let _ = core.engine.set(engine);
+        Ok(Arc::new(Self { core }))
+    }
+
+    /// A replica asks for something, in the order of the numbers, before it casts its ballot. Does no I/O that could wait:
+    /// a read whose data are in the host's cache is complete at once, any other is begun. May wait at
+    /// [`super::Bounds::unwritten_bytes`].
+    ///
+    /// # Errors
+    /// When the request is not the replica's next, is none that the device lets through, is one too many, or the replica is stopped.
+    pub fn submit(&self, replica: usize, request: &BlockRequest) -> Result<(), StoreError> {
+        let seq = request.seq;
+        self.check(request)?;
+        match &request.op {
+            BlockOp::Read { sector, bytes } => {
+                let start = sector * SECTOR;
+                self.submit_read(replica, seq, start..start + u64::from(*bytes))
+            }
+            BlockOp::Flush => self.core.act(|state| {
+                state.number(replica, seq, true)?;
+                state.flush(replica, seq);
+                Ok(())
+            }),
+            BlockOp::Write { .. } | BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => {
+                self.wait_for_room(replica, seq);
+                let write = write_of(request.clone());
+                self.core.act(|state| {
+                    state.number(replica, seq, false)?;
+                    match write {
+                        Some(write) => state.own(replica, write),
+                        // Nothing to write, but a step ahead.
+                        None => state.moved(),
+                    }
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// The device has refused what is checked here, so this is about the executor itself (and about R9, in depth).
+    fn check(&self, request: &BlockRequest) -> Result<(), StoreError> {
+        let (sector, bytes, writes) = match &request.op {
+            BlockOp::Read { sector, bytes } => (*sector, u64::from(*bytes), false),
+            BlockOp::Write { sector, data } => (*sector, data.len() as u64, true),
+            BlockOp::Flush => return Ok(()),
+            BlockOp::Discard { sector, sectors }
+            | BlockOp::WriteZeroes {
+                sector, sectors, ..
+            } => (*sector, u64::from(*sectors) * SECTOR, true),
+        };
+        let moves = matches!(request.op, BlockOp::Read { .. } | BlockOp::Write { .. });
+        let end = sector
+            .checked_mul(SECTOR)
+            .and_then(|s| s.checked_add(bytes));
+        let why = if end.is_none_or(|end| end > self.core.base.bytes()) {
+            "goes beyond the end of the disk"
+        } else if !bytes.is_multiple_of(SECTOR) || (moves && bytes > u64::from(MAX_IO_BYTES)) {
+            "is of a length that is not possible"
+        } else if writes && self.core.read_only() {
+            "writes to a disk that is read-only"
+        } else {
+            return Ok(());
+        };
+        Err(StoreError::Request {
+            disk: self.core.number,
+            seq: request.seq,
+            why,
+        })
+    }
+
+    fn submit_read(
+        &self,
+        replica: usize,
+        seq: u64,
+        range: std::ops::Range<u64>,
+    ) -> Result<(), StoreError> {
+        let len = (range.end - range.start) as usize;
+        let begun = self.core.act(|state| {
+            state.number(replica, seq, true)?;
+            let begins = state.read(replica, seq, range.clone());
+            Ok(begins.then(|| state.begin(replica, seq)).flatten())
+        })?;
+        let Some(view) = begun else {
+            return Ok(());
+        };
+        let mut buffer = vec![0; len];
+        // What memory covers alone needs no file.
+        let covers = |w: &Arc<Write>| w.range.start <= range.start && w.range.end >= range.end;
+        if len == 0
+            || view.over.iter().any(covers)
+            || self.core.base.read_now(&mut buffer, range.start)
+        {
+            let jobs = self.core.assemble(view, buffer, true);
+            self.core.start(jobs);
+        } else {
+            self.core.act(|state| state.read_base(view));
+        }
+        Ok(())
+    }
+
+    /// The bound on memory: whoever is ahead of the vote waits until the base file has caught up. A replica that is behind adds nothing,
+    /// and must get on, since it may be what the others wait for.
+    fn wait_for_room(&self, replica: usize, seq: u64) {
+        let mut state = lock(&self.core.state);
+        let full = |state: &State| {
+            seq >= state.released
+                && state.redo_bytes >= state.bounds.unwritten_bytes
+                && state.failure.is_none()
+                && !state.closing
+                && state.replicas.get(replica).is_some_and(|r| r.live)
+        };
+        if full(&state) {
+            state.stats.waits += 1;
+        }
+        while full(&state) {
+            state = self
+                .core
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether something is complete for the replica that no entry has told it yet.
+    #[must_use]
+    pub fn has_due(&self, replica: usize) -> bool {
+        let flag = self.core.due.get(replica);
+        flag.is_some_and(|flag| flag.load(Ordering::Acquire))
+    }
+
+    /// What is complete for the replica and not delivered yet: its reads that are done, and its flushes that are durable; ascending.
+    #[must_use]
+    pub fn due(&self, replica: usize) -> Vec<Completion> {
+        lock(&self.core.state).complete(replica)
+    }
+
+    /// The replica was given these completions (those of other disks are passed over), and has taken what it wanted.
+    pub fn delivered(&self, replica: usize, completions: &[Completion]) {
+        let disk = self.core.number;
+        if !completions.iter().any(|c| c.disk == disk) {
+            return;
+        }
+        self.core.act(|state| {
+            for completion in completions.iter().filter(|c| c.disk == disk) {
+                state.delivered(replica, completion.seq, completion.kind);
+            }
+            state.mark(replica);
+            state.moved();
+        });
+    }
+
+    /// The data of a read that an entry calls complete. Waits for them, if the replica that led was faster.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub fn take(&self, replica: usize, seq: u64) -> Result<Vec<u8>, String> {
+        loop {
+            match self.core.act(|state| state.take(replica, seq)) {
+                Take::Data(data) => return Ok(data),
+                Take::Never(why) => return Err(why),
+                Take::Wait => {}
+            }
+            let mut state = lock(&self.core.state);
+            while state.is_running(replica, seq) {
+                state = self
+                    .core
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// The voter released a request. Called in the order of the numbers, by one thread at a time. Does not wait.
+    pub fn release(&self, request: BlockRequest) {
+        let seq = request.seq;
+        let flush = request.op == BlockOp::Flush;
+        let what = match self.check(&request) {
+            Ok(()) if flush => Released::Flush,
+            Ok(()) => write_of(request).map_or(Released::Read, Released::Write),
+            // `submit` lets nothing like this through to the vote.
+            Err(error) => {
+                let cause = format!("{error}, and was released; this is a defect of the executor");
+                return self.core.act(|state| state.fail(cause, true));
+            }
+        };
+        self.core.act(|state| {
+            if !state.closing {
+                state.release(seq, what);
+            }
+        });
+    }
+
+    /// The replica was stopped: what it has going is forgotten, and who waits for it gets an error.
+    pub fn retire(&self, replica: usize) {
+        self.core.act(|state| state.retire(replica));
+    }
+
+    /// A replica that was retired starts again from a checkpoint: its next request is `pin`'s. What it asks for again that was released
+    /// already is not released again.
+    ///
+    /// # Errors
+    /// When it is not retired, or the checkpoint's past was given up.
+    pub fn rejoin(&self, replica: usize, pin: &Pin) -> Result<(), StoreError> {
+        let disk = self.core.number;
+        self.core.act(|state| {
+            let kept = state.pins.contains(&(pin.seq, pin.id));
+            let r = state.replicas.get_mut(replica).filter(|r| !r.live);
+            let r = r.ok_or(StoreError::Stopped { disk, replica })?;
+            if !kept {
+                return Err(StoreError::Gone { disk, seq: pin.seq });
+            }
+            r.live = true;
+            r.next = pin.seq;
+            Ok(())
+        })
+    }
+
+    /// Keeps the disk's past as of request `seq`: where a replica is, where another pin is, or what is not released yet.
+    ///
+    /// # Errors
+    /// When that past is gone.
+    pub fn pin(&self, seq: u64) -> Result<Pin, StoreError> {
+        let disk = self.core.number;
+        let id = self.core.act(|state| {
+            if seq < state.released && !state.positions().contains(&seq) {
+                return Err(StoreError::Gone { disk, seq });
+            }
+            let id = state.next_pin;
+            state.next_pin += 1;
+            state.pins.insert((seq, id));
+            Ok(id)
+        })?;
+        Ok(Pin {
+            core: self.core.clone(),
+            seq,
+            id,
+        })
+    }
+
+    /// Writes everything that was released, puts it on stable storage, and lets go of the file. The replicas are done with it.
+    /// What the voter releases from now on is not written.
+    ///
+    /// # Errors
+    /// When something could not be written, now or earlier.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.core.close()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> DiskStats {
+        let state = lock(&self.core.state);
+        let mut stats = state.stats.clone();
+        stats.name = self.core.name.clone();
+        stats.backend = self.core.engine.get().map_or("", |e| e.name());
+        stats.unwritten_bytes = state.redo_bytes;
+        stats.version_bytes = state.versions.memory();
+        stats.spilled_bytes = state.versions.spilled();
+        stats
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Without a `close` this is as if the process had been killed, except that the threads end.
+        if let Some(engine) = self.core.engine.get() {
+            engine.stop();
+        }
+    }
+}
+
+impl Pin {
+    /// The position.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Whether the past is still there. It is given up when the spill file is full and nobody else needs it.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        let state = lock(&self.core.state);
+        state.pins.contains(&(self.seq, self.id))
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.core.act(|state| {
+            state.pins.remove(&(self.seq, self.id));
+            state.moved();
+        });
+    }
+}
+
+impl Core {
+    /// The disk's number.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    fn read_only(&self) -> bool {
+        self.base.read_only()
+    }
+
+    /// Changes the state and starts what follows.
+    fn act<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = lock(&self.state);
+        let result = change(&mut state);
+        let out = std::mem::take(&mut state.out);
+        drop(state);
+        if out.wake {
+            self.changed.notify_all();
+        }
+        let mut jobs = out.jobs;
+        if !out.tell.is_empty() {
+            jobs.push(Job::Tell(out.tell));
+        }
+        self.start(jobs);
+        result
+    }
+
+    fn start(&self, jobs: Vec<Job>) {
+        if let Some(engine) = self.engine.get()
+            && !jobs.is_empty()
+        {
+            engine.start(jobs);
+        }
+    }
+
+    /// Does a job on the calling thread, which is one of the engine's; what follows from it.
+    pub fn perform(&self, job: Job) -> Vec<Job> {
+        match run(&self.base, &self.spill, &job) {
+            Some((token, outcome)) => self.ended(token, outcome),
+            None => {
+                if let Job::Tell(tell) = job {
+                    self.tell(tell);
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// A job has ended; what follows from it. Called by the engine.
+    pub fn ended(&self, token: u64, outcome: Outcome) -> Vec<Job> {
+        let mut state = lock(&self.state);
+        let Some(task) = state.tasks.remove(&token) else {
+            return Vec::new();
+        };
+        let (view, result) = match (task, outcome) {
+            (Task::View(view), Outcome::Read(Ok(buffer))) => {
+                drop(state);
+                return self.assemble(view, buffer, false);
+            }
+            (
+                Task::Fetch {
+                    view,
+                    buffer,
+                    mut images,
+                },
+                Outcome::Fetched(Ok(fetched)),
+            ) => {
+                drop(state);
+                let mut fetched = fetched.into_iter();
+                for (_, image) in &mut images {
+                    if matches!(image, Image::Spilled(_))
+                        && let Some(data) = fetched.next()
+                    {
+                        *image = Image::Data(data.into());
+                    }
+                }
+                return self.compose(&view, buffer, &images, false);
+            }
+            (Task::View(view), Outcome::Read(Err(error)))
+            | (Task::Fetch { view, .. }, Outcome::Fetched(Err(error))) => (view, error),
+            (task, outcome) => {
+                state.ended(task, outcome);
+                drop(state);
+                return self.answer(|_| ());
+            }
+        };
+        drop(state);
+        let why = self.read_error(view.seq, &result);
+        self.answer(|state| state.read_done(view.replica, view.seq, Err(why), false))
+    }
+
+    fn read_error(&self, seq: u64, error: &std::io::Error) -> String {
+        format!(
+            "disk {}: read {seq} failed in {}: {error}",
+            self.number,
+            self.base.path().display()
+        )
+    }
+
+    /// Changes the state on an engine's thread: notices are given here, jobs are the engine's.
+    fn answer(&self, change: impl FnOnce(&mut State)) -> Vec<Job> {
+        let mut state = lock(&self.state);
+        change(&mut state);
+        let out = std::mem::take(&mut state.out);
+        drop(state);
+        if out.wake {
+            self.changed.notify_all();
+        }
+        self.tell(out.tell);
+        out.jobs
+    }
+
+    fn tell(&self, tell: Tell) {
+        if tell.due != 0 {
+            (self.notify)(Notice::Due(tell.due));
+        }
+        if let Some((cause, stop)) = tell.failed {
+            (self.notify)(Notice::Failed {
+                disk: self.number,
+                cause,
+                stop,
+            });
+        }
+    }
+
+    /// The base file has been read for a view; `here` says whether on the replica's own thread. Only now the old versions are looked
+    /// at: a write that has changed the file meanwhile has left one before.
+    fn assemble(&self, view: View, buffer: Vec<u8>, here: bool) -> Vec<Job> {
+        let mut state = lock(&self.state);
+        if !state.is_running(view.replica, view.seq) {
+            // The replica was stopped, or told already that it failed elsewhere.
+            return Vec::new();
+        }
+        let images = state.versions.visible(&view.range, view.seq);
+        let slots: Vec<u64> = images
+            .iter()
+            .filter_map(|(_, image)| match image {
+                Image::Spilled(slot) => Some(*slot),
+                _ => None,
+            })
+            .collect();
+        if slots.is_empty() {
+            drop(state);
+            return self.compose(&view, buffer, &images, here);
+        }
+        let token = state.task(Task::Fetch {
+            view,
+            buffer,
+            images,
+        });
+        vec![Job::Fetch { token, slots }]
+    }
+
+    /// Puts a view together, and hands it over.
+    fn compose(
+        &self,
+        view: &View,
+        mut buffer: Vec<u8>,
+        images: &[(u64, Image)],
+        here: bool,
+    ) -> Vec<Job> {
+        let start = view.range.start;
+        let mut unreadable = false;
+        for (block, image) in images {
+            match image {
+                Image::Data(data) | Image::Spilling(data) => {
+                    put(&mut buffer, start, block * BLOCK, data);
+                }
+                Image::Zero => put(&mut buffer, start, block * BLOCK, &[0; BLOCK as usize]),
+                Image::Unreadable | Image::Spilled(_) => unreadable = true,
+            }
+        }
+        // In the order of their numbers: released ones, then the replica's own.
+        for write in &view.over {
+            write.patch(start, &mut buffer);
+        }
+        let result = match unreadable {
+            true => Err(format!(
+                "disk {}: read {}: the device could not read this before it was overwritten",
+                self.number, view.seq
+            )),
+            false => Ok(buffer),
+        };
+        if here {
+            self.act(|state| state.read_done(view.replica, view.seq, result, true));
+            Vec::new()
+        } else {
+            self.answer(|state| state.read_done(view.replica, view.seq, result, false))
+        }
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        self.act(|state| {
+            state.closing = true;
+            state.pins.clear();
+            for replica in 0..state.replicas.len() {
+                state.retire(replica);
+            }
+            state.pump();
+        });
+        let mut state = lock(&self.state);
+        let busy = |state: &State| match state.failure {
+            None => !state.redo.is_empty() || state.sync.is_some(),
+            Some(_) => state.writing > 0 || state.sync.is_some(),
+        };
+        while busy(&state) {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let failure = state.failure.clone();
+        let dirty = state.dirty;
+        state.dirty = false;
+        drop(state);
+        let mut result = match failure {
+            Some(cause) => Err(StoreError::Failed(cause)),
+            None if dirty => self.base.sync().map_err(|source| StoreError::File {
+                path: self.base.path().to_owned(),
+                action: "what was written cannot be put on stable storage",
+                source,
+            }),
+            None => Ok(()),
+        };
+        if let Some(engine) = self.engine.get() {
+            engine.stop();
+        }
+        if let Err(source) = super::lock::release(self.base.file())
+            && result.is_ok()
+        {
+            result = Err(StoreError::File {
+                path: self.base.path().to_owned(),
+                action: "cannot be unlocked",
+                source,
+            });
+        }
+        result
+    }
+}
+
+/// The request as a write, if it is one and not empty.
+fn write_of(request: BlockRequest) -> Option<Arc<Write>> {
+    let (sector, len, content) = match request.op {
+        BlockOp::Read { .. } | BlockOp::Flush => return None,
+        BlockOp::Write { sector, data } => (sector, data.len() as u64, Content::Data(data)),
+        BlockOp::Discard { sector, sectors } => (
+            sector,
+            u64::from(sectors) * SECTOR,
+            Content::Zero { unmap: true },
+        ),
+        BlockOp::WriteZeroes {
+            sector,
+            sectors,
+            unmap,
+        } => (sector, u64::from(sectors) * SECTOR, Content::Zero { unmap }),
+    };
+    let start = sector * SECTOR;
+    (len > 0).then(|| {
+        Arc::new(Write {
+            seq: request.seq,
+            range: start..start + len,
+            content,
+        })
+    })
+}
+
+/// Puts `block`, which lies at `at` on the disk, over the part of it that a piece from `start` on has.
+fn put(piece: &mut [u8], start: u64, at: u64, block: &[u8]) {
+    let (from, to) = (
+        at.max(start),
+        (at + block.len() as u64).min(start + piece.len() as u64),
+    );
+    if from < to {
+        piece[(from - start) as usize..(to - start) as usize]
+            .copy_from_slice(&block[(from - at) as usize..(to - at) as usize]);
+    }
+}
+
+fn engine(core: &Arc<Core>, backend: Backend) -> std::io::Result<Box<dyn Engine>> {
+    match backend {
+        Backend::Auto | Backend::Threads => Ok(Box::new(Threads::start(core, WORKERS)?)),
+        Backend::Uring => Err(std::io::ErrorKind::Unsupported.into()),
+    }
+}
