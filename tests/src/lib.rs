@@ -10,6 +10,7 @@ pub mod kills;
 pub mod load;
 pub mod native;
 pub mod process;
+pub mod programs;
 pub mod random;
 pub mod resp;
 pub mod server;
