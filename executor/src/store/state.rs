@@ -493,8 +493,7 @@ impl State {
     /// Flushes have ended: all who wait for one are told.
     pub fn mark_flushes(&mut self) {
         for replica in 0..self.replicas.len() {
-            let before = self.due[replica].load(Ordering::Acquire);
-            if self.mark(replica) && !before {
+            if self.mark(replica) {
                 self.out.tell.due |= 1 << replica;
             }
         }

@@ -59,7 +59,7 @@ fn old_data(versions: bool, backend: Backend) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let later = fetch(&disk, 2, 4);
     // Everybody is past: nothing old is kept.
     disk.retire(1);
-    assert_eq!(disk.take(0, 1).is_err(), true);
+    assert!(disk.take(0, 1).is_err());
     disk.submit(0, &read(4, 0, 8)).unwrap();
     assert_eq!(disk.stats().version_bytes, 0);
     disk.close().unwrap();
