@@ -17,7 +17,7 @@ static FAULT: Stack = Stack(core::cell::UnsafeCell::new([0; FAULT_STACK]));
 
 static KERNEL_BASE: AtomicU64 = AtomicU64::new(0);
 /// Longest kernel image for which an address counts as the kernel's.
-const KERNEL_SPAN: u64 = 16 << 20;
+pub(crate) const KERNEL_SPAN: u64 = 16 << 20;
 static REGIONS: crate::cell::Global<Option<Layout>> = crate::cell::Global::new(None);
 
 /// Whether an address lies in the kernel's image.
@@ -139,7 +139,6 @@ extern "C" fn on_first_stack() -> ! {
     if let Err(error) = fs::open_std() {
         panic!("standard descriptors: error {}", error.0);
     }
-    fs::set_threads(sched::thread_ids);
     let strings = Strings::parse(boot);
     sched::set_credentials(boot.uid, boot.gid);
     fs::set_hostname(&strings.host);
@@ -156,7 +155,9 @@ extern "C" fn on_first_stack() -> ! {
     let Some(path) = strings.argv.first().cloned() else {
         panic!("no program to start");
     };
-    let frame = match exec::start_program(&boot.layout, &path, &strings.argv, &strings.envp) {
+    let started = exec::Program::find(&path, strings.argv)
+        .and_then(|program| exec::load_program(&program, &strings.envp));
+    let frame = match started {
         Ok(frame) => frame,
         Err(error) => {
             klog!("cannot start {}: error {}", show(&path), error.0);

@@ -62,7 +62,7 @@ fn cross(wait_until_ns: u64) {
     time::fire_due();
     sched::wake_sleepers(time::now_ns());
     if flags & FLAG_TERMINATE != 0 && !TERMINATING.swap(true, Ordering::Relaxed) {
-        crate::signal::send_to_process(crate::signal::number::TERM);
+        crate::signal::terminate();
     }
 }
 

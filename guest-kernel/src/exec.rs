@@ -1,7 +1,9 @@
-//! Starting a program: its ELF file and its interpreter (`ld-linux`), its stack with arguments and auxiliary vector.
+//! Starting a program: its ELF file and its interpreter (`ld-linux`); its stack is built in `stack`, `execve` is in `call`.
+
+pub mod call;
+mod stack;
 
 use crate::arch::TrapFrame;
-use crate::cell::Global;
 use crate::errno::*;
 use crate::file::File;
 use crate::mm::space::{Arena, Backing, EXEC, READ, WRITE_PROT};
@@ -9,7 +11,6 @@ use crate::{fs, mm, rewrite, sched, user};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use quorate_abi::PAGE_SIZE;
-use quorate_abi::boot::Layout;
 
 const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
@@ -23,8 +24,8 @@ const EM_X86_64: u16 = 62;
 const MAX_HEADERS: usize = 64;
 /// Bytes of the main thread's stack (RLIMIT_STACK's soft value).
 pub const STACK_SIZE: u64 = 8 << 20;
-/// Most bytes of arguments and environment.
-const MAX_STRINGS: usize = 128 << 10;
+/// Most `#!` lines that lead to one another.
+const SCRIPTS_MAX: usize = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -56,13 +57,22 @@ struct ProgramHeader {
     align: u64,
 }
 
-/// Where the dynamic linker's code lies.
-static INTERPRETER: Global<(u64, u64)> = Global::new((0, 0));
+/// A program that can be started: what is known of its files before anything is changed.
+pub struct Program {
+    /// Path by which it was called.
+    pub path: Vec<u8>,
+    /// Arguments, those of a script's interpreter included.
+    pub argv: Vec<Vec<u8>>,
+    image: Image,
+    /// `ld-linux`.
+    interpreter: Option<Image>,
+}
 
-/// Whether code at this address is the dynamic linker's own (in place, or in a trampoline that belongs to it).
-pub fn is_interpreter(rip: u64) -> bool {
-    let (start, end) = *INTERPRETER.borrow();
-    (start..end).contains(&rip)
+/// An ELF file with its headers.
+struct Image {
+    file: Rc<dyn File>,
+    header: Header,
+    segments: Vec<ProgramHeader>,
 }
 
 /// A loaded ELF file.
@@ -71,7 +81,6 @@ struct Loaded {
     entry: u64,
     headers_at: u64,
     header_count: u64,
-    interpreter: Option<Vec<u8>>,
 }
 
 /// Where a file is put.
@@ -101,28 +110,105 @@ fn read_exact(file: &Rc<dyn File>, offset: u64, len: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn load(file: &Rc<dyn File>, place: Place) -> Result<Loaded> {
-    let header: Header = parse(&read_exact(file, 0, size_of::<Header>())?, 0)?;
-    let valid = header.ident[..6] == *b"\x7fELF\x02\x01"
-        && header.machine == EM_X86_64
-        && matches!(header.kind, ET_EXEC | ET_DYN)
-        && header.phentsize as usize == size_of::<ProgramHeader>()
-        && (1..=MAX_HEADERS).contains(&(header.phnum as usize));
-    if !valid {
-        return Err(ENOEXEC);
+impl Image {
+    fn open(path: &[u8]) -> Result<Self> {
+        Self::of(fs::open_program(path)?)
     }
-    let table = read_exact(
-        file,
-        header.phoff,
-        header.phnum as usize * size_of::<ProgramHeader>(),
-    )?;
-    let mut headers = Vec::new();
-    for i in 0..header.phnum as usize {
-        headers.push(parse::<ProgramHeader>(
-            &table,
-            i * size_of::<ProgramHeader>(),
-        )?);
+
+    fn of(file: Rc<dyn File>) -> Result<Self> {
+        let header: Header = parse(&read_exact(&file, 0, size_of::<Header>())?, 0)?;
+        let valid = header.ident[..6] == *b"\x7fELF\x02\x01"
+            && header.machine == EM_X86_64
+            && matches!(header.kind, ET_EXEC | ET_DYN)
+            && header.phentsize as usize == size_of::<ProgramHeader>()
+            && (1..=MAX_HEADERS).contains(&(header.phnum as usize));
+        if !valid {
+            return Err(ENOEXEC);
+        }
+        let count = header.phnum as usize;
+        let table = read_exact(&file, header.phoff, count * size_of::<ProgramHeader>())?;
+        let segments = (0..count)
+            .map(|i| parse(&table, i * size_of::<ProgramHeader>()))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            file,
+            header,
+            segments,
+        })
     }
+
+    /// Path of the interpreter that it asks for.
+    fn interpreter(&self) -> Result<Option<Vec<u8>>> {
+        let wanted = |h: &&ProgramHeader| h.kind == PT_INTERP && h.filesz > 1 && h.filesz < 4096;
+        let Some(h) = self.segments.iter().find(wanted) else {
+            return Ok(None);
+        };
+        let mut path = read_exact(&self.file, h.offset, h.filesz as usize)?;
+        path.truncate(path.iter().position(|b| *b == 0).unwrap_or(path.len()));
+        Ok(Some(path))
+    }
+}
+
+impl Program {
+    /// Looks for a program: follows `#!` and finds the dynamic linker.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EACCES`, `ENOEXEC`, `ELOOP` and what walking to it gives.
+    pub fn find(path: &[u8], argv: Vec<Vec<u8>>) -> Result<Self> {
+        let mut argv = argv;
+        let mut file_path = path.to_vec();
+        // `#!` interpreters, nested to a depth as on Linux.
+        for _ in 0..=SCRIPTS_MAX {
+            let file = fs::open_program(&file_path)?;
+            let mut first = [0u8; 256];
+            let n = file.read_at(0, &mut first)?;
+            let Some(script) = first[..n].strip_prefix(b"#!") else {
+                let image = Image::of(file)?;
+                let interpreter = match image.interpreter()? {
+                    Some(path) => Some(Image::open(&path)?),
+                    None => None,
+                };
+                return Ok(Self {
+                    path: path.to_vec(),
+                    argv,
+                    image,
+                    interpreter,
+                });
+            };
+            let (interpreter, argument) = script_line(script)?;
+            let mut new = alloc::vec![interpreter.clone()];
+            new.extend(argument);
+            new.push(file_path);
+            new.extend(argv.into_iter().skip(1));
+            argv = new;
+            file_path = interpreter;
+        }
+        Err(ELOOP)
+    }
+
+    /// Path of the executable file, for `/proc`.
+    fn executable(&self) -> Vec<u8> {
+        let path = self.image.file.path();
+        if path.is_empty() {
+            self.path.clone()
+        } else {
+            path
+        }
+    }
+}
+
+/// Interpreter and argument of a script's first line.
+fn script_line(script: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>)> {
+    let line = script.split(|b| *b == b'\n').next().unwrap_or(&[]);
+    let mut parts = line.trim_ascii().splitn(2, |b| *b == b' ' || *b == b'\t');
+    let interpreter = parts.next().filter(|p| !p.is_empty()).ok_or(ENOEXEC)?;
+    let argument = parts.next().map(<[u8]>::trim_ascii);
+    let argument = argument.filter(|a| !a.is_empty()).map(<[u8]>::to_vec);
+    Ok((interpreter.to_vec(), argument))
+}
+
+fn load(image: &Image, place: Place) -> Result<Loaded> {
+    let (file, header, headers) = (&image.file, &image.header, &image.segments);
     let (mut low, mut high) = (u64::MAX, 0u64);
     for h in headers.iter().filter(|h| h.kind == PT_LOAD && h.memsz > 0) {
         let end = h
@@ -154,9 +240,8 @@ fn load(file: &Rc<dyn File>, place: Place) -> Result<Loaded> {
         entry: header.entry.wrapping_add(bias),
         headers_at: 0,
         header_count: u64::from(header.phnum),
-        interpreter: None,
     };
-    for h in &headers {
+    for h in headers {
         match h.kind {
             PT_LOAD if h.memsz > 0 => {
                 map_segment(file, h, bias)?;
@@ -165,11 +250,6 @@ fn load(file: &Rc<dyn File>, place: Place) -> Result<Loaded> {
                 }
             }
             PT_PHDR => loaded.headers_at = h.vaddr.wrapping_add(bias),
-            PT_INTERP if h.filesz > 1 && h.filesz < 4096 => {
-                let mut path = read_exact(file, h.offset, h.filesz as usize)?;
-                path.truncate(path.iter().position(|b| *b == 0).unwrap_or(path.len()));
-                loaded.interpreter = Some(path);
-            }
             // A file that asks for an executable stack gets a plain one all the same.
             PT_GNU_STACK => {}
             _ => {}
@@ -212,52 +292,16 @@ fn map_segment(file: &Rc<dyn File>, h: &ProgramHeader, bias: u64) -> Result<()> 
     Ok(())
 }
 
-/// Loads a program and returns the registers to start it with.
+/// Loads a program into the address space in use, which is empty, and returns the registers to start it with.
 ///
 /// # Errors
-/// `ENOENT`, `EACCES`, `ENOEXEC`, `E2BIG`, `ENOMEM`.
-pub fn start_program(
-    layout: &Layout,
-    path: &[u8],
-    argv: &[Vec<u8>],
-    envp: &[Vec<u8>],
-) -> Result<TrapFrame> {
-    let mut argv: Vec<Vec<u8>> = argv.to_vec();
-    let mut path = path.to_vec();
-    // `#!` interpreters, nested to a depth as on Linux.
-    for _ in 0..4 {
-        let file = fs::open_program(&path)?;
-        let mut first = [0u8; 256];
-        let n = file.read_at(0, &mut first)?;
-        if !first[..n].starts_with(b"#!") {
-            break;
-        }
-        let line = first[2..n].split(|b| *b == b'\n').next().unwrap_or(&[]);
-        let line = line.trim_ascii();
-        let mut parts = line.splitn(2, |b| *b == b' ' || *b == b'\t');
-        let interpreter = parts
-            .next()
-            .filter(|p| !p.is_empty())
-            .ok_or(ENOEXEC)?
-            .to_vec();
-        let mut new = alloc::vec![interpreter.clone()];
-        if let Some(argument) = parts
-            .next()
-            .map(<[u8]>::trim_ascii)
-            .filter(|a| !a.is_empty())
-        {
-            new.push(argument.to_vec());
-        }
-        new.push(path.clone());
-        new.extend(argv.into_iter().skip(1));
-        argv = new;
-        path = interpreter;
-    }
-    let file = fs::open_program(&path)?;
+/// `ENOEXEC`, `E2BIG`, `ENOMEM`.
+pub fn load_program(program: &Program, envp: &[Vec<u8>]) -> Result<TrapFrame> {
+    let layout = *mm::space().layout();
     let low_arena = 0x10_0000;
     rewrite::add_arena(layout.libraries)?;
-    let program = load(&file, Place::At(layout.program + (1 << 20)))?;
-    if program.base < 1 << 32 {
+    let loaded = load(&program.image, Place::At(layout.program + (1 << 20)))?;
+    if loaded.base < 1 << 32 {
         if mm::space().is_free(low_arena, low_arena + rewrite::ARENA) {
             rewrite::add_arena(low_arena)?;
         }
@@ -265,35 +309,35 @@ pub fn start_program(
         rewrite::add_arena(layout.program)?;
     }
     let (entry, interpreter_base) = match &program.interpreter {
-        Some(path) => {
-            let interpreter = load(&fs::open_program(path)?, Place::Library)?;
-            let end = mm::space()
+        Some(image) => {
+            let interpreter = load(image, Place::Library)?;
+            let mut space = mm::space();
+            let end = space
                 .mapping_at(interpreter.entry)
                 .map_or(0, |(_, end, _)| end);
-            *INTERPRETER.borrow_mut() = (interpreter.base, end);
+            space.interpreter = (interpreter.base, end);
             (interpreter.entry, interpreter.base)
         }
-        None => (program.entry, 0),
+        None => (loaded.entry, 0),
     };
-    let stack_low = layout.stack_top - STACK_SIZE;
     mm::space().map(
-        stack_low,
+        layout.stack_top - STACK_SIZE,
         STACK_SIZE,
         READ | WRITE_PROT,
         Backing::Anonymous,
         "[stack]",
         false,
     )?;
-    let (rsp, auxv) = build_stack(
-        layout.stack_top,
-        &path,
-        &argv,
-        envp,
-        &program,
+    let start = stack::Start {
+        headers_at: loaded.headers_at,
+        header_count: loaded.header_count,
+        entry: loaded.entry,
         interpreter_base,
-    )?;
-    fs::set_process_info(&path, &argv, envp, &auxv);
-    let name = path.rsplit(|b| *b == b'/').next().unwrap_or(&path);
+    };
+    let (rsp, auxv) = stack::build(layout.stack_top, program, envp, &start)?;
+    fs::set_process_info(&program.executable(), &program.argv, envp, &auxv);
+    let name = program.path.rsplit(|b| *b == b'/').next();
+    let name = name.unwrap_or(&program.path);
     sched::with_current(|t| {
         t.name = [0; 16];
         let n = name.len().min(15);
@@ -304,89 +348,4 @@ pub fn start_program(
         rsp,
         ..TrapFrame::new()
     })
-}
-
-fn build_stack(
-    top: u64,
-    path: &[u8],
-    argv: &[Vec<u8>],
-    envp: &[Vec<u8>],
-    program: &Loaded,
-    interpreter_base: u64,
-) -> Result<(u64, Vec<u8>)> {
-    let total: usize = argv.iter().chain(envp).map(|s| s.len() + 1).sum();
-    if total > MAX_STRINGS {
-        return Err(E2BIG);
-    }
-    let mut sp = top - 16;
-    let mut push = |bytes: &[u8]| -> Result<u64> {
-        sp -= bytes.len() as u64 + 1;
-        user::copy_out(sp, bytes)?;
-        user::write(sp + bytes.len() as u64, 0u8)?;
-        Ok(sp)
-    };
-    let exec_name = push(path)?;
-    let mut environment = Vec::new();
-    for s in envp {
-        environment.push(push(s)?);
-    }
-    let mut arguments = Vec::new();
-    for s in argv {
-        arguments.push(push(s)?);
-    }
-    let platform = push(b"x86_64")?;
-    sp = (sp & !15) - 16;
-    let random_at = sp;
-    let mut random = [0u8; 16];
-    // Common to all replicas: programs seed visible things with it (R8).
-    fs::random::fill(&mut random).map_err(|_| EIO)?;
-    user::copy_out(random_at, &random)?;
-    let (uid, gid) = sched::credentials();
-    let auxv: [(u64, u64); 20] = [
-        (3, program.headers_at),
-        (4, size_of::<ProgramHeader>() as u64),
-        (5, program.header_count),
-        (6, PAGE_SIZE),
-        (7, interpreter_base),
-        (8, 0),
-        (9, program.entry),
-        (11, u64::from(uid)),
-        (12, u64::from(uid)),
-        (13, u64::from(gid)),
-        (14, u64::from(gid)),
-        (15, platform),
-        (16, u64::from(crate::boot::cpuid(1, 0)[3])),
-        (17, 100),
-        (23, 0),
-        (25, random_at),
-        (26, 0),
-        (31, exec_name),
-        (51, 3376),
-        (0, 0),
-    ];
-    let words = 1 + arguments.len() + 1 + environment.len() + 1 + 2 * auxv.len();
-    sp = (sp - 8 * words as u64) & !15;
-    let mut at = sp;
-    let mut word = |value: u64| -> Result<()> {
-        user::write(at, value)?;
-        at += 8;
-        Ok(())
-    };
-    word(arguments.len() as u64)?;
-    for value in arguments
-        .into_iter()
-        .chain([0])
-        .chain(environment)
-        .chain([0])
-    {
-        word(value)?;
-    }
-    let mut auxv_bytes = Vec::new();
-    for (key, value) in auxv {
-        word(key)?;
-        word(value)?;
-        auxv_bytes.extend_from_slice(&key.to_le_bytes());
-        auxv_bytes.extend_from_slice(&value.to_le_bytes());
-    }
-    Ok((sp, auxv_bytes))
 }

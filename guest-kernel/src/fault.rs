@@ -6,7 +6,7 @@ use crate::arch::monitor::MONITOR_CR2;
 use crate::mm::space::Fault;
 use crate::mm::{self, Access};
 use crate::signal::{self, Exception, SI_KERNEL, number};
-use crate::{boot, rewrite};
+use crate::{boot, process, rewrite};
 use core::sync::atomic::Ordering;
 use quorate_abi::PAGE_SIZE;
 
@@ -16,7 +16,7 @@ const BUS_ADRERR: i32 = 2;
 /// Bytes of the longest instruction, less one.
 const LONGEST_INSTRUCTION: u64 = 14;
 
-/// Entry from assembly, on the fault stack.
+/// Entry from assembly: on the thread's kernel stack, or, where the kernel itself is at fault, on one of its own.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
     let address = MONITOR_CR2.load(Ordering::Relaxed);
@@ -36,7 +36,7 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
             Err(Fault::Bus) => (number::BUS, BUS_ADRERR, address),
             Err(Fault::NoMemory) => {
                 crate::klog!("out of memory: program killed (give it more with [machine] memory)");
-                crate::boundary::exit_program(u64::from(number::KILL));
+                process::end::process(number::KILL);
             }
         },
         6 if rewrite::emulate_leak(frame) => return,

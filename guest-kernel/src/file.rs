@@ -1,8 +1,8 @@
 //! Open files, and the table that maps descriptors to them.
 
-use crate::cell::Global;
 use crate::errno::*;
 use crate::mm::Page;
+use crate::process::{self, Process};
 use crate::wait::WaitQueue;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -194,21 +194,17 @@ impl OpenFile {
 }
 
 /// Descriptors of a process. Its limit is RLIMIT_NOFILE.
+#[derive(Clone)]
 pub struct FdTable {
     slots: Vec<Option<(Rc<OpenFile>, bool)>>,
     /// Soft limit on the number of descriptors (RLIMIT_NOFILE).
     pub limit: usize,
 }
 
-static TABLE: Global<FdTable> = Global::new(FdTable {
-    slots: Vec::new(),
-    limit: 1024,
-});
-
-/// The process's descriptors. Do not hold across a wait, and drop what `remove` and `replace` return only
+/// The running process's descriptors. Do not hold across a wait, and drop what `remove` and `replace` return only
 /// after the borrow ends (closing a file may run code that needs the table).
 pub fn table() -> core::cell::RefMut<'static, FdTable> {
-    TABLE.borrow_mut()
+    process::current().files.borrow_mut()
 }
 
 /// The open file behind a descriptor.
@@ -216,14 +212,42 @@ pub fn table() -> core::cell::RefMut<'static, FdTable> {
 /// # Errors
 /// `EBADF`.
 pub fn get(fd: i32) -> Result<Rc<OpenFile>> {
-    let table = TABLE.borrow();
+    get_of(process::current(), fd)
+}
+
+/// The open file behind a descriptor of some process.
+///
+/// # Errors
+/// `EBADF`.
+pub fn get_of(process: &Process, fd: i32) -> Result<Rc<OpenFile>> {
+    let table = process.files.borrow();
     match usize::try_from(fd).ok().and_then(|i| table.slots.get(i)) {
         Some(Some((open, _))) => Ok(open.clone()),
         _ => Err(EBADF),
     }
 }
 
+impl Default for FdTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl FdTable {
+    /// An empty table.
+    pub const fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            limit: 1024,
+        }
+    }
+
+    /// Takes out everything, in the order of descriptors (drop it after the borrow).
+    pub fn take_all(&mut self) -> Vec<Rc<OpenFile>> {
+        let slots = core::mem::take(&mut self.slots);
+        slots.into_iter().flatten().map(|(open, _)| open).collect()
+    }
+
     /// Puts a file at the lowest free descriptor not below `from`.
     ///
     /// # Errors

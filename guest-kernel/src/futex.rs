@@ -1,10 +1,10 @@
-//! Futexes of one process, keyed by address. Waiters are woken in the order in which they came.
+//! Futexes, keyed by address space and address, or by the page where that is shared. Waiters are woken in the order in which they came.
 
 use crate::cell::Global;
 use crate::errno::*;
 use crate::time::{self, Timespec};
 use crate::wait::Wake;
-use crate::{sched, user};
+use crate::{mm, sched, user};
 use alloc::collections::{BTreeMap, VecDeque};
 
 const WAIT: u64 = 0;
@@ -29,7 +29,20 @@ struct Waiter {
     bitset: u32,
 }
 
-static WAITERS: Global<BTreeMap<u64, VecDeque<Waiter>>> = Global::new(BTreeMap::new());
+/// What a futex is known by: (address space, address), or (0, physical address) in a shared mapping. Nothing depends on the order of
+/// keys (R8).
+type Key = (u64, u64);
+
+static WAITERS: Global<BTreeMap<Key, VecDeque<Waiter>>> = Global::new(BTreeMap::new());
+
+/// The futex at an address of the running program.
+fn key(addr: u64, private: bool) -> Key {
+    let space = mm::space();
+    match space.shared_word(addr) {
+        Some(physical) if !private => (0, physical),
+        _ => (space.id, addr),
+    }
+}
 
 /// `futex`.
 ///
@@ -47,13 +60,14 @@ pub fn futex(
         return Err(EINVAL);
     }
     let realtime = operation & CLOCK_REALTIME != 0;
+    let private = operation & PRIVATE != 0;
     match operation & !(PRIVATE | CLOCK_REALTIME) {
         WAIT => {
             let deadline = match timeout {
                 0 => None,
                 at => Some(time::now_ns().saturating_add(user::read::<Timespec>(at)?.to_ns()?)),
             };
-            wait(addr, value, deadline, u32::MAX)
+            wait(addr, private, value, deadline, u32::MAX)
         }
         WAIT_BITSET => {
             let deadline = match timeout {
@@ -67,24 +81,24 @@ pub fn futex(
                     })
                 }
             };
-            wait(addr, value, deadline, value3)
+            wait(addr, private, value, deadline, value3)
         }
         WAKE => {
             user::bytes(addr, 4)?;
-            Ok(wake(addr, value, u32::MAX))
+            Ok(wake(key(addr, private), value, u32::MAX))
         }
         WAKE_BITSET => {
             user::bytes(addr, 4)?;
-            wake_checked(addr, value, value3)
+            wake_checked(key(addr, private), value, value3)
         }
-        REQUEUE => requeue(addr, value, timeout as u32, addr2, None),
-        CMP_REQUEUE => requeue(addr, value, timeout as u32, addr2, Some(value3)),
-        WAKE_OP => wake_op(addr, value, timeout as u32, addr2, value3),
+        REQUEUE => requeue([addr, addr2], private, value, timeout as u32, None),
+        CMP_REQUEUE => requeue([addr, addr2], private, value, timeout as u32, Some(value3)),
+        WAKE_OP => wake_op([addr, addr2], private, value, timeout as u32, value3),
         _ => Err(ENOSYS),
     }
 }
 
-fn wait(addr: u64, value: u32, deadline: Option<u64>, bitset: u32) -> SysResult {
+fn wait(addr: u64, private: bool, value: u32, deadline: Option<u64>, bitset: u32) -> SysResult {
     if bitset == 0 {
         return Err(EINVAL);
     }
@@ -95,9 +109,10 @@ fn wait(addr: u64, value: u32, deadline: Option<u64>, bitset: u32) -> SysResult 
         return Err(EINTR);
     }
     let tid = sched::current();
+    let key = key(addr, private);
     WAITERS
         .borrow_mut()
-        .entry(addr)
+        .entry(key)
         .or_default()
         .push_back(Waiter { tid, bitset });
     let why = sched::block(deadline);
@@ -116,12 +131,12 @@ fn wait(addr: u64, value: u32, deadline: Option<u64>, bitset: u32) -> SysResult 
     }
 }
 
-/// Wakes up to `most` waiters at an address; returns how many.
-pub fn wake(addr: u64, most: u32, bitset: u32) -> u64 {
+/// Wakes up to `most` waiters; returns how many.
+fn wake(key: Key, most: u32, bitset: u32) -> u64 {
     let mut woken = 0;
     while woken < u64::from(most) {
         let mut waiters = WAITERS.borrow_mut();
-        let Some(queue) = waiters.get_mut(&addr) else {
+        let Some(queue) = waiters.get_mut(&key) else {
             break;
         };
         let Some(at) = queue.iter().position(|w| w.bitset & bitset != 0) else {
@@ -129,7 +144,7 @@ pub fn wake(addr: u64, most: u32, bitset: u32) -> u64 {
         };
         let waiter = queue.remove(at);
         if queue.is_empty() {
-            waiters.remove(&addr);
+            waiters.remove(&key);
         }
         drop(waiters);
         if let Some(waiter) = waiter
@@ -141,15 +156,21 @@ pub fn wake(addr: u64, most: u32, bitset: u32) -> u64 {
     woken
 }
 
-fn wake_checked(addr: u64, most: u32, bitset: u32) -> SysResult {
+fn wake_checked(key: Key, most: u32, bitset: u32) -> SysResult {
     if bitset == 0 {
         Err(EINVAL)
     } else {
-        Ok(wake(addr, most, bitset))
+        Ok(wake(key, most, bitset))
     }
 }
 
-fn requeue(from: u64, wake_most: u32, move_most: u32, to: u64, expected: Option<u32>) -> SysResult {
+fn requeue(
+    [from, to]: [u64; 2],
+    private: bool,
+    wake_most: u32,
+    move_most: u32,
+    expected: Option<u32>,
+) -> SysResult {
     if !to.is_multiple_of(4) || (move_most as i32) < 0 || (wake_most as i32) < 0 {
         return Err(EINVAL);
     }
@@ -158,6 +179,7 @@ fn requeue(from: u64, wake_most: u32, move_most: u32, to: u64, expected: Option<
     if expected.is_some_and(|e| e != current) {
         return Err(EAGAIN);
     }
+    let (from, to) = (key(from, private), key(to, private));
     let woken = wake(from, wake_most, u32::MAX);
     let mut waiters = WAITERS.borrow_mut();
     let mut moved = 0;
@@ -182,7 +204,13 @@ fn requeue(from: u64, wake_most: u32, move_most: u32, to: u64, expected: Option<
     Ok(woken + if expected.is_some() { moved } else { 0 })
 }
 
-fn wake_op(addr: u64, wake_most: u32, wake_most2: u32, addr2: u64, encoded: u32) -> SysResult {
+fn wake_op(
+    [addr, addr2]: [u64; 2],
+    private: bool,
+    wake_most: u32,
+    wake_most2: u32,
+    encoded: u32,
+) -> SysResult {
     let (operation, comparison) = (encoded >> 28 & 7, encoded >> 24 & 15);
     let mut operand = (encoded << 8) as i32 >> 20;
     let compared = (encoded << 20) as i32 >> 20;
@@ -199,7 +227,7 @@ fn wake_op(addr: u64, wake_most: u32, wake_most2: u32, addr2: u64, encoded: u32)
         _ => return Err(ENOSYS),
     };
     user::write(addr2, new)?;
-    let mut woken = wake(addr, wake_most, u32::MAX);
+    let mut woken = wake(key(addr, private), wake_most, u32::MAX);
     let hit = match comparison {
         0 => old == compared,
         1 => old != compared,
@@ -210,7 +238,7 @@ fn wake_op(addr: u64, wake_most: u32, wake_most2: u32, addr2: u64, encoded: u32)
         _ => return Err(ENOSYS),
     };
     if hit {
-        woken += wake(addr2, wake_most2, u32::MAX);
+        woken += wake(key(addr2, private), wake_most2, u32::MAX);
     }
     Ok(woken)
 }
@@ -221,7 +249,7 @@ pub fn thread_ends(tid: u32, robust_list: u64, clear_tid: u64) {
         let _ = walk_robust_list(tid, robust_list);
     }
     if clear_tid != 0 && user::write(clear_tid, 0u32).is_ok() {
-        wake(clear_tid, 1, u32::MAX);
+        wake(key(clear_tid, false), 1, u32::MAX);
     }
 }
 
@@ -249,7 +277,7 @@ fn owner_died(tid: u32, word_at: u64) -> Result<()> {
     if word & FUTEX_TID_MASK == tid {
         user::write(word_at, word & FUTEX_WAITERS | FUTEX_OWNER_DIED)?;
         if word & FUTEX_WAITERS != 0 {
-            wake(word_at, 1, u32::MAX);
+            wake(key(word_at, false), 1, u32::MAX);
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The embedded guest kernel: runs unmodified Linux x86-64 programs at CPL 3, one process with many threads,
+//! The embedded guest kernel: runs unmodified Linux x86-64 programs at CPL 3, many processes with many threads,
 //! deterministically between boundaries. See docs/design.md §7.
 //!
 //! Everything here also compiles on the host, so that logic can be unit-tested with `cargo test`; the entry
@@ -24,6 +24,7 @@ pub mod futex;
 pub mod klog;
 pub mod mm;
 pub mod net;
+pub mod process;
 pub mod rewrite;
 pub mod sched;
 pub mod signal;

@@ -32,6 +32,8 @@ _start:
     jmp 1b
 2:  mov rsi, r8
     xor ebp, ebp
+    // Compiled code counts on the stack's alignment.
+    and rsp, -16
     call kernel_main
 3:  ud2
 "#

@@ -8,7 +8,7 @@ use crate::arch::TrapFrame;
 use crate::arch::entry::KIND_FAST;
 use crate::cell::Global;
 use crate::errno::*;
-use crate::mm::space::{Backing, EXEC, READ};
+use crate::mm::space::{Backing, EXEC, READ, TRAMPOLINES};
 use crate::mm::{self, Access};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -30,12 +30,15 @@ const TRAMPOLINE_MAX: u64 = 96;
 /// Bytes of a trampoline before the instruction at which the system call returns.
 const HEAD: u64 = 13;
 
+#[derive(Clone)]
 struct Arena {
     next: u64,
     end: u64,
 }
 
-struct State {
+/// What has been rewritten in one address space.
+#[derive(Clone, Default)]
+pub struct Code {
     arenas: Vec<Arena>,
     refused: BTreeSet<u64>,
     leaks: BTreeMap<u64, Leak>,
@@ -43,12 +46,17 @@ struct State {
     sites: BTreeMap<u64, u64>,
 }
 
-static STATE: Global<State> = Global::new(State {
-    arenas: Vec::new(),
-    refused: BTreeSet::new(),
-    leaks: BTreeMap::new(),
-    sites: BTreeMap::new(),
-});
+impl Code {
+    /// Forgets what is known about code that is unmapped.
+    pub fn forget(&mut self, start: u64, end: u64) {
+        if self.leaks.range(start..end).next().is_some() {
+            self.leaks.retain(|at, _| *at < start || *at >= end);
+        }
+        if self.refused.range(start..end).next().is_some() {
+            self.refused.retain(|at| *at < start || *at >= end);
+        }
+    }
+}
 
 /// Maps an arena for trampolines at `base`: sites within 2 GiB of it can use it.
 ///
@@ -60,8 +68,8 @@ pub fn add_arena(base: u64) -> Result<()> {
         ARENA,
         READ | EXEC,
         Backing::Anonymous,
-        "[trampolines]",
-        true,
+        TRAMPOLINES,
+        false,
     )?;
     // The first slot holds the address that all trampolines jump to.
     write_code(
@@ -69,7 +77,7 @@ pub fn add_arena(base: u64) -> Result<()> {
         &crate::arch::entry::fast_entry_address().to_le_bytes(),
     )?;
     mm::space().finish();
-    STATE.borrow_mut().arenas.push(Arena {
+    mm::space().code.arenas.push(Arena {
         next: base + 16,
         end: base + ARENA,
     });
@@ -78,30 +86,17 @@ pub fn add_arena(base: u64) -> Result<()> {
 
 static IMAGE: Global<Option<ImageView<'static>>> = Global::new(None);
 
-/// Number of sites rewritten and refused.
-pub fn counts() -> (u64, u64) {
-    let state = STATE.borrow();
-    (state.sites.len() as u64, state.refused.len() as u64)
-}
-
-/// Forgets what is known about code that is unmapped.
-pub fn forget(start: u64, end: u64) {
-    let mut state = STATE.borrow_mut();
-    if state.leaks.range(start..end).next().is_some() {
-        state.leaks.retain(|at, _| *at < start || *at >= end);
-    }
-    if state.refused.range(start..end).next().is_some() {
-        state.refused.retain(|at| *at < start || *at >= end);
-    }
-}
-
 /// Writes to the program's code, through the direct map.
 fn write_code(at: u64, bytes: &[u8]) -> Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         let va = at + done as u64;
         let n = (4096 - (va & 4095) as usize).min(bytes.len() - done);
-        let page = mm::space().private_code_page(va & !4095)?;
+        let page = {
+            let mut space = mm::space();
+            space.populate(va, va + 1).map_err(|_| ENOMEM)?;
+            space.private_code_page(va & !4095)?
+        };
         // SAFETY: the page belongs to the program's mapping alone and is reached through the direct map.
         unsafe {
             core::ptr::copy_nonoverlapping(
@@ -125,18 +120,18 @@ fn code(at: u64, len: u64) -> Option<&'static [u8]> {
 /// Returns whether the site was rewritten.
 pub fn patch_site(frame: &mut TrapFrame) -> bool {
     let site = frame.rip - 2;
-    if STATE.borrow().refused.contains(&site) {
+    if mm::space().code.refused.contains(&site) {
         return false;
     }
     match try_patch(site) {
         Some(resume) => {
             frame.rip = resume;
             frame.kind = KIND_FAST;
-            STATE.borrow_mut().sites.insert(resume, site);
+            mm::space().code.sites.insert(resume, site);
             true
         }
         None => {
-            STATE.borrow_mut().refused.insert(site);
+            mm::space().code.refused.insert(site);
             false
         }
     }
@@ -153,7 +148,7 @@ pub fn restart_address(rip: u64, kind: u64) -> u64 {
 
 /// Address behind the program's own SYSCALL instruction, for a system call that returns to `rip`.
 pub fn origin(rip: u64) -> u64 {
-    STATE.borrow().sites.get(&rip).map_or(rip, |site| site + 2)
+    mm::space().code.sites.get(&rip).map_or(rip, |site| site + 2)
 }
 
 fn try_patch(site: u64) -> Option<u64> {
@@ -172,8 +167,8 @@ fn try_patch(site: u64) -> Option<u64> {
         return None;
     }
     let (tramp, slot) = {
-        let state = STATE.borrow();
-        let arena = state.arenas.iter().find(|a| {
+        let space = mm::space();
+        let arena = space.code.arenas.iter().find(|a| {
             a.next + TRAMPOLINE_MAX <= a.end && a.end.abs_diff(site) < (1 << 31) - (1 << 20)
         })?;
         (arena.next, arena.end - ARENA)
@@ -185,9 +180,9 @@ fn try_patch(site: u64) -> Option<u64> {
     jump[0] = 0xe9;
     jump[1..5].copy_from_slice(&relative.to_le_bytes());
     write_code(site, &jump[..len]).ok()?;
-    mm::space().finish();
-    let mut state = STATE.borrow_mut();
-    if let Some(arena) = state.arenas.iter_mut().find(|a| a.next == tramp) {
+    let mut space = mm::space();
+    space.finish();
+    if let Some(arena) = space.code.arenas.iter_mut().find(|a| a.next == tramp) {
         arena.next = (tramp + bytes.len() as u64).next_multiple_of(16);
     }
     Some(tramp + HEAD)
@@ -324,7 +319,7 @@ pub fn scan(start: u64, end: u64) {
         bytes[0] = 0x0f;
         bytes[1] = 0x0b;
         if write_code(at, &bytes[..leak.len as usize]).is_ok() {
-            STATE.borrow_mut().leaks.insert(at, leak);
+            mm::space().code.leaks.insert(at, leak);
         }
     }
     mm::space().finish();
@@ -334,7 +329,7 @@ pub fn scan(start: u64, end: u64) {
 /// do not lie in it.
 fn uniform_run(start: u64, end: u64) -> (u64, Option<u64>) {
     let offset_of = |va: u64| {
-        let physical = mm::paging::entry(va).map_or(0, |e| *e & mm::paging::ADDRESS);
+        let physical = mm::paging::entry(mm::paging::current(), va).map_or(0, |e| *e & mm::paging::ADDRESS);
         physical.checked_sub(quorate_abi::map::IMAGE_BASE)
     };
     let first = offset_of(start);
@@ -353,7 +348,7 @@ pub fn set_image(image: ImageView<'static>) {
 fn present_until(start: u64, end: u64) -> u64 {
     let mut va = start;
     while va < end {
-        match mm::paging::entry(va) {
+        match mm::paging::entry(mm::paging::current(), va) {
             Some(e) if *e & mm::paging::PRESENT != 0 => va += 4096,
             _ => break,
         }
@@ -363,7 +358,7 @@ fn present_until(start: u64, end: u64) -> u64 {
 
 /// Answers the trap of a replaced instruction; false if there is none at `frame.rip`.
 pub fn emulate_leak(frame: &mut TrapFrame) -> bool {
-    let (mnemonic, len, destination) = match STATE.borrow().leaks.get(&frame.rip) {
+    let (mnemonic, len, destination) = match mm::space().code.leaks.get(&frame.rip) {
         Some(leak) => (leak.mnemonic, leak.len, leak.destination),
         None => return false,
     };

@@ -1,18 +1,17 @@
-//! Threads and the scheduler: cooperative, first come first served, the same in every replica.
+//! Threads and the scheduler: cooperative, first come first served over all processes, the same in every replica.
 
 use crate::arch::{self, FxArea, TrapFrame};
 use crate::cell::Global;
 use crate::errno::*;
 use crate::mm::kheap;
+use crate::process::{self, ProcessRef};
 use crate::signal::ThreadSignals;
 use crate::wait::Wake;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
-/// Id of the process, and of its first thread. Not 1: programs treat pid 1 as a container's init.
-pub const PID: u32 = 100;
-/// Most threads of a process.
+/// Most threads of all processes together.
 pub const MAX_THREADS: usize = 4096;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +25,8 @@ enum State {
 pub struct Thread {
     /// Linux tid.
     pub tid: u32,
+    /// Whose thread it is.
+    pub process: ProcessRef,
     state: State,
     wake: Wake,
     deadline_ns: Option<u64>,
@@ -38,12 +39,16 @@ pub struct Thread {
     pub signals: ThreadSignals,
     /// Address to clear and wake when the thread ends (CLONE_CHILD_CLEARTID).
     pub clear_tid: u64,
+    /// Address at which a new process's first thread leaves its id (CLONE_CHILD_SETTID); 0 if nowhere.
+    pub set_tid: u64,
     /// Head of the robust futex list, and its length as registered.
     pub robust_list: (u64, u64),
     /// Address and signature of the thread's `struct rseq`; address 0 if none.
     pub rseq: (u64, u32),
     /// PR_SET_NAME.
     pub name: [u8; 16],
+    /// PR_SET_TIMERSLACK.
+    pub timer_slack_ns: u64,
 }
 
 struct Scheduler {
@@ -51,31 +56,20 @@ struct Scheduler {
     runnable: VecDeque<u32>,
     sleepers: BTreeSet<(u64, u32)>,
     current: u32,
-    next_tid: u32,
     free_stacks: Vec<u64>,
     dead: Vec<u32>,
+    /// Busy time at the last change of process.
+    charged_ns: u64,
 }
 
 static SCHEDULER: Global<Scheduler> = Global::new(Scheduler {
     threads: BTreeMap::new(),
     runnable: VecDeque::new(),
     sleepers: BTreeSet::new(),
-    current: PID,
-    next_tid: PID + 1,
+    current: process::FIRST,
     free_stacks: Vec::new(),
     dead: Vec::new(),
-});
-
-struct Process {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-}
-
-static PROCESS: Global<Process> = Global::new(Process {
-    uid: 0,
-    gid: 0,
-    groups: Vec::new(),
+    charged_ns: 0,
 });
 
 /// Id of the calling thread (Linux tid).
@@ -83,42 +77,68 @@ pub fn current() -> u32 {
     SCHEDULER.borrow().current
 }
 
-/// Id of the process.
+/// Id of the running process.
 pub fn pid() -> u32 {
-    PID
+    process::current().pid.get()
 }
 
-/// User and group id of the process (real = effective = saved).
+/// User and group id of the running process (real = effective = saved).
 pub fn credentials() -> (u32, u32) {
-    let process = PROCESS.borrow();
-    (process.uid, process.gid)
+    let ids = process::current().ids.borrow();
+    (ids.uid, ids.gid)
 }
 
 /// Sets user and group id.
 pub fn set_credentials(uid: u32, gid: u32) {
-    let mut process = PROCESS.borrow_mut();
-    process.uid = uid;
-    process.gid = gid;
+    let mut ids = process::current().ids.borrow_mut();
+    ids.uid = uid;
+    ids.gid = gid;
 }
 
 /// Supplementary groups.
 pub fn groups() -> Vec<u32> {
-    PROCESS.borrow().groups.clone()
+    process::current().ids.borrow().groups.clone()
 }
 
 /// Sets the supplementary groups.
 pub fn set_groups(groups: Vec<u32>) {
-    PROCESS.borrow_mut().groups = groups;
+    process::current().ids.borrow_mut().groups = groups;
 }
 
-/// Number of threads of the process.
+/// Number of threads of all processes.
 pub fn thread_count() -> usize {
     SCHEDULER.borrow().threads.len().max(1)
 }
 
-/// Ids of all threads, ascending.
-pub fn thread_ids() -> Vec<u32> {
-    SCHEDULER.borrow().threads.keys().copied().collect()
+/// Whose thread it is; None if there is no such thread.
+pub fn process_of(tid: u32) -> Option<ProcessRef> {
+    with_thread(tid, |t| t.process)
+}
+
+/// Whether a thread runs or could.
+pub fn is_runnable(tid: u32) -> bool {
+    with_thread(tid, |t| t.state == State::Runnable) == Some(true)
+}
+
+/// Processor time of the running process. Deterministic: journal time in which the machine was not idle.
+pub fn cpu_ns() -> u64 {
+    let before = SCHEDULER.borrow().charged_ns;
+    process::current().cpu_ns.get() + busy_ns().saturating_sub(before)
+}
+
+fn busy_ns() -> u64 {
+    crate::time::now_ns().saturating_sub(crate::boundary::idle_ns())
+}
+
+/// Charges the running process for the time since the last change.
+fn charge() {
+    let busy = busy_ns();
+    let mut scheduler = SCHEDULER.borrow_mut();
+    let used = busy.saturating_sub(scheduler.charged_ns);
+    scheduler.charged_ns = busy;
+    drop(scheduler);
+    let process = process::current();
+    process.cpu_ns.set(process.cpu_ns.get() + used);
 }
 
 /// Runs `f` on a thread; None if there is no such thread. `f` must not call the scheduler.
@@ -316,6 +336,10 @@ fn switch_to(tid: u32) {
         arch::entry::ENTRY_KERNEL_STACK
             .store((*to).stack_top, core::sync::atomic::Ordering::Relaxed);
         (*to).fx.load();
+        if !core::ptr::eq((*from).process, (*to).process) {
+            charge();
+            process::switch_to((*to).process);
+        }
         arch::entry::switch(&mut (*from).stack_pointer, (*to).stack_pointer);
     }
     bury();
@@ -337,7 +361,9 @@ fn bury() {
                 None => return,
             }
         };
-        drop(dead);
+        if let Some(thread) = dead {
+            process::end::after_last_thread(thread.process);
+        }
     }
 }
 
@@ -346,9 +372,11 @@ pub fn started() {
     bury();
 }
 
-fn new_thread(tid: u32, stack_top: u64) -> Box<Thread> {
+fn new_thread(tid: u32, process: ProcessRef, stack_top: u64) -> Box<Thread> {
+    process.threads.borrow_mut().insert(tid);
     Box::new(Thread {
         tid,
+        process,
         state: State::Runnable,
         wake: Wake::Ready,
         deadline_ns: None,
@@ -359,9 +387,11 @@ fn new_thread(tid: u32, stack_top: u64) -> Box<Thread> {
         gs_base: 0,
         signals: ThreadSignals::default(),
         clear_tid: 0,
+        set_tid: 0,
         robust_list: (0, 0),
         rseq: (0, 0),
         name: [0; 16],
+        timer_slack_ns: crate::sys::process::TIMER_SLACK_NS,
     })
 }
 
@@ -371,19 +401,29 @@ fn new_thread(tid: u32, stack_top: u64) -> Box<Thread> {
 /// `ENOMEM`.
 pub fn init() -> Result<u64> {
     let top = kheap::new_stack()?;
+    let first = process::current();
+    let space = crate::mm::new_space()?;
+    first.set_space(Some(space));
+    process::switch_to(first);
+    let tid = first.pid.get();
+    let thread = new_thread(tid, first, top);
     let mut scheduler = SCHEDULER.borrow_mut();
-    scheduler.threads.insert(PID, new_thread(PID, top));
+    scheduler.threads.insert(tid, thread);
     arch::entry::ENTRY_KERNEL_STACK.store(top, core::sync::atomic::Ordering::Relaxed);
     Ok(top)
 }
 
 /// Makes a new thread that will enter the program with `frame`, and makes it runnable. Inherits the caller's name, signal
-/// mask and floating-point state.
+/// mask and floating-point state. `of`: whose it is; a new process's first thread has the process's id.
 ///
 /// # Errors
 /// `EAGAIN` at [`MAX_THREADS`], `ENOMEM`.
 #[cfg(not(test))]
-pub fn spawn(frame: &TrapFrame, fs_base: u64) -> Result<u32> {
+pub fn spawn(of: ProcessRef, frame: &TrapFrame, fs_base: u64) -> Result<u32> {
+    let tid = match of.threads.borrow().is_empty() {
+        true => of.pid.get(),
+        false => process::next_id(),
+    };
     let mut scheduler = SCHEDULER.borrow_mut();
     if scheduler.threads.len() >= MAX_THREADS {
         return Err(EAGAIN);
@@ -392,9 +432,7 @@ pub fn spawn(frame: &TrapFrame, fs_base: u64) -> Result<u32> {
         Some(top) => top,
         None => kheap::new_stack()?,
     };
-    let tid = scheduler.next_tid;
-    scheduler.next_tid += 1;
-    let mut thread = new_thread(tid, top);
+    let mut thread = new_thread(tid, of, top);
     thread.fx.save();
     thread.fs_base = fs_base;
     thread.gs_base = arch::gs_base();
@@ -415,8 +453,26 @@ pub fn unspawn(tid: u32) {
     let mut scheduler = SCHEDULER.borrow_mut();
     scheduler.runnable.retain(|t| *t != tid);
     if let Some(thread) = scheduler.threads.remove(&tid) {
+        thread.process.threads.borrow_mut().remove(&tid);
         scheduler.free_stacks.push(thread.stack_top);
     }
+}
+
+/// The calling thread, the only one of its process, takes over the process's id (`execve`).
+pub fn take_process_id() {
+    let mut scheduler = SCHEDULER.borrow_mut();
+    let old = scheduler.current;
+    let Some(mut thread) = scheduler.threads.remove(&old) else {
+        return;
+    };
+    let tid = thread.process.pid.get();
+    thread.tid = tid;
+    let mut threads = thread.process.threads.borrow_mut();
+    threads.remove(&old);
+    threads.insert(tid);
+    drop(threads);
+    scheduler.threads.insert(tid, thread);
+    scheduler.current = tid;
 }
 
 /// Ends the calling thread. The caller has done what the thread owes to others (clear_tid, robust futexes).
@@ -431,10 +487,4 @@ pub fn exit_thread() -> ! {
     }
     schedule();
     panic!("a dead thread runs")
-}
-
-/// Number of threads that have not ended.
-pub fn living() -> usize {
-    let scheduler = SCHEDULER.borrow();
-    scheduler.threads.len() - scheduler.dead.len()
 }

@@ -1,15 +1,18 @@
-//! Signals: to the own process and its threads, with real frames on the program's stack.
+//! Signals: between processes and threads, with real frames on the program's stack (`frame`); the system calls are in `calls`.
 
+use crate::arch::TrapFrame;
 use crate::arch::entry::{KIND_FAST, KIND_FAULT};
-use crate::arch::frame::USER_RFLAGS;
-use crate::arch::{FxArea, TrapFrame};
-use crate::cell::Global;
-use crate::errno::*;
-use crate::mm::Access;
-use crate::user::{self, Plain};
-use crate::{mm, rewrite, sched};
+use crate::process::{self, Process, ProcessRef};
+use crate::user::Plain;
+use crate::{rewrite, sched};
 
+pub mod calls;
+mod frame;
 mod pending;
+
+pub use calls::*;
+pub use frame::sigreturn;
+use frame::push_frame;
 
 use pending::Pending;
 
@@ -49,6 +52,7 @@ pub const SI_KERNEL: i32 = 0x80;
 
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
+const SA_NOCLDWAIT: u64 = 2;
 const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
@@ -84,7 +88,7 @@ unsafe impl Plain for Action {}
 /// `stack_t`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct AltStack {
+pub struct AltStack {
     sp: u64,
     flags: i32,
     pad: i32,
@@ -121,7 +125,7 @@ impl Info {
         let (uid, _) = sched::credentials();
         Self {
             code,
-            first: u64::from(sched::PID) | u64::from(uid) << 32,
+            first: u64::from(sched::pid()) | u64::from(uid) << 32,
             value: 0,
         }
     }
@@ -181,20 +185,67 @@ pub struct ThreadSignals {
     saved_mask: Option<u64>,
 }
 
-struct ProcessSignals {
+impl ThreadSignals {
+    /// The alternate stack.
+    pub fn altstack(&self) -> AltStack {
+        self.altstack
+    }
+
+    /// Gives it an alternate stack.
+    pub fn set_altstack(&mut self, altstack: AltStack) {
+        self.altstack = altstack;
+    }
+}
+
+/// Signals of one process.
+pub struct ProcessSignals {
     actions: [Action; COUNT],
     pending: Pending,
 }
 
-static PROCESS: Global<ProcessSignals> = Global::new(ProcessSignals {
-    actions: [Action {
-        handler: 0,
-        flags: 0,
-        restorer: 0,
-        mask: 0,
-    }; COUNT],
-    pending: Pending::new(),
-});
+impl ProcessSignals {
+    /// Nothing handled, nothing pending.
+    pub const fn new() -> Self {
+        Self {
+            actions: [Action {
+                handler: 0,
+                flags: 0,
+                restorer: 0,
+                mask: 0,
+            }; COUNT],
+            pending: Pending::new(),
+        }
+    }
+
+    /// What a child starts with: the same handlers, nothing pending.
+    pub fn inherited(&self) -> Self {
+        Self {
+            actions: self.actions,
+            pending: Pending::new(),
+        }
+    }
+
+    /// For a new program: handlers go, what is ignored stays ignored.
+    pub fn reset_handlers(&mut self) {
+        for action in &mut self.actions {
+            if action.handler != SIG_IGN {
+                *action = Action::default();
+            }
+        }
+    }
+
+    /// Whether children need not be waited for.
+    pub fn leaves_no_zombies(&self) -> bool {
+        let action = &self.actions[number::CHLD as usize];
+        action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0
+    }
+}
+
+impl Default for ProcessSignals {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 fn bit(signal: u32) -> u64 {
     1 << (signal - 1)
@@ -202,29 +253,32 @@ fn bit(signal: u32) -> u64 {
 
 fn ignored_by_default(signal: u32) -> bool {
     use number::*;
-    // Stopping makes no sense for an appliance's only process: job-control stops are ignored, as for a process in an
-    // orphaned group.
+    // There is no terminal to stop a process from: job-control stops are ignored, as for a process in an orphaned group.
     matches!(
         signal,
         CHLD | URG | WINCH | CONT | TSTP | TTIN | TTOU | STOP
     )
 }
 
-fn ignored(signal: u32) -> bool {
-    match PROCESS.borrow().actions[signal as usize].handler {
+fn ignored(process: &Process, signal: u32) -> bool {
+    match process.signals.borrow().actions[signal as usize].handler {
         SIG_IGN => true,
         SIG_DFL => ignored_by_default(signal),
         _ => false,
     }
 }
 
-/// Whether an unblocked signal is pending for the calling thread.
+/// Whether the calling thread has to end, or an unblocked signal is pending for it.
 pub fn deliverable() -> bool {
-    next_deliverable().is_some()
+    must_end() || next_deliverable().is_some()
+}
+
+fn must_end() -> bool {
+    process::current().ends_thread(sched::current())
 }
 
 fn next_deliverable() -> Option<(u32, bool)> {
-    let process = PROCESS.borrow().pending.set;
+    let process = process::current().signals.borrow().pending.set;
     sched::with_current(|t| {
         let own = t.signals.pending.set & !t.signals.mask;
         let shared = process & !t.signals.mask;
@@ -238,31 +292,36 @@ fn next_deliverable() -> Option<(u32, bool)> {
     })
 }
 
-/// Sends a signal to the process from the kernel; an idle thread that does not block it is interrupted.
-pub fn send_to_process(signal: u32) {
-    send_to_process_with(
-        signal,
-        Info {
-            code: SI_KERNEL,
-            ..Info::default()
-        },
-    );
+/// Sends a signal to a process from the kernel; an idle thread that does not block it is interrupted.
+pub fn send_from_kernel(process: ProcessRef, signal: u32) {
+    let info = Info {
+        code: SI_KERNEL,
+        ..Info::default()
+    };
+    send_to_process_with(process, signal, info);
 }
 
-/// [`send_to_process`] with what it carries; false if too many of it wait already.
-pub fn send_to_process_with(signal: u32, info: Info) -> bool {
-    if cfg!(test) {
+/// Asks the set to stop: SIGTERM for the first process.
+pub fn terminate() {
+    if let Some(first) = process::find(process::FIRST) {
+        send_from_kernel(first, number::TERM);
+    }
+}
+
+/// [`send_from_kernel`] with what it carries; false if too many of it wait already.
+pub fn send_to_process_with(process: ProcessRef, signal: u32, info: Info) -> bool {
+    if cfg!(test) || !process.is_alive() {
         return true;
     }
-    let threads = sched::thread_ids();
+    let threads = process.thread_ids();
     let takes =
         |tid: &u32| sched::with_thread(*tid, |t| t.signals.mask & bit(signal) == 0) == Some(true);
     let taker = threads.iter().find(|tid| takes(tid));
     // What is ignored is dropped, but not where it is blocked: somebody may wait for it with sigwait.
-    if ignored(signal) && taker.is_some() {
+    if ignored(process, signal) && taker.is_some() {
         return true;
     }
-    if !PROCESS.borrow_mut().pending.add(signal, info) {
+    if !process.signals.borrow_mut().pending.add(signal, info) {
         return false;
     }
     match taker {
@@ -283,7 +342,7 @@ fn waits_for(tid: u32, signal: u32) -> bool {
 
 /// Sends a signal to one thread; `None` if there is no such thread, false if too many of it wait already.
 pub fn send_to_thread(tid: u32, signal: u32, info: Info) -> Option<bool> {
-    let ignored = ignored(signal);
+    let ignored = ignored(sched::process_of(tid)?, signal);
     let (wake, sent) = sched::with_thread(tid, |t| {
         let blocked = t.signals.mask & bit(signal) != 0;
         if ignored && !blocked {
@@ -309,15 +368,18 @@ pub fn set_temporary_mask(mask: u64) {
 /// Delivers pending signals before the return to the program. `restartable`: the system call ended with `EINTR` and may be made
 /// again. Returns whether the frame was changed.
 pub fn deliver_pending(frame: &mut TrapFrame, restartable: bool) -> bool {
+    if must_end() {
+        process::end::thread();
+    }
     let mut changed = false;
     let mut restartable = restartable;
     while let Some((signal, own)) = next_deliverable() {
         let info = take(signal, own);
-        let action = PROCESS.borrow().actions[signal as usize];
+        let action = action_of(signal);
         match action.handler {
             SIG_IGN => {}
             SIG_DFL if ignored_by_default(signal) => {}
-            SIG_DFL => crate::boundary::exit_program(u64::from(signal)),
+            SIG_DFL => process::end::process(signal),
             _ => {
                 if restartable && action.flags & SA_RESTART != 0 {
                     restart(frame);
@@ -351,11 +413,19 @@ fn restart(frame: &mut TrapFrame) {
     frame.rip = rewrite::restart_address(frame.rip, frame.kind);
 }
 
+fn action_of(signal: u32) -> Action {
+    process::current().signals.borrow().actions[signal as usize]
+}
+
 fn take(signal: u32, own: bool) -> Info {
     if own {
         sched::with_current(|t| t.signals.pending.take(signal))
     } else {
-        PROCESS.borrow_mut().pending.take(signal)
+        process::current()
+            .signals
+            .borrow_mut()
+            .pending
+            .take(signal)
     }
 }
 
@@ -367,14 +437,14 @@ pub fn fault(frame: &mut TrapFrame, exception: Exception) {
         address,
         ..
     } = exception;
-    let action = PROCESS.borrow().actions[signal as usize];
+    let action = action_of(signal);
     let blocked = sched::with_current(|t| t.signals.mask & bit(signal) != 0);
     if blocked || matches!(action.handler, SIG_DFL | SIG_IGN) {
         crate::klog!(
             "program killed by signal {signal} (code {code}), rip offset {}",
             crate::boot::describe_address(frame.rip)
         );
-        crate::boundary::exit_program(u64::from(signal) | 0x80);
+        process::end::process(signal);
     }
     frame.kind = KIND_FAULT;
     let info = Info {
@@ -383,420 +453,6 @@ pub fn fault(frame: &mut TrapFrame, exception: Exception) {
         value: 0,
     };
     push_frame(frame, signal, info, &action, Some(exception));
-}
-
-/// `ucontext` plus what precedes it on the stack: Linux's `struct rt_sigframe` of x86-64.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct RtFrame {
-    restorer: u64,
-    uc_flags: u64,
-    uc_link: u64,
-    stack: AltStack,
-    /// r8 r9 r10 r11 r12 r13 r14 r15 rdi rsi rbp rbx rdx rax rcx rsp rip eflags
-    registers: [u64; 18],
-    /// cs, gs, fs, ss as 16-bit values
-    segments: u64,
-    err: u64,
-    trapno: u64,
-    oldmask: u64,
-    cr2: u64,
-    fpstate: u64,
-    reserved: [u64; 8],
-    sigmask: u64,
-    info: SigInfo,
-}
-// SAFETY: repr(C), integers only.
-unsafe impl Plain for RtFrame {}
-
-const SEGMENTS: u64 = 0x33 | 0x2b << 48;
-
-fn push_frame(
-    frame: &mut TrapFrame,
-    signal: u32,
-    info: Info,
-    action: &Action,
-    exception: Option<Exception>,
-) {
-    if crate::sys::process::rseq_abort(frame).is_err() {
-        crate::boundary::exit_program(u64::from(number::SEGV) | 0x80);
-    }
-    let (mask, alt) = sched::with_current(|t| {
-        let mask = t.signals.saved_mask.take().unwrap_or(t.signals.mask);
-        t.signals.mask |= action.mask & !UNBLOCKABLE;
-        if action.flags & SA_NODEFER == 0 {
-            t.signals.mask |= bit(signal);
-        }
-        (mask, t.signals.altstack)
-    });
-    if action.flags & SA_RESETHAND != 0 {
-        PROCESS.borrow_mut().actions[signal as usize].handler = SIG_DFL;
-    }
-    let on_alt = on_altstack(frame.rsp, &alt);
-    let mut sp = frame.rsp - 128;
-    if action.flags & SA_ONSTACK != 0 && alt.flags & SS_DISABLE == 0 && !on_alt {
-        sp = alt.sp + alt.size;
-    }
-    let fp_at = (sp - 512) & !63;
-    // rsp + 8 is 16-byte aligned at the handler's first instruction.
-    let at = ((fp_at - size_of::<RtFrame>() as u64) & !15) - 8;
-    let total = (sp - at) as usize;
-    if action.flags & SA_RESTORER == 0 || mm::check_user(at, total, Access::Write).is_err() {
-        crate::klog!("no room for the frame of signal {signal}: program killed");
-        crate::boundary::exit_program(u64::from(number::SEGV) | 0x80);
-    }
-    let mut fx = FxArea::initial();
-    fx.save();
-    for (i, value) in frame.xmm.iter().enumerate() {
-        fx.0[160 + 16 * i..176 + 16 * i].copy_from_slice(&value.to_le_bytes());
-    }
-    // The kernel that a program knows marks the absence of extended state by zeroes here.
-    fx.0[464..512].fill(0);
-    let image = RtFrame {
-        restorer: action.restorer,
-        uc_flags: 4, // UC_SIGCONTEXT_SS
-        uc_link: 0,
-        stack: AltStack {
-            flags: if alt.flags & SS_DISABLE != 0 {
-                SS_DISABLE
-            } else {
-                i32::from(on_alt)
-            },
-            ..alt
-        },
-        registers: [
-            frame.r8,
-            frame.r9,
-            frame.r10,
-            frame.r11,
-            frame.r12,
-            frame.r13,
-            frame.r14,
-            frame.r15,
-            frame.rdi,
-            frame.rsi,
-            frame.rbp,
-            frame.rbx,
-            frame.rdx,
-            frame.rax,
-            frame.rcx,
-            frame.rsp,
-            frame.rip,
-            frame.rflags,
-        ],
-        segments: SEGMENTS,
-        err: exception.map_or(0, |e| e.error),
-        trapno: exception.map_or(0, |e| e.vector),
-        oldmask: mask,
-        cr2: exception
-            .filter(|e| e.vector == 14)
-            .map_or(0, |e| e.address),
-        fpstate: fp_at,
-        reserved: [0; 8],
-        sigmask: mask,
-        info: info.image(signal),
-    };
-    let written = user::copy_out(fp_at, &fx.0).and_then(|()| user::write(at, image));
-    if written.is_err() {
-        crate::boundary::exit_program(u64::from(number::SEGV) | 0x80);
-    }
-    frame.rdi = u64::from(signal);
-    frame.rsi = at + core::mem::offset_of!(RtFrame, info) as u64;
-    frame.rdx = at + core::mem::offset_of!(RtFrame, uc_flags) as u64;
-    frame.rax = 0;
-    frame.rsp = at;
-    frame.rip = action.handler;
-    frame.rflags &= !0x500; // TF, DF
-}
-
-fn on_altstack(sp: u64, alt: &AltStack) -> bool {
-    alt.flags & SS_DISABLE == 0 && sp > alt.sp && sp - alt.sp <= alt.size
-}
-
-/// `rt_sigreturn`: takes the frame off the stack again. What it contains is the program's own business, within what a
-/// program can do to its registers anyway.
-pub fn sigreturn(frame: &mut TrapFrame) {
-    let image: RtFrame = match user::read(frame.rsp - 8) {
-        Ok(image) => image,
-        Err(_) => crate::boundary::exit_program(u64::from(number::SEGV) | 0x80),
-    };
-    let r = &image.registers;
-    frame.r8 = r[0];
-    frame.r9 = r[1];
-    frame.r10 = r[2];
-    frame.r11 = r[3];
-    frame.r12 = r[4];
-    frame.r13 = r[5];
-    frame.r14 = r[6];
-    frame.r15 = r[7];
-    frame.rdi = r[8];
-    frame.rsi = r[9];
-    frame.rbp = r[10];
-    frame.rbx = r[11];
-    frame.rdx = r[12];
-    frame.rax = r[13];
-    frame.rcx = r[14];
-    frame.rsp = r[15];
-    frame.rip = r[16];
-    frame.rflags = r[17] & USER_RFLAGS | 0x3202;
-    frame.kind = KIND_FAULT;
-    if image.fpstate != 0
-        && let Ok(bytes) = user::bytes(image.fpstate, 512)
-    {
-        let mut fx = FxArea::initial();
-        fx.0.copy_from_slice(bytes);
-        // Reserved MXCSR bits would fault.
-        fx.0[26] = 0;
-        fx.0[27] = 0;
-        for i in 0..16 {
-            let mut value = [0u8; 16];
-            value.copy_from_slice(&fx.0[160 + 16 * i..176 + 16 * i]);
-            frame.xmm[i] = u128::from_le_bytes(value);
-        }
-        fx.load();
-    }
-    sched::with_current(|t| {
-        t.signals.mask = image.sigmask & !UNBLOCKABLE;
-        if image.stack.flags & !(SS_ONSTACK | SS_DISABLE) == 0
-            && !on_altstack(frame.rsp, &t.signals.altstack)
-        {
-            t.signals.altstack = AltStack {
-                flags: image.stack.flags & SS_DISABLE,
-                ..image.stack
-            };
-        }
-    });
-}
-
-/// `rt_sigaction`.
-///
-/// # Errors
-/// `EINVAL`, `EFAULT`.
-pub fn sigaction(signal: u64, new: u64, old: u64, set_size: u64) -> SysResult {
-    if set_size != 8 || signal == 0 || signal as usize >= COUNT {
-        return Err(EINVAL);
-    }
-    let index = signal as usize;
-    let before = PROCESS.borrow().actions[index];
-    if new != 0 {
-        if bit(signal as u32) & UNBLOCKABLE != 0 {
-            return Err(EINVAL);
-        }
-        let action: Action = user::read(new)?;
-        PROCESS.borrow_mut().actions[index] = action;
-        if ignored(signal as u32) {
-            PROCESS.borrow_mut().pending.discard(signal as u32);
-            for tid in sched::thread_ids() {
-                sched::with_thread(tid, |t| t.signals.pending.discard(signal as u32));
-            }
-        }
-    }
-    user::write_opt(old, before)?;
-    Ok(0)
-}
-
-/// `rt_sigprocmask`.
-///
-/// # Errors
-/// `EINVAL`, `EFAULT`.
-pub fn sigprocmask(how: u64, set: u64, old: u64, set_size: u64) -> SysResult {
-    if set_size != 8 {
-        return Err(EINVAL);
-    }
-    let before = sched::with_current(|t| t.signals.mask);
-    if set != 0 {
-        let set: u64 = user::read(set)?;
-        let mask = match how {
-            0 => before | set,
-            1 => before & !set,
-            2 => set,
-            _ => return Err(EINVAL),
-        };
-        sched::with_current(|t| t.signals.mask = mask & !UNBLOCKABLE);
-    }
-    user::write_opt(old, before)?;
-    Ok(0)
-}
-
-/// `rt_sigpending`.
-///
-/// # Errors
-/// `EFAULT`.
-pub fn sigpending(set: u64) -> SysResult {
-    let process = PROCESS.borrow().pending.set;
-    let pending = sched::with_current(|t| (t.signals.pending.set | process) & t.signals.mask);
-    user::write(set, pending)?;
-    Ok(0)
-}
-
-/// `rt_sigsuspend`; ends with `EINTR` always.
-///
-/// # Errors
-/// `EINTR`, `EFAULT`, `EINVAL`.
-pub fn sigsuspend(set: u64, set_size: u64) -> SysResult {
-    if set_size != 8 {
-        return Err(EINVAL);
-    }
-    let mask: u64 = user::read(set)?;
-    set_temporary_mask(mask);
-    while !deliverable() {
-        sched::block(None);
-    }
-    Err(EINTR)
-}
-
-/// `rt_sigtimedwait`.
-///
-/// # Errors
-/// `EAGAIN` at the timeout, `EINTR`, `EFAULT`, `EINVAL`.
-pub fn sigtimedwait(set: u64, info_at: u64, timeout: u64, set_size: u64) -> SysResult {
-    if set_size != 8 {
-        return Err(EINVAL);
-    }
-    let set: u64 = user::read(set)?;
-    let deadline = if timeout == 0 {
-        None
-    } else {
-        let timeout: crate::time::Timespec = user::read(timeout)?;
-        Some(crate::time::now_ns().saturating_add(timeout.to_ns()?))
-    };
-    loop {
-        let process = PROCESS.borrow().pending.set;
-        let own = sched::with_current(|t| t.signals.pending.set);
-        let hit = (own | process) & set;
-        if hit != 0 {
-            let signal = hit.trailing_zeros() + 1;
-            let info = take(signal, own & bit(signal) != 0);
-            user::write_opt(info_at, info.image(signal))?;
-            return Ok(u64::from(signal));
-        }
-        if deliverable() {
-            return Err(EINTR);
-        }
-        sched::with_current(|t| t.signals.waited = set);
-        let wake = sched::block(deadline);
-        sched::with_current(|t| t.signals.waited = 0);
-        if wake == crate::wait::Wake::Timeout {
-            return Err(EAGAIN);
-        }
-    }
-}
-
-/// `sigaltstack`.
-///
-/// # Errors
-/// `EPERM`, `EINVAL`, `ENOMEM`, `EFAULT`.
-pub fn sigaltstack(frame: &TrapFrame, new: u64, old: u64) -> SysResult {
-    let current = sched::with_current(|t| t.signals.altstack);
-    let on = on_altstack(frame.rsp, &current);
-    if new != 0 {
-        if on {
-            return Err(EPERM);
-        }
-        let stack: AltStack = user::read(new)?;
-        if stack.flags & !(SS_DISABLE | SS_ONSTACK) != 0 {
-            return Err(EINVAL);
-        }
-        if stack.flags & SS_DISABLE == 0 && stack.size < MINSIGSTKSZ {
-            return Err(ENOMEM);
-        }
-        sched::with_current(|t| {
-            t.signals.altstack = AltStack {
-                flags: stack.flags & SS_DISABLE,
-                ..stack
-            }
-        });
-    }
-    let flags = if current.flags & SS_DISABLE != 0 {
-        SS_DISABLE
-    } else {
-        i32::from(on)
-    };
-    user::write_opt(old, AltStack { flags, ..current })?;
-    Ok(0)
-}
-
-/// `kill`, `tkill`, `tgkill`: to the own process or one of its threads.
-///
-/// # Errors
-/// `EINVAL`, `ESRCH`.
-pub fn kill(pid: i32, signal: u64) -> SysResult {
-    let signal = check(signal)?;
-    // 0 and -1 and the own group all mean this one process.
-    if !(pid == 0 || pid == -1 || pid.unsigned_abs() == sched::PID) {
-        return Err(ESRCH);
-    }
-    if signal != 0 {
-        // A real-time signal that finds the queue full is lost for kill, as on Linux.
-        send_to_process_with(signal, Info::of_sender(SI_USER));
-    }
-    Ok(0)
-}
-
-/// See [`kill`].
-///
-/// # Errors
-/// `EINVAL`, `ESRCH`.
-pub fn tgkill(group: Option<i32>, tid: i32, signal: u64) -> SysResult {
-    let signal = check(signal)?;
-    if tid <= 0 || group.is_some_and(|g| g != sched::PID as i32) {
-        return Err(if tid <= 0 { EINVAL } else { ESRCH });
-    }
-    queue_to_thread(tid as u32, signal, Info::of_sender(SI_TKILL))
-}
-
-fn queue_to_thread(tid: u32, signal: u32, info: Info) -> SysResult {
-    let sent = if signal == 0 {
-        sched::with_thread(tid, |_| true)
-    } else {
-        send_to_thread(tid, signal, info)
-    };
-    match sent {
-        Some(true) => Ok(0),
-        Some(false) => Err(EAGAIN),
-        None => Err(ESRCH),
-    }
-}
-
-/// `rt_sigqueueinfo`, `rt_tgsigqueueinfo` (with `tid`).
-///
-/// # Errors
-/// `EINVAL`, `ESRCH`, `EFAULT`; `EAGAIN` when [`QUEUED_MAX`] signals wait.
-pub fn sigqueueinfo(group: i32, tid: Option<i32>, signal: u64, info_at: u64) -> SysResult {
-    let signal = check(signal)?;
-    let image: SigInfo = user::read(info_at)?;
-    if group != sched::PID as i32 {
-        return Err(ESRCH);
-    }
-    let info = Info {
-        code: image.code,
-        first: image.fields[0],
-        value: image.fields[1],
-    };
-    match tid {
-        Some(tid) if tid <= 0 => Err(EINVAL),
-        Some(tid) => queue_to_thread(tid as u32, signal, info),
-        None if signal == 0 || send_to_process_with(signal, info) => Ok(0),
-        None => Err(EAGAIN),
-    }
-}
-
-fn check(signal: u64) -> Result<u32> {
-    if (signal as usize) < COUNT {
-        Ok(signal as u32)
-    } else {
-        Err(EINVAL)
-    }
-}
-
-/// Resets handlers for a new program (`execve`).
-pub fn reset() {
-    let mut process = PROCESS.borrow_mut();
-    for action in &mut process.actions {
-        if action.handler != SIG_IGN {
-            *action = Action::default();
-        }
-    }
 }
 
 /// Whether a system call that ended with `EINTR` is made again after a handler with SA_RESTART.

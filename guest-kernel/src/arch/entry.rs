@@ -187,11 +187,23 @@ return_full:
     lea rsp, [rsp + 160]
     iretq
 
-    // From the monitor, on the fault stack; the exception's frame is below MONITOR_STACK_TOP.
+    // From the monitor, on the fault stack; the exception's frame is below MONITOR_STACK_TOP. A program's fault is handled on its
+    // thread's kernel stack, which is empty then, so that the thread may wait or end there; the kernel's own is only reported.
     .balign 64
     .global fault_entry
 fault_entry:
-    sub rsp, 416
+    push rax
+    push rcx
+    mov rax, [rip + MONITOR_STACK_TOP]
+    mov rax, [rax - 40]
+    lea rcx, [rip + __image_start]
+    sub rax, rcx
+    cmp rax, {kernel_span}
+    pop rcx
+    pop rax
+    jb 3f
+    mov rsp, [rip + ENTRY_KERNEL_STACK]
+3:  sub rsp, 416
     mov qword ptr [rsp + 144], {kind_fault}
     SAVE_GPRS
     mov rax, [rip + MONITOR_STACK_TOP]
@@ -240,6 +252,7 @@ thread_start:
     kind_trap = const KIND_TRAP,
     kind_fast = const KIND_FAST,
     kind_fault = const KIND_FAULT,
+    kernel_span = const crate::boot::KERNEL_SPAN,
 );
 
 #[cfg(not(test))]

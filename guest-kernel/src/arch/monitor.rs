@@ -1,5 +1,5 @@
-//! The monitor: the only code at CPL 0. It forwards SYSCALL and exceptions to the kernel at CPL 3, and flushes the TLB on
-//! request. Some KVMs interpret CPL 0, so every instruction here counts.
+//! The monitor: the only code at CPL 0. It forwards SYSCALL and exceptions to the kernel at CPL 3, and loads CR3 on
+//! request (a TLB flush, or a change of address space). Some KVMs interpret CPL 0, so every instruction here counts.
 //!
 //! Its data are ordinary variables of the kernel (SMAP and SMEP are off): nothing here is secret from the kernel or the
 //! program, and nothing here is trusted by the VMM.
@@ -15,6 +15,10 @@ pub static MONITOR_FAULT_STACK: AtomicU64 = AtomicU64::new(0);
 /// TSS.RSP0: exception frames lie just below it.
 #[unsafe(no_mangle)]
 pub static MONITOR_STACK_TOP: AtomicU64 = AtomicU64::new(0);
+
+/// Physical address of the page tables that the monitor loads into CR3 when it is asked to.
+#[unsafe(no_mangle)]
+pub static MONITOR_ROOT: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes between vector stubs.
 pub const VECTOR_STRIDE: usize = 32;
@@ -83,7 +87,7 @@ monitor_forward:
     push qword ptr [rip + monitor_fault_target]
     iretq
 
-    // `ud2` at one known place of the kernel asks for a TLB flush.
+    // `ud2` at one known place of the kernel asks for a TLB flush, by loading the tables of the space that is to run.
 monitor_ud:
     push rax
     lea rax, [rip + monitor_flush_site]
@@ -91,7 +95,7 @@ monitor_ud:
     pop rax
     jne monitor_forward
     push rax
-    mov rax, cr3
+    mov rax, [rip + MONITOR_ROOT]
     mov cr3, rax
     pop rax
     add rsp, 16
@@ -152,8 +156,9 @@ unsafe extern "C" {
     fn monitor_flush();
 }
 
-/// Flushes the TLB: needed after an entry was removed, narrowed or pointed elsewhere; not after not-present → present.
-pub fn flush_tlb() {
+/// Loads the page tables at [`MONITOR_ROOT`], which flushes the TLB: needed after an entry was removed, narrowed or pointed elsewhere
+/// (not after not-present → present), and for a change of address space.
+pub fn load_root() {
     #[cfg(not(test))]
     // SAFETY: traps to the monitor, which reloads CR3 and returns behind the `ud2`.
     unsafe {

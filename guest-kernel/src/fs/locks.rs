@@ -1,6 +1,4 @@
 //! Advisory locks on a file: `flock`, POSIX record locks and open-file-description locks.
-//!
-//! With one process POSIX record locks never conflict with each other; they are kept since description locks conflict with them.
 
 use crate::errno::*;
 use crate::wait::WaitQueue;
@@ -20,8 +18,8 @@ pub const F_UNLCK: i16 = 2;
 /// Who holds a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// The process (POSIX).
-    Process,
+    /// The process with this id (POSIX).
+    Process(u32),
     /// An open file description.
     Description(u64),
 }
@@ -180,7 +178,7 @@ mod tests {
         locks.lock(range(a, true, 0, 100)).unwrap();
         assert_eq!(locks.lock(range(b, false, 50, 60)), Err(EAGAIN));
         assert_eq!(
-            locks.lock(range(Owner::Process, true, 99, 200)),
+            locks.lock(range(Owner::Process(1), true, 99, 200)),
             Err(EAGAIN)
         );
         // A hole in the middle lets the other in, and only there.
@@ -193,7 +191,7 @@ mod tests {
         );
         locks.release(a);
         locks.lock(range(b, true, 0, u64::MAX)).unwrap();
-        let process = range(Owner::Process, true, 0, 1);
+        let process = range(Owner::Process(1), true, 0, 1);
         assert_eq!(locks.lock(process), Err(EAGAIN));
         locks.release(b);
         locks.lock(process).unwrap();

@@ -4,8 +4,9 @@ use super::inode::{Inode, Kind, Listed, Meta, Super};
 use super::path::{self, Jump};
 use super::proc_text as text;
 use super::state;
-use crate::cell::Global;
 use crate::errno::*;
+use crate::file::OpenFile;
+use crate::process::{self, ProcessRef};
 use crate::{file, sched};
 use alloc::format;
 use alloc::rc::Rc;
@@ -22,58 +23,49 @@ pub const SYSFS_MAGIC: u64 = 0x6265_6572;
 #[derive(Clone, Copy)]
 pub struct Entry(&'static str, Node);
 
-/// What an entry is.
+/// What an entry is. Texts of a process or thread are made from its id.
 #[derive(Clone, Copy)]
 enum Node {
     Dir(&'static [Entry]),
     File(fn() -> Vec<u8>),
-    /// A file that only its owner may read.
-    Private(fn() -> Vec<u8>),
-    /// A file that shows addresses, with its permissions.
-    Layout(fn() -> Vec<u8>, u32),
+    /// A file of a process or thread, with its permissions.
+    Of(fn(u32) -> Vec<u8>, u32),
+    /// The same, where the file shows addresses.
+    Layout(fn(u32) -> Vec<u8>, u32),
     Link(ProcLink),
     Fds,
     FdInfos,
     Tasks,
 }
 
-use Node::{Dir, FdInfos, Fds, File, Layout, Link, Private, Tasks};
+use Node::{Dir, FdInfos, Fds, File, Layout, Link, Of, Tasks};
 
-/// The process's threads, for `task/`. (The scheduler installs it; until then there is the main thread.)
-static THREADS: Global<fn() -> Vec<u32>> = Global::new(|| alloc::vec![sched::pid()]);
-
-/// Installs the source of thread ids.
-pub fn set_threads(list: fn() -> Vec<u32>) {
-    *THREADS.borrow_mut() = list;
+/// The process with this id, or with a thread of this id.
+pub fn process_of(id: u32) -> Option<ProcessRef> {
+    process::find(id).or_else(|| sched::process_of(id))
 }
 
-/// Thread ids of the process.
-pub fn threads() -> Vec<u32> {
-    let list = *THREADS.borrow();
-    list()
-}
-
-/// The files of a process that are also those of each of its threads.
+/// The files of a process that are also those of each of its threads. (The ids in links are filled in when one is looked up.)
 const COMMON: [Entry; 19] = [
     Entry("auxv", Layout(text::auxv, 0o400)),
-    Entry("cgroup", File(text::cgroup)),
-    Entry("cmdline", File(text::cmdline)),
-    Entry("comm", File(text::comm)),
-    Entry("cwd", Link(ProcLink::Cwd)),
-    Entry("environ", Private(text::environ)),
-    Entry("exe", Link(ProcLink::Exe)),
+    Entry("cgroup", Of(text::cgroup, 0o444)),
+    Entry("cmdline", Of(text::cmdline, 0o444)),
+    Entry("comm", Of(text::comm, 0o444)),
+    Entry("cwd", Link(ProcLink::Cwd(0))),
+    Entry("environ", Of(text::environ, 0o400)),
+    Entry("exe", Link(ProcLink::Exe(0))),
     Entry("fd", Fds),
     Entry("fdinfo", FdInfos),
-    Entry("limits", File(text::limits)),
+    Entry("limits", Of(text::limits, 0o444)),
     Entry("maps", Layout(text::maps, 0o444)),
-    Entry("mountinfo", File(text::mountinfo)),
-    Entry("mounts", File(text::mounts)),
-    Entry("oom_score", File(|| b"0\n".to_vec())),
-    Entry("oom_score_adj", File(|| b"0\n".to_vec())),
-    Entry("root", Link(ProcLink::Root)),
-    Entry("stat", File(text::stat)),
-    Entry("statm", File(text::statm)),
-    Entry("status", File(text::status)),
+    Entry("mountinfo", Of(|_| text::mountinfo(), 0o444)),
+    Entry("mounts", Of(|_| text::mounts(), 0o444)),
+    Entry("oom_score", Of(|_| b"0\n".to_vec(), 0o444)),
+    Entry("oom_score_adj", Of(|_| b"0\n".to_vec(), 0o444)),
+    Entry("root", Link(ProcLink::Root(0))),
+    Entry("stat", Of(text::stat, 0o444)),
+    Entry("statm", Of(text::statm, 0o444)),
+    Entry("status", Of(text::status, 0o444)),
 ];
 
 static THREAD: [Entry; 19] = COMMON;
@@ -193,14 +185,16 @@ pub static SYSFS: &[Entry] = &[
 pub enum ProcDir {
     /// With fixed entries.
     Fixed(&'static [Entry]),
-    /// `/proc` itself: fixed entries and the process.
+    /// That of a process or thread.
+    Of(&'static [Entry], u32),
+    /// `/proc` itself: fixed entries and the processes.
     Top,
-    /// `task`.
-    Tasks,
+    /// `task` of a process.
+    Tasks(u32),
     /// `fd`.
-    Fds,
+    Fds(u32),
     /// `fdinfo`.
-    FdInfos,
+    FdInfos(u32),
 }
 
 /// A file, by what makes its text.
@@ -208,15 +202,15 @@ pub enum ProcDir {
 pub enum ProcFile {
     /// Without an argument.
     Plain(fn() -> Vec<u8>),
+    /// Of a process or thread.
+    Of(fn(u32) -> Vec<u8>, u32),
     /// Shows addresses: not for the fingerprint (R8).
-    Layout(fn() -> Vec<u8>),
+    Layout(fn(u32) -> Vec<u8>, u32),
     /// `fdinfo/N`.
-    FdInfo(i32),
-    /// `task/N/stat` and the like: by thread.
-    Thread(fn(u32) -> Vec<u8>, u32),
+    FdInfo(u32, i32),
 }
 
-/// A link.
+/// A link. Those of a process have its id.
 #[derive(Clone, Copy)]
 pub enum ProcLink {
     /// To a fixed path.
@@ -226,32 +220,48 @@ pub enum ProcLink {
     /// `/proc/thread-self`.
     SelfThread,
     /// The executable.
-    Exe,
+    Exe(u32),
     /// The working directory.
-    Cwd,
+    Cwd(u32),
     /// The root directory.
-    Root,
+    Root(u32),
     /// An open descriptor.
-    Fd(i32),
+    Fd(u32, i32),
 }
 
 impl ProcFile {
     /// Whether the text differs between replicas.
     pub fn shows_layout(&self) -> bool {
-        matches!(self, Self::Layout(_))
+        matches!(self, Self::Layout(..))
     }
 
-    /// The file's text now.
+    /// The file's text now; empty for a process that is gone.
     pub fn text(&self) -> Vec<u8> {
         match self {
-            Self::Plain(make) | Self::Layout(make) => make(),
-            Self::FdInfo(fd) => text::fdinfo(*fd),
-            Self::Thread(make, thread) => make(*thread),
+            Self::Plain(make) => make(),
+            Self::Of(make, id) | Self::Layout(make, id) => make(*id),
+            Self::FdInfo(id, fd) => text::fdinfo(*id, *fd),
         }
     }
 }
 
+fn open_file(id: u32, fd: i32) -> Result<Rc<OpenFile>> {
+    process_of(id)
+        .and_then(|p| file::get_of(p, fd).ok())
+        .ok_or(ENOENT)
+}
+
 impl ProcLink {
+    /// The link of the process with this id.
+    fn of(self, id: u32) -> Self {
+        match self {
+            Self::Exe(_) => Self::Exe(id),
+            Self::Cwd(_) => Self::Cwd(id),
+            Self::Root(_) => Self::Root(id),
+            other => other,
+        }
+    }
+
     /// What `readlink` gives.
     ///
     /// # Errors
@@ -263,11 +273,17 @@ impl ProcLink {
             Self::SelfThread => {
                 Ok(format!("{}/task/{}", sched::pid(), sched::current()).into_bytes())
             }
-            Self::Exe => Ok(state::program(|p| p.exe.clone())),
-            Self::Cwd => state::cwd().path_below(&state::root()).ok_or(ENOENT),
-            Self::Root => Ok(b"/".to_vec()),
-            Self::Fd(fd) => {
-                let file = file::get(*fd).map_err(|_| ENOENT)?.file.clone();
+            Self::Exe(id) => {
+                let exe = process_of(*id).map(|p| p.program.borrow().exe.clone());
+                exe.filter(|path| !path.is_empty()).ok_or(ENOENT)
+            }
+            Self::Cwd(id) => {
+                let cwd = process_of(*id).and_then(state::cwd_of).ok_or(ENOENT)?;
+                cwd.path_below(&state::root()).ok_or(ENOENT)
+            }
+            Self::Root(_) => Ok(b"/".to_vec()),
+            Self::Fd(id, fd) => {
+                let file = open_file(*id, *fd)?.file.clone();
                 let path = file.path();
                 if path.is_empty() {
                     let stat = file.stat()?;
@@ -288,11 +304,12 @@ impl ProcLink {
     /// # Errors
     /// As [`Self::text`].
     pub fn jump(&self) -> Result<Jump> {
+        let inode = |found: Option<Rc<Inode>>| found.map(Jump::Inode).ok_or(ENOENT);
         match self {
-            Self::Cwd => Ok(Jump::Inode(state::cwd())),
-            Self::Root => Ok(Jump::Inode(state::root())),
-            Self::Fd(fd) => {
-                let open = file::get(*fd).map_err(|_| ENOENT)?;
+            Self::Cwd(id) => inode(process_of(*id).and_then(state::cwd_of)),
+            Self::Root(id) => inode(process_of(*id).and_then(state::root_of)),
+            Self::Fd(id, fd) => {
+                let open = open_file(*id, *fd)?;
                 match path::inode_of(&open) {
                     Some(inode) if inode.is_dir() => Ok(Jump::Inode(inode)),
                     _ => Ok(Jump::File(open)),
@@ -313,11 +330,27 @@ fn number_of(parent: u64, name: &[u8]) -> u64 {
     hash >> 33 | 1 << 31
 }
 
+/// The process or thread whose directory this is, or that it belongs to.
+fn subject(dir: &Inode) -> Option<u32> {
+    match dir.kind {
+        Kind::ProcDir(
+            ProcDir::Of(_, id) | ProcDir::Tasks(id) | ProcDir::Fds(id) | ProcDir::FdInfos(id),
+        ) => Some(id),
+        _ => None,
+    }
+}
+
 fn make(parent: &Rc<Inode>, name: &[u8], mode: u32, kind: Kind) -> Result<Rc<Inode>> {
     let mut meta = Meta::new(mode);
-    if !matches!(parent.kind, Kind::ProcDir(ProcDir::Fds | ProcDir::FdInfos)) && mode & 0o004 != 0 {
-        (meta.uid, meta.gid) = (0, 0);
-    }
+    let id = match kind {
+        Kind::ProcDir(ProcDir::Of(_, id)) => Some(id),
+        _ => subject(parent),
+    };
+    let owner = id.and_then(process_of).map(|p| {
+        let ids = p.ids.borrow();
+        (ids.uid, ids.gid)
+    });
+    (meta.uid, meta.gid) = owner.unwrap_or((0, 0));
     let inode = Inode::new(&parent.sup, number_of(parent.ino, name), meta, kind)?;
     if inode.is_dir() {
         *inode.place.borrow_mut() = Some((parent.clone(), name.into()));
@@ -347,37 +380,31 @@ fn fixed(entries: &'static [Entry], parent: &Rc<Inode>, name: &[u8]) -> Result<O
     let Some(entry) = entries.iter().find(|e| e.0.as_bytes() == name) else {
         return Ok(None);
     };
-    let thread = thread_of(parent);
-    let plain = |make: fn() -> Vec<u8>| match (thread, name) {
-        (Some(thread), b"comm") => ProcFile::Thread(text::thread_comm, thread),
-        (Some(thread), b"stat") => ProcFile::Thread(text::thread_stat, thread),
-        (Some(thread), b"status") => ProcFile::Thread(text::thread_status, thread),
-        _ => ProcFile::Plain(make),
-    };
+    let id = subject(parent).unwrap_or_default();
+    let file = |mode: u32, file| make(parent, name, S_IFREG | mode, Kind::ProcFile(file));
     match entry.1 {
         Dir(entries) => directory(parent, name, ProcDir::Fixed(entries)),
-        Fds => directory(parent, name, ProcDir::Fds),
-        FdInfos => directory(parent, name, ProcDir::FdInfos),
-        Tasks => directory(parent, name, ProcDir::Tasks),
-        File(text) => make(parent, name, S_IFREG | 0o444, Kind::ProcFile(plain(text))),
-        Private(text) => make(parent, name, S_IFREG | 0o400, Kind::ProcFile(plain(text))),
-        Layout(text, mode) => {
-            let kind = Kind::ProcFile(ProcFile::Layout(text));
-            make(parent, name, S_IFREG | mode, kind)
-        }
-        Link(link) => make(parent, name, S_IFLNK | 0o777, Kind::ProcLink(link)),
+        Fds => directory(parent, name, ProcDir::Fds(id)),
+        FdInfos => directory(parent, name, ProcDir::FdInfos(id)),
+        Tasks => directory(parent, name, ProcDir::Tasks(id)),
+        File(text) => file(0o444, ProcFile::Plain(text)),
+        Of(text, mode) => file(mode, ProcFile::Of(text, id)),
+        Layout(text, mode) => file(mode, ProcFile::Layout(text, id)),
+        Link(link) => make(parent, name, S_IFLNK | 0o777, Kind::ProcLink(link.of(id))),
     }
     .map(Some)
 }
 
-/// The thread whose directory this is, if it is one of `task/`.
-fn thread_of(dir: &Inode) -> Option<u32> {
-    let place = dir.place.borrow();
-    let (parent, name) = place.as_ref()?;
-    match parent.kind {
-        Kind::ProcDir(ProcDir::Tasks) => number(name),
-        _ => None,
+/// Threads of a process; its first one, too, if that has ended before the others.
+fn threads_of(pid: u32) -> Vec<u32> {
+    let Some(process) = process_of(pid) else {
+        return Vec::new();
+    };
+    let mut threads = process.thread_ids();
+    if !threads.contains(&process.pid.get()) {
+        threads.insert(0, process.pid.get());
     }
+    threads
 }
 
 impl ProcDir {
@@ -387,32 +414,33 @@ impl ProcDir {
     /// `ENOSPC` at the bound on objects.
     pub fn lookup(&self, this: &Rc<Inode>, name: &[u8]) -> Result<Option<Rc<Inode>>> {
         match self {
-            Self::Fixed(entries) => fixed(entries, this, name),
+            Self::Fixed(entries) | Self::Of(entries, _) => fixed(entries, this, name),
             Self::Top => match number(name) {
-                Some(pid) if pid == sched::pid() || threads().contains(&pid) => {
-                    directory(this, name, Self::Fixed(&PROCESS)).map(Some)
+                Some(id) if process_of(id).is_some() => {
+                    directory(this, name, Self::Of(&PROCESS, id)).map(Some)
                 }
                 Some(_) => Ok(None),
                 None => fixed(ROOT, this, name),
             },
-            Self::Tasks => match number(name) {
-                Some(thread) if threads().contains(&thread) => {
-                    directory(this, name, Self::Fixed(&THREAD)).map(Some)
+            Self::Tasks(pid) => match number(name) {
+                Some(thread) if threads_of(*pid).contains(&thread) => {
+                    directory(this, name, Self::Of(&THREAD, thread)).map(Some)
                 }
                 _ => Ok(None),
             },
-            Self::Fds | Self::FdInfos => {
+            Self::Fds(id) | Self::FdInfos(id) => {
                 let fd = number(name).and_then(|n| i32::try_from(n).ok());
-                let Some((fd, open)) = fd.and_then(|fd| Some((fd, file::get(fd).ok()?))) else {
+                let Some((fd, open)) = fd.and_then(|fd| Some((fd, open_file(*id, fd).ok()?)))
+                else {
                     return Ok(None);
                 };
-                if matches!(self, Self::FdInfos) {
-                    let kind = Kind::ProcFile(ProcFile::FdInfo(fd));
+                if matches!(self, Self::FdInfos(_)) {
+                    let kind = Kind::ProcFile(ProcFile::FdInfo(*id, fd));
                     return make(this, name, S_IFREG | 0o400, kind).map(Some);
                 }
                 let read = if open.readable() { 0o500 } else { 0o100 };
                 let write = if open.writable() { 0o300 } else { 0o100 };
-                let kind = Kind::ProcLink(ProcLink::Fd(fd));
+                let kind = Kind::ProcLink(ProcLink::Fd(*id, fd));
                 make(this, name, S_IFLNK | read | write, kind).map(Some)
             }
         }
@@ -434,22 +462,26 @@ impl ProcDir {
                 position < from || emit(Listed::new(position, name.as_bytes(), ino, mode))
             };
         let (entries, numbers): (&[Entry], Vec<u32>) = match self {
-            Self::Fixed(entries) => (entries, Vec::new()),
-            Self::Top => (ROOT, alloc::vec![sched::pid()]),
-            Self::Tasks => (&[], threads()),
-            Self::Fds | Self::FdInfos => {
-                let fds = file::table().open_fds();
+            Self::Fixed(entries) | Self::Of(entries, _) => (entries, Vec::new()),
+            Self::Top => (
+                ROOT,
+                process::all().into_iter().map(|p| p.pid.get()).collect(),
+            ),
+            Self::Tasks(pid) => (&[], threads_of(*pid)),
+            Self::Fds(id) | Self::FdInfos(id) => {
+                let fds = process_of(*id).map(|p| p.files.borrow().open_fds());
+                let fds = fds.unwrap_or_default();
                 (&[], fds.iter().map(|fd| *fd as u32).collect())
             }
         };
         let number_mode = match self {
-            Self::Fds => S_IFLNK,
-            Self::FdInfos => S_IFREG,
+            Self::Fds(_) => S_IFLNK,
+            Self::FdInfos(_) => S_IFREG,
             _ => S_IFDIR,
         };
         for (i, entry) in entries.iter().enumerate() {
             let mode = match entry.1 {
-                File(_) | Private(_) | Layout(..) => S_IFREG,
+                File(_) | Of(..) | Layout(..) => S_IFREG,
                 Link(_) => S_IFLNK,
                 _ => S_IFDIR,
             };

@@ -1,9 +1,10 @@
 //! Texts of `/proc`. All of them are the same in every replica (R8): sizes, never addresses; the exceptions are `maps`
 //! and `auxv`, which hold the addresses that a program asks for when it reads them.
 
-use super::proc::threads;
+use super::proc::process_of;
 use super::state;
 use crate::cell::Global;
+use crate::process::{self, Life, Process};
 use crate::{file, mm, sched, time};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -49,13 +50,9 @@ pub fn name(thread: u32) -> Vec<u8> {
     let set = sched::with_thread(thread, |t| t.name).unwrap_or_default();
     let mut name = set.to_vec();
     if set[0] == 0 {
-        name = state::program(|p| {
-            p.exe
-                .rsplit(|b| *b == b'/')
-                .next()
-                .unwrap_or_default()
-                .to_vec()
-        });
+        let exe = process_of(thread).map(|p| p.program.borrow().exe.clone());
+        let exe = exe.unwrap_or_default();
+        name = exe.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
     }
     let len = name
         .iter()
@@ -66,52 +63,82 @@ pub fn name(thread: u32) -> Vec<u8> {
     name
 }
 
-pub fn auxv() -> Vec<u8> {
-    state::program(|p| p.auxv.clone())
+/// Something of a process that has not ended, by the id of it or one of its threads; empty otherwise.
+fn of(id: u32, make: impl FnOnce(&Process) -> Vec<u8>) -> Vec<u8> {
+    process_of(id)
+        .filter(|p| p.life.get() != Life::Zombie)
+        .map_or(Vec::new(), make)
 }
 
-pub fn cmdline() -> Vec<u8> {
-    state::program(|p| joined(&p.argv))
+pub fn auxv(id: u32) -> Vec<u8> {
+    of(id, |p| p.program.borrow().auxv.clone())
 }
 
-pub fn environ() -> Vec<u8> {
-    state::program(|p| joined(&p.envp))
+pub fn cmdline(id: u32) -> Vec<u8> {
+    of(id, |p| joined(&p.program.borrow().argv))
 }
 
-pub fn comm() -> Vec<u8> {
-    thread_comm(sched::pid())
+pub fn environ(id: u32) -> Vec<u8> {
+    of(id, |p| joined(&p.program.borrow().envp))
 }
 
 /// `comm`.
-pub fn thread_comm(thread: u32) -> Vec<u8> {
-    let mut name = name(thread);
+pub fn comm(id: u32) -> Vec<u8> {
+    let mut name = name(id);
     name.push(b'\n');
     name
 }
 
-pub fn cgroup() -> Vec<u8> {
+pub fn cgroup(_: u32) -> Vec<u8> {
     b"0::/\n".to_vec()
 }
 
-pub fn maps() -> Vec<u8> {
-    mm::maps_text().into_bytes()
+pub fn maps(id: u32) -> Vec<u8> {
+    of(id, |p| {
+        p.space()
+            .map_or(Vec::new(), |s| mm::maps_text(s).into_bytes())
+    })
 }
 
-pub fn stat() -> Vec<u8> {
-    thread_stat(sched::pid())
+fn size_of(process: &Process) -> (u64, u64) {
+    match process.space() {
+        Some(space) if process.life.get() != Life::Zombie => mm::size_of(space),
+        _ => (0, 0),
+    }
 }
 
-/// `stat`: fields as in `proc(5)`; what would be an address, or depends on the machine's speed, is 0.
-pub fn thread_stat(thread: u32) -> Vec<u8> {
-    let (size, resident) = mm::process_size();
-    let (pid, name) = (sched::pid(), name(thread));
-    let mut out = format!("{thread} (").into_bytes();
-    out.extend_from_slice(&name);
+/// State as `ps` shows it: the caller runs, others sleep (there is one processor).
+fn state_of(id: u32, process: &Process) -> (char, &'static str) {
+    if process.life.get() == Life::Zombie {
+        ('Z', "zombie")
+    } else if core::ptr::eq(process, process::current()) || sched::is_runnable(id) {
+        ('R', "running")
+    } else {
+        ('S', "sleeping")
+    }
+}
+
+/// `stat`: fields as in `proc(5)`; what would be an address is 0.
+pub fn stat(id: u32) -> Vec<u8> {
+    let Some(process) = process_of(id) else {
+        return Vec::new();
+    };
+    let (size, resident) = size_of(process);
+    let mut out = format!("{id} (").into_bytes();
+    out.extend_from_slice(&name(id));
     // state ppid pgrp session tty tpgid flags minflt cminflt majflt cmajflt utime stime cutime cstime priority nice
     // num_threads itrealvalue starttime vsize rss rsslim, and 27 more
     let head = format!(
-        ") R 0 {pid} {pid} 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 {} 0 0 {size} {} 18446744073709551615",
-        sched::thread_count(),
+        ") {} {} {} {} 0 -1 4194304 0 0 0 0 {} 0 {} 0 {} {} {} 0 0 {size} {} 18446744073709551615",
+        state_of(id, process).0,
+        process.parent.get(),
+        process.group.get(),
+        process.session.get(),
+        process.cpu_ns.get() / (1_000_000_000 / HZ),
+        process.children_cpu_ns.get() / (1_000_000_000 / HZ),
+        20 + process.nice.get(),
+        process.nice.get(),
+        process.threads.borrow().len(),
         resident / PAGE,
     );
     out.extend_from_slice(head.as_bytes());
@@ -121,8 +148,8 @@ pub fn thread_stat(thread: u32) -> Vec<u8> {
     out
 }
 
-pub fn statm() -> Vec<u8> {
-    let (size, resident) = mm::process_size();
+pub fn statm(id: u32) -> Vec<u8> {
+    let (size, resident) = process_of(id).map_or((0, 0), size_of);
     format!(
         "{} {} 0 0 0 {} 0\n",
         size / PAGE,
@@ -132,26 +159,38 @@ pub fn statm() -> Vec<u8> {
     .into_bytes()
 }
 
-pub fn status() -> Vec<u8> {
-    thread_status(sched::pid())
-}
-
 /// `status`.
-pub fn thread_status(thread: u32) -> Vec<u8> {
-    let (size, resident) = mm::process_size();
-    let (uid, gid) = sched::credentials();
+pub fn status(id: u32) -> Vec<u8> {
+    let Some(process) = process_of(id) else {
+        return Vec::new();
+    };
+    let (size, resident) = size_of(process);
+    let ids = process.ids.borrow();
+    let (uid, gid) = (ids.uid, ids.gid);
     let capabilities: u64 = if uid == 0 { (1 << 41) - 1 } else { 0 };
-    let name = String::from_utf8_lossy(&name(thread)).into_owned();
+    let name = String::from_utf8_lossy(&name(id)).into_owned();
+    let (letter, word) = state_of(id, process);
     let mut out = format!(
-        "Name:\t{name}\nUmask:\t{:04o}\nState:\tR (running)\nTgid:\t{}\nNgid:\t0\nPid:\t{thread}\nPPid:\t0\nTracerPid:\t0\n",
-        state::umask(),
-        sched::pid(),
+        "Name:\t{name}\nUmask:\t{:04o}\nState:\t{letter} ({word})\nTgid:\t{}\nNgid:\t0\nPid:\t{id}\nPPid:\t{}\nTracerPid:\t0\n",
+        state::umask_of(process),
+        process.pid.get(),
+        process.parent.get(),
     );
     let _ = write!(
         out,
-        "Uid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t{gid}\t{gid}\t{gid}\t{gid}\nFDSize:\t{}\nGroups:\t\n",
-        file::table().open_fds().len().next_power_of_two().max(64),
+        "Uid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t{gid}\t{gid}\t{gid}\t{gid}\nFDSize:\t{}\nGroups:\t",
+        process
+            .files
+            .borrow()
+            .open_fds()
+            .len()
+            .next_power_of_two()
+            .max(64),
     );
+    for group in &ids.groups {
+        let _ = write!(out, "{group} ");
+    }
+    out.push('\n');
     let (size, resident) = (size / 1024, resident / 1024);
     for (label, value) in [
         ("VmPeak", size),
@@ -167,7 +206,8 @@ pub fn thread_status(thread: u32) -> Vec<u8> {
     ] {
         let _ = writeln!(out, "{label}:\t{value:8} kB");
     }
-    let _ = writeln!(out, "Threads:\t{}", sched::thread_count());
+    let threads = process.threads.borrow().len().max(1);
+    let _ = writeln!(out, "Threads:\t{threads}");
     for label in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         let value = if matches!(label, "CapInh" | "CapAmb") {
             0
@@ -180,8 +220,9 @@ pub fn thread_status(thread: u32) -> Vec<u8> {
     out.into_bytes()
 }
 
-pub fn limits() -> Vec<u8> {
-    let files = file::table().limit.to_string();
+pub fn limits(id: u32) -> Vec<u8> {
+    let files = process_of(id).map_or(0, |p| p.files.borrow().limit);
+    let files = files.to_string();
     let mut out = format!(
         "{:<25} {:<20} {:<20} {:<10}\n",
         "Limit", "Soft Limit", "Hard Limit", "Units"
@@ -291,14 +332,16 @@ cache_alignment\t: 64\naddress sizes\t: 40 bits physical, 48 bits virtual\n\n"
 }
 
 pub fn loadavg() -> Vec<u8> {
-    format!("0.00 0.00 0.00 1/{} {}\n", threads().len(), sched::pid()).into_bytes()
+    let last = process::all().last().map_or(0, |p| p.pid.get());
+    format!("0.00 0.00 0.00 1/{} {last}\n", sched::thread_count()).into_bytes()
 }
 
 pub fn system_stat() -> Vec<u8> {
     let ticks = time::now_ns() / (1_000_000_000 / HZ);
     let boot = (time::realtime_ns() - time::now_ns().min(time::realtime_ns())) / 1_000_000_000;
     format!(
-        "cpu  {ticks} 0 0 0 0 0 0 0 0 0\ncpu0 {ticks} 0 0 0 0 0 0 0 0 0\nintr 0\nctxt 0\nbtime {boot}\nprocesses 1\nprocs_running 1\nprocs_blocked 0\n",
+        "cpu  {ticks} 0 0 0 0 0 0 0 0 0\ncpu0 {ticks} 0 0 0 0 0 0 0 0 0\nintr 0\nctxt 0\nbtime {boot}\nprocesses {}\nprocs_running 1\nprocs_blocked 0\n",
+        process::counts().1,
     )
     .into_bytes()
 }
@@ -359,11 +402,14 @@ pub fn boot_id() -> Vec<u8> {
 }
 
 /// `fdinfo/N`.
-pub fn fdinfo(fd: i32) -> Vec<u8> {
-    let Ok(open) = file::get(fd) else {
+pub fn fdinfo(id: u32, fd: i32) -> Vec<u8> {
+    let Some((process, open)) =
+        process_of(id).and_then(|p| Some((p, file::get_of(p, fd).ok()?)))
+    else {
         return Vec::new();
     };
-    let cloexec = file::table().cloexec(fd).map(|c| *c).unwrap_or_default();
+    let cloexec = process.files.borrow_mut().cloexec(fd).map(|c| *c);
+    let cloexec = cloexec.unwrap_or_default();
     let flags = open.flags.get() | if cloexec { file::flags::O_CLOEXEC } else { 0 };
     let ino = open.file.stat().map_or(0, |s| s.ino);
     format!(

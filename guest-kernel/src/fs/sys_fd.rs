@@ -13,9 +13,9 @@ use crate::{fingerprint, sched};
 use alloc::rc::Rc;
 
 /// What a closed descriptor leaves to do: POSIX locks of the process go with any descriptor of the file.
-fn closed(open: Rc<OpenFile>) {
+pub fn closed(open: Rc<OpenFile>) {
     if let Some(file) = inode_file(&open) {
-        file.inode.locks.release(Owner::Process);
+        file.inode.locks.release(Owner::Process(sched::pid()));
     }
     drop(open);
 }
@@ -232,7 +232,7 @@ fn read_lock(
     let owner = if by_description {
         Owner::Description(file.description)
     } else {
-        Owner::Process
+        Owner::Process(sched::pid())
     };
     Ok((lock, range_of(open, &lock, owner)?, file))
 }
@@ -253,7 +253,7 @@ fn get_lock(open: &OpenFile, arg: u64, by_description: bool) -> SysResult {
                 end => (end - other.start) as i64,
             };
             lock.pid = match other.owner {
-                Owner::Process => sched::pid() as i32,
+                Owner::Process(pid) => pid as i32,
                 Owner::Description(_) => -1,
             };
         }

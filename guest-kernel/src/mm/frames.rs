@@ -156,6 +156,14 @@ pub fn alloc() -> Result<u64> {
     Ok(frame)
 }
 
+/// One zeroed page for a page table.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn alloc_table() -> Result<u64> {
+    alloc()
+}
+
 /// `pages` physically contiguous zeroed pages, at most a chunk. They are never freed.
 ///
 /// # Errors

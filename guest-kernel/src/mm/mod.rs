@@ -1,4 +1,4 @@
-//! Memory: physical pages, page tables, the kernel's heap, the program's address space.
+//! Memory: physical pages, page tables, the kernel's heap, the programs' address spaces.
 pub mod frames;
 pub mod kheap;
 pub mod page;
@@ -9,7 +9,9 @@ pub use page::Page;
 
 use crate::cell::Global;
 use crate::errno::Result;
+use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use quorate_abi::boot::{BootInfo, Layout};
 use space::Space;
@@ -25,20 +27,26 @@ pub enum Access {
     Execute,
 }
 
-static SPACE: Global<Space> = Global::new(Space::new(Layout {
-    kernel: 0,
-    boot: 0,
-    direct: 0,
-    image: 0,
-    devices: 0,
-    kernel_dynamic: 0,
-    program: 0,
-    libraries: 0,
-    mmap: 0,
-    threads: 0,
-    heap: 0,
-    stack_top: 0,
-}));
+/// An address space; they live for ever, and are used again.
+pub type SpaceRef = &'static Global<Space>;
+
+/// All address spaces.
+struct Spaces {
+    /// In use, in the order in which they were begun.
+    live: Vec<SpaceRef>,
+    /// Empty ones with their page tables.
+    free: Vec<SpaceRef>,
+    current: Option<SpaceRef>,
+    next_id: u64,
+}
+
+static SPACES: Global<Spaces> = Global::new(Spaces {
+    live: Vec::new(),
+    free: Vec::new(),
+    current: None,
+    next_id: 1,
+});
+static LAYOUT: Global<Option<Layout>> = Global::new(None);
 static IMAGE_VIRTUAL: AtomicU64 = AtomicU64::new(0);
 
 /// Takes over memory from the VMM. The heap works afterwards.
@@ -53,13 +61,98 @@ pub fn init(boot: &BootInfo) {
     paging::init(boot.page_table_root);
     kheap::init(boot.layout.kernel_dynamic);
     IMAGE_VIRTUAL.store(boot.layout.image, Ordering::Relaxed);
-    *SPACE.borrow_mut() = Space::new(boot.layout);
+    *LAYOUT.borrow_mut() = Some(boot.layout);
 }
 
-/// The program's address space. Never hold it while touching the program's memory.
+/// An empty address space with one user.
+///
+/// # Errors
+/// `ENOMEM`; `EAGAIN` if there are too many.
+pub fn new_space() -> Result<SpaceRef> {
+    let free = SPACES.borrow_mut().free.pop();
+    let space = match free {
+        Some(space) => space,
+        None => {
+            let layout = (*LAYOUT.borrow()).ok_or(crate::errno::ENOMEM)?;
+            &*Box::leak(Box::new(Global::new(Space::new(layout))))
+        }
+    };
+    let id = {
+        let mut spaces = SPACES.borrow_mut();
+        spaces.next_id += 1;
+        spaces.next_id
+    };
+    let begun = space.borrow_mut().begin(id);
+    let mut spaces = SPACES.borrow_mut();
+    match begun {
+        Ok(()) => spaces.live.push(space),
+        Err(error) => {
+            spaces.free.push(space);
+            return Err(error);
+        }
+    }
+    Ok(space)
+}
+
+/// A copy of an address space, for `fork`.
+///
+/// # Errors
+/// As [`new_space`].
+pub fn fork_space(of: SpaceRef) -> Result<SpaceRef> {
+    let child = new_space()?;
+    let copied = of.borrow().copy_to(&mut child.borrow_mut());
+    match copied {
+        Ok(()) => Ok(child),
+        Err(error) => {
+            release_space(child);
+            Err(error)
+        }
+    }
+}
+
+/// Another process uses the space, too (`vfork`).
+pub fn share_space(space: SpaceRef) -> SpaceRef {
+    space.borrow_mut().users += 1;
+    space
+}
+
+/// A user of the space is gone; with the last one goes what is mapped. It is not the space in use then.
+pub fn release_space(space: SpaceRef) {
+    {
+        let mut space = space.borrow_mut();
+        space.users -= 1;
+        if space.users > 0 {
+            return;
+        }
+        space.end();
+    }
+    let mut spaces = SPACES.borrow_mut();
+    spaces.live.retain(|s| !core::ptr::eq(*s, space));
+    spaces.free.push(space);
+}
+
+/// Makes a space the one in use. One that is in use already costs nothing.
+pub fn switch_space(to: SpaceRef) {
+    let mut spaces = SPACES.borrow_mut();
+    if !spaces.current.is_some_and(|s| core::ptr::eq(s, to)) {
+        spaces.current = Some(to);
+        paging::switch_to(to.borrow().root);
+    }
+}
+
+/// The space in use.
+#[track_caller]
+pub fn current_space() -> SpaceRef {
+    match SPACES.borrow().current {
+        Some(space) => space,
+        None => panic!("no address space yet"),
+    }
+}
+
+/// The running program's address space. Never hold it while touching the program's memory.
 #[track_caller]
 pub fn space() -> core::cell::RefMut<'static, Space> {
-    SPACE.borrow_mut()
+    current_space().borrow_mut()
 }
 
 /// Checks that the program could access all of `[addr, addr+len)`, and populates it.
@@ -70,16 +163,18 @@ pub fn check_user(addr: u64, len: usize, access: Access) -> Result<()> {
     if cfg!(test) {
         return Ok(());
     }
-    SPACE
-        .borrow_mut()
+    space()
         .check(addr, len as u64, access)
         .map_err(|_| crate::errno::EFAULT)
 }
 
 /// Pages `[first, end)` of a file are gone: mappings of it lose them, and an access there faults again (and is SIGBUS beyond the end).
 pub fn forget_file_pages(map_key: usize, first: u64, end: u64) {
-    if !cfg!(test) {
-        SPACE.borrow_mut().forget_file_pages(map_key, first, end);
+    // No vector of them is kept: mappings come and go, and truncating a mapped file is rare.
+    let count = SPACES.borrow().live.len();
+    for i in 0..count {
+        let space = SPACES.borrow().live[i];
+        space.borrow_mut().forget_file_pages(map_key, first, end);
     }
 }
 
@@ -119,7 +214,9 @@ pub fn memory_info() -> (u64, u64) {
         return (256 << 20, 128 << 20);
     }
     let (total, _) = frames::counts();
-    let used = SPACE.borrow().committed() + crate::fs::memory_in_use();
+    let spaces = SPACES.borrow();
+    let committed: u64 = spaces.live.iter().map(|s| s.borrow().committed()).sum();
+    let used = committed + crate::fs::memory_in_use();
     let total = total * quorate_abi::PAGE_SIZE;
     (total, total.saturating_sub(used))
 }
@@ -129,19 +226,19 @@ pub fn free_bytes() -> u64 {
     frames::counts().1 * quorate_abi::PAGE_SIZE
 }
 
-/// Text of /proc/self/maps.
-pub fn maps_text() -> String {
+/// Text of /proc/PID/maps.
+pub fn maps_text(space: SpaceRef) -> String {
     use core::fmt::Write;
     let mut text = String::new();
-    let space = SPACE.borrow();
-    let mut mappings: alloc::vec::Vec<_> = space.iter().collect();
+    let space = space.borrow();
+    let mut mappings: Vec<_> = space.iter().collect();
     // Region by region: where the regions lie differs between replicas, and must not change how many reads it takes to find
     // something (R8).
     mappings.sort_by_key(|(start, _)| space.region(*start));
     for (start, vma) in mappings {
         let bit = |b: u8, c: char| if vma.prot & b != 0 { c } else { '-' };
         let (offset, shared, path) = match &vma.backing {
-            space::Backing::Anonymous => (0, false, alloc::vec::Vec::new()),
+            space::Backing::Anonymous => (0, false, Vec::new()),
             space::Backing::File {
                 file,
                 offset,
@@ -167,7 +264,7 @@ pub fn maps_text() -> String {
 }
 
 /// (virtual size, memory in use) in bytes; see [`Space::committed`].
-pub fn process_size() -> (u64, u64) {
-    let space = SPACE.borrow();
+pub fn size_of(space: SpaceRef) -> (u64, u64) {
+    let space = space.borrow();
     (space.size, space.committed())
 }

@@ -2,7 +2,7 @@
 
 use super::space::{Arena, Backing, EXEC, LOWEST, WRITE_PROT};
 use crate::errno::*;
-use crate::{exec, file, rewrite};
+use crate::{file, fs, rewrite};
 use quorate_abi::PAGE_SIZE;
 
 const MAP_SHARED: u64 = 1;
@@ -15,6 +15,9 @@ const MAP_POPULATE: u64 = 0x8000;
 const MAP_STACK: u64 = 0x2_0000;
 const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+
+/// Shared anonymous mappings up to this many bytes are populated at once.
+const EAGER_SHARED: u64 = 64 << 10;
 
 const MREMAP_MAYMOVE: u64 = 1;
 const MREMAP_FIXED: u64 = 2;
@@ -53,8 +56,13 @@ pub fn mmap(
         _ => return Err(EINVAL),
     };
     let prot = prot as u8;
-    let backing = if flags & MAP_ANONYMOUS != 0 {
-        // One process: shared anonymous memory is shared with nobody else.
+    let backing = if flags & MAP_ANONYMOUS != 0 && shared {
+        Backing::File {
+            file: fs::shared_memory(len)?,
+            offset: 0,
+            shared: true,
+        }
+    } else if flags & MAP_ANONYMOUS != 0 {
         Backing::Anonymous
     } else {
         let open = file::get(fd)?;
@@ -90,11 +98,11 @@ pub fn mmap(
         addr
     } else {
         let arena = match backing {
-            Backing::File { .. } => Arena::Libraries,
-            Backing::Anonymous if flags & MAP_STACK != 0 || exec::is_interpreter(caller) => {
+            Backing::File { .. } if flags & MAP_ANONYMOUS == 0 => Arena::Libraries,
+            Backing::Anonymous if flags & MAP_STACK != 0 || space.is_interpreter(caller) => {
                 Arena::Threads
             }
-            Backing::Anonymous => Arena::Memory,
+            _ => Arena::Memory,
         };
         space.place(addr, len, arena)?
     };
@@ -103,7 +111,10 @@ pub fn mmap(
     } else {
         ""
     };
-    let result = space.map(at, len, prot, backing, name, flags & MAP_POPULATE != 0);
+    // Small shared memory is made for something that is used at once, too.
+    let eager = flags & MAP_ANONYMOUS != 0 && shared && len <= EAGER_SHARED;
+    let populate = eager || flags & MAP_POPULATE != 0;
+    let result = space.map(at, len, prot, backing, name, populate);
     if read_only {
         space.forbid_writing(at);
     }

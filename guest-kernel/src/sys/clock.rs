@@ -1,11 +1,11 @@
 //! Clocks, sleeping, interval timers, and what a program is told of the time it has used.
 
-use crate::cell::Global;
 use crate::errno::*;
+use crate::process::{self, Process};
 use crate::time::{self, TimerId, Timespec};
 use crate::user::{self, Plain};
 use crate::wait::{Wake, Watcher};
-use crate::{boundary, sched, signal};
+use crate::{mm, sched, signal};
 use alloc::rc::Rc;
 
 const REALTIME: i32 = 0;
@@ -52,9 +52,10 @@ impl Timeval {
     }
 }
 
-/// Processor time of the process: journal time in which it was not idle. Deterministic, and close to the truth.
+/// Processor time of the process, while time goes on by one read.
 fn cpu_ns() -> u64 {
-    time::read_monotonic_ns().saturating_sub(boundary::idle_ns())
+    time::read_monotonic_ns();
+    sched::cpu_ns()
 }
 
 fn read(clock: i32) -> Result<u64> {
@@ -157,47 +158,63 @@ pub fn clock_nanosleep(clock: i32, flags: u64, request: u64, remainder: u64) -> 
     sleep_until(time::now_ns().saturating_add(ns), remainder)
 }
 
-/// ITIMER_REAL. The profiling timers would need interrupts, and are refused.
-struct RealTimer {
+/// ITIMER_REAL of a process. The profiling timers would need interrupts, and are refused.
+#[derive(Default)]
+pub struct RealTimer {
     armed: Option<(TimerId, u64)>,
     interval_ns: u64,
 }
 
-static REAL: Global<RealTimer> = Global::new(RealTimer {
-    armed: None,
-    interval_ns: 0,
-});
+impl RealTimer {
+    /// Not armed.
+    pub const fn new() -> Self {
+        Self {
+            armed: None,
+            interval_ns: 0,
+        }
+    }
 
-struct Alarm;
+    /// Stops it.
+    pub fn disarm(&mut self) {
+        if let Some((id, _)) = self.armed.take() {
+            time::cancel(id);
+        }
+    }
+}
+
+/// Rings for the process with this id; it is disarmed when that ends.
+struct Alarm(u32);
 
 impl Watcher for Alarm {
     fn notify(&self) {
+        let Some(process) = process::find(self.0) else {
+            return;
+        };
         let interval = {
-            let mut timer = REAL.borrow_mut();
+            let mut timer = process.alarm.borrow_mut();
             timer.armed = None;
             timer.interval_ns
         };
         if interval > 0 {
-            arm(interval, interval);
+            arm(process, interval, interval);
         }
-        signal::send_to_process(signal::number::ALRM);
+        signal::send_from_kernel(process, signal::number::ALRM);
     }
 }
 
-fn arm(after_ns: u64, interval_ns: u64) {
-    let mut timer = REAL.borrow_mut();
-    if let Some((id, _)) = timer.armed.take() {
-        time::cancel(id);
-    }
+fn arm(process: &Process, after_ns: u64, interval_ns: u64) {
+    let mut timer = process.alarm.borrow_mut();
+    timer.disarm();
     timer.interval_ns = interval_ns;
     if after_ns > 0 {
         let deadline = time::now_ns().saturating_add(after_ns);
-        timer.armed = Some((time::arm(deadline, Rc::new(Alarm)), deadline));
+        let alarm = Rc::new(Alarm(process.pid.get()));
+        timer.armed = Some((time::arm(deadline, alarm), deadline));
     }
 }
 
 fn remaining() -> (u64, u64) {
-    let timer = REAL.borrow();
+    let timer = process::current().alarm.borrow();
     let left = timer.armed.map_or(0, |(_, deadline)| {
         deadline.saturating_sub(time::now_ns()).max(1)
     });
@@ -247,7 +264,7 @@ pub fn setitimer(which: u64, new: u64, old: u64) -> SysResult {
         return Ok(0);
     }
     write_itimer(old, remaining())?;
-    arm(first, interval);
+    arm(process::current(), first, interval);
     Ok(0)
 }
 
@@ -257,27 +274,36 @@ pub fn setitimer(which: u64, new: u64, old: u64) -> SysResult {
 /// None.
 pub fn alarm(seconds: u64) -> SysResult {
     let (left, _) = remaining();
-    arm((seconds & 0xffff_ffff) * 1_000_000_000, 0);
+    arm(process::current(), (seconds & 0xffff_ffff) * 1_000_000_000, 0);
     Ok(left.div_ceil(1_000_000_000))
 }
 
-/// `getrusage`: processor time and memory; the rest is zero, as for a process that never faulted or switched.
+/// Writes a `struct rusage`: processor time and memory; the rest is zero, as for a process that never faulted or switched.
+///
+/// # Errors
+/// `EFAULT`.
+pub fn write_usage(at: u64, cpu_ns: u64, resident: u64) -> Result<()> {
+    let mut usage = [0u64; 18];
+    let time = Timeval::from_ns(cpu_ns);
+    usage[0] = time.sec as u64;
+    usage[1] = time.usec as u64;
+    usage[4] = resident / 1024;
+    user::write(at, usage)
+}
+
+/// `getrusage`.
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
 pub fn getrusage(who: i32, at: u64) -> SysResult {
-    let mut usage = [0u64; 18];
     match who {
         0 | 1 => {
-            let time = Timeval::from_ns(cpu_ns());
-            usage[0] = time.sec as u64;
-            usage[1] = time.usec as u64;
-            usage[4] = crate::mm::process_size().1 / 1024;
+            let (_, resident) = mm::size_of(mm::current_space());
+            write_usage(at, cpu_ns(), resident)?;
         }
-        -1 => {}
+        -1 => write_usage(at, process::current().children_cpu_ns.get(), 0)?,
         _ => return Err(EINVAL),
     }
-    user::write(at, usage)?;
     Ok(0)
 }
 
@@ -286,7 +312,8 @@ pub fn getrusage(who: i32, at: u64) -> SysResult {
 /// # Errors
 /// `EFAULT`.
 pub fn times(at: u64) -> SysResult {
-    let ticks = cpu_ns() / (1_000_000_000 / TICKS);
-    user::write_opt(at, [ticks, 0, 0, 0])?;
+    let ticks = |ns: u64| ns / (1_000_000_000 / TICKS);
+    let children = process::current().children_cpu_ns.get();
+    user::write_opt(at, [ticks(cpu_ns()), 0, ticks(children), 0])?;
     Ok(time::read_monotonic_ns() / (1_000_000_000 / TICKS))
 }

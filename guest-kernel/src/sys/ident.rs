@@ -1,9 +1,9 @@
 //! Who and where a program is: ids, limits, priorities, processor affinity, names and sizes of the system.
 
-use crate::cell::Global;
 use crate::errno::*;
+use crate::process::{self, ProcessRef};
 use crate::user::{self, Plain};
-use crate::{file, mm, sched, time};
+use crate::{mm, sched, time};
 
 const NOFILE: usize = 7;
 const STACK: usize = 3;
@@ -14,19 +14,30 @@ const NOFILE_MAX: u64 = 1 << 20;
 /// Most supplementary groups.
 const GROUPS_MAX: u64 = 64;
 
-static RLIMITS: Global<[(u64, u64); LIMITS]> = Global::new({
-    let mut limits = [(INFINITY, INFINITY); LIMITS];
-    limits[STACK] = (crate::exec::STACK_SIZE, INFINITY);
-    limits[4] = (0, INFINITY);
-    limits[6] = (4096, 4096);
-    limits[NOFILE] = (1024, NOFILE_MAX);
-    limits[8] = (INFINITY, INFINITY);
-    limits[13] = (0, 0);
-    limits[14] = (0, 0);
-    limits
-});
+/// Resource limits of a process: (soft, hard) by number.
+#[derive(Clone)]
+pub struct Limits([(u64, u64); LIMITS]);
 
-static NICE: Global<i32> = Global::new(0);
+impl Limits {
+    /// What the first process has.
+    pub const fn new() -> Self {
+        let mut limits = [(INFINITY, INFINITY); LIMITS];
+        limits[STACK] = (crate::exec::STACK_SIZE, INFINITY);
+        limits[4] = (0, INFINITY);
+        limits[6] = (4096, 4096);
+        limits[NOFILE] = (1024, NOFILE_MAX);
+        limits[8] = (INFINITY, INFINITY);
+        limits[13] = (0, 0);
+        limits[14] = (0, 0);
+        Self(limits)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// `struct new_utsname`.
 #[repr(C)]
@@ -66,8 +77,8 @@ pub fn dispatch(number: u64, a: [u64; 6]) -> Option<SysResult> {
     Some(match number {
         39 => Ok(u64::from(sched::pid())),
         186 => Ok(u64::from(sched::current())),
-        // getppid: the kernel started it
-        110 => Ok(0),
+        // getppid: 0 for the first, which the kernel started
+        110 => Ok(u64::from(process::current().parent.get())),
         102 | 107 => Ok(u64::from(uid)),
         104 | 108 => Ok(u64::from(gid)),
         105 => set_ids(&[a[0]], true),
@@ -83,24 +94,22 @@ pub fn dispatch(number: u64, a: [u64; 6]) -> Option<SysResult> {
         123 => Ok(u64::from(gid)),
         115 => getgroups(a[0], a[1]),
         116 => setgroups(a[0], a[1]),
-        // getpgrp, getpgid, getsid, setsid, setpgid: one process, leader of its own group and session
-        111 => Ok(u64::from(sched::PID)),
-        121 | 124 if a[0] == 0 || a[0] == u64::from(sched::PID) => Ok(u64::from(sched::PID)),
-        121 | 124 => Err(ESRCH),
-        112 => Err(EPERM),
-        109 if matches!(a[0], 0 | 100) && matches!(a[1], 0 | 100) => Ok(0),
-        109 => Err(ESRCH),
+        111 => Ok(u64::from(process::current().group.get())),
+        121 => by_id(a[0]).map(|p| u64::from(p.group.get())),
+        124 => by_id(a[0]).map(|p| u64::from(p.session.get())),
+        112 => setsid(),
+        109 => setpgid(a[0], a[1]),
         63 => uname(a[0]),
         99 => sysinfo(a[0]),
         170 => set_host(a[0], a[1]),
         97 => prlimit(0, a[0], 0, a[1]),
         160 => prlimit(0, a[0], a[1], 0),
         302 => prlimit(a[0], a[1], a[2], a[3]),
-        140 => Ok((20 - *NICE.borrow()) as u64),
-        141 => {
-            *NICE.borrow_mut() = (a[2] as i32).clamp(-20, 19);
-            Ok(0)
-        }
+        140 => priority(a).map(|p| (20 - p.nice.get()) as u64),
+        141 => priority(a).map(|p| {
+            p.nice.set((a[2] as i32).clamp(-20, 19));
+            0
+        }),
         // sched_setparam, getparam, setscheduler, getscheduler, priority bounds: SCHED_OTHER only
         142 | 144 => scheduler(a, number == 144),
         143 => user::write(a[1], 0i32).map(|()| 0),
@@ -119,6 +128,66 @@ pub fn dispatch(number: u64, a: [u64; 6]) -> Option<SysResult> {
         135 => Err(EINVAL),
         _ => return None,
     })
+}
+
+/// The process with an id; 0 is the caller.
+fn by_id(pid: u64) -> Result<ProcessRef> {
+    match pid as u32 {
+        0 => Ok(process::current()),
+        pid => process::find(pid).ok_or(ESRCH),
+    }
+}
+
+/// The process that `getpriority` and `setpriority` mean; groups and users are not told apart here.
+fn priority(a: [u64; 6]) -> Result<ProcessRef> {
+    match a[0] {
+        0 => by_id(a[1]),
+        1 | 2 => Ok(process::current()),
+        _ => Err(EINVAL),
+    }
+}
+
+fn setsid() -> SysResult {
+    let me = process::current();
+    let pid = me.pid.get();
+    // Not for a group's leader, nor where a group of that number is left.
+    if process::all().iter().any(|p| p.group.get() == pid) {
+        return Err(EPERM);
+    }
+    me.session.set(pid);
+    me.group.set(pid);
+    Ok(u64::from(pid))
+}
+
+fn setpgid(pid: u64, group: u64) -> SysResult {
+    let me = process::current();
+    if (group as i32) < 0 {
+        return Err(EINVAL);
+    }
+    let target = by_id(pid)?;
+    let own = core::ptr::eq(target, me);
+    if !own {
+        if target.parent.get() != me.pid.get() {
+            return Err(ESRCH);
+        }
+        if target.session.get() != me.session.get() {
+            return Err(EPERM);
+        }
+        if target.executed.get() {
+            return Err(EACCES);
+        }
+    }
+    let id = target.pid.get();
+    if target.session.get() == id {
+        return Err(EPERM);
+    }
+    let group = if group == 0 { id } else { group as u32 };
+    let known = |p: &ProcessRef| p.group.get() == group && p.session.get() == me.session.get();
+    if group != id && !process::all().iter().any(known) {
+        return Err(EPERM);
+    }
+    target.group.set(group);
+    Ok(0)
 }
 
 fn set_ids(ids: &[u64], user: bool) -> SysResult {
@@ -219,13 +288,11 @@ fn sysinfo(at: u64) -> SysResult {
 }
 
 fn prlimit(pid: u64, resource: u64, new: u64, old: u64) -> SysResult {
-    if pid != 0 && pid != u64::from(sched::PID) {
-        return Err(ESRCH);
-    }
+    let target = by_id(pid)?;
     let index = resource as usize;
-    let mut current = *RLIMITS.borrow().get(index).ok_or(EINVAL)?;
+    let mut current = *target.limits.borrow().0.get(index).ok_or(EINVAL)?;
     if index == NOFILE {
-        current.0 = super::fd_limit();
+        current.0 = target.files.borrow().limit as u64;
     }
     if new != 0 {
         let [soft, hard]: [u64; 2] = user::read(new)?;
@@ -235,9 +302,9 @@ fn prlimit(pid: u64, resource: u64, new: u64, old: u64) -> SysResult {
         if hard > current.1 && (sched::credentials().0 != 0 || index == NOFILE) {
             return Err(EPERM);
         }
-        RLIMITS.borrow_mut()[index] = (soft, hard);
+        target.limits.borrow_mut().0[index] = (soft, hard);
         if index == NOFILE {
-            file::table().limit = soft as usize;
+            target.files.borrow_mut().limit = soft as usize;
         }
     }
     user::write_opt(old, [current.0, current.1])?;

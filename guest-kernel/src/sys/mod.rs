@@ -1,6 +1,7 @@
 //! System calls: dispatch, and what follows each one.
 
 pub mod clock;
+pub mod clone;
 pub mod ident;
 pub mod names;
 pub mod process;
@@ -9,7 +10,8 @@ use crate::arch::TrapFrame;
 use crate::arch::entry::KIND_TRAP;
 use crate::cell::Global;
 use crate::errno::*;
-use crate::{boundary, file, fingerprint, fs, futex, klog, mm, net, rewrite, sched, signal};
+use crate::process::wait;
+use crate::{boundary, exec, fingerprint, fs, futex, klog, mm, net, rewrite, sched, signal, user};
 use alloc::collections::BTreeSet;
 
 mod nr {
@@ -21,8 +23,12 @@ mod nr {
     pub const RT_SIGRETURN: u64 = 15;
     pub const MREMAP: u64 = 25;
     pub const CLONE: u64 = 56;
+    pub const FORK: u64 = 57;
+    pub const VFORK: u64 = 58;
+    pub const EXECVE: u64 = 59;
     pub const EXIT: u64 = 60;
     pub const EXIT_GROUP: u64 = 231;
+    pub const EXECVEAT: u64 = 322;
     pub const CLONE3: u64 = 435;
 }
 
@@ -57,6 +63,8 @@ extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
         return 1;
     }
     let result = dispatch(number, frame, caller);
+    // A new program starts with all registers set.
+    full |= matches!(number, nr::EXECVE | nr::EXECVEAT) && result.is_ok();
     let value = match result {
         Ok(value) => value,
         Err(error) => (-i64::from(error.0)) as u64,
@@ -98,7 +106,7 @@ fn trace(number: u64, frame: &TrapFrame, result: u64) {
         small(frame.rsi),
         small(frame.rdx),
         result as i64,
-        mm::process_size(),
+        mm::size_of(mm::current_space()),
         crate::boot::describe_address(rewrite::origin(frame.rip))
     );
 }
@@ -118,7 +126,14 @@ fn turn() {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn handle_thread_start(frame: &mut TrapFrame) {
     sched::started();
-    let _ = frame;
+    let set_tid = sched::with_current(|t| core::mem::take(&mut t.set_tid));
+    if set_tid != 0 {
+        // Where that cannot be written the program finds out, as on Linux.
+        let _ = user::write(set_tid, sched::current());
+    }
+    if signal::deliverable() {
+        signal::deliver_pending(frame, false);
+    }
 }
 
 fn dispatch(number: u64, frame: &mut TrapFrame, caller: u64) -> SysResult {
@@ -184,11 +199,16 @@ fn dispatch(number: u64, frame: &mut TrapFrame, caller: u64) -> SysResult {
         200 => signal::tgkill(None, a[0] as i32, a[1]),
         234 => signal::tgkill(Some(a[0] as i32), a[1] as i32, a[2]),
         202 => futex::futex(a[0], a[1], a[2] as u32, a[3], a[4], a[5] as u32),
-        nr::CLONE => process::clone(frame, a),
-        nr::CLONE3 => process::clone3(frame, a[0], a[1]),
+        nr::CLONE => clone::clone(frame, a),
+        nr::CLONE3 => clone::clone3(frame, a[0], a[1]),
+        nr::FORK => clone::fork(frame),
+        nr::VFORK => clone::vfork(frame),
+        nr::EXECVE => exec::call::execve(frame, a[0], a[1], a[2]),
+        nr::EXECVEAT => exec::call::execveat(frame, a[0] as i32, a[1], a[2], a[3], a[4]),
         nr::EXIT => process::exit(a[0]),
-        nr::EXIT_GROUP => boundary::exit_program((a[0] & 0xff) << 8),
-        61 | 247 => Err(ECHILD),
+        nr::EXIT_GROUP => process::exit_group(a[0]),
+        61 => wait::wait4(a[0] as i32, a[1], a[2] as u32, a[3]),
+        247 => wait::waitid(a[0] as u32, a[1] as u32, a[2], a[3] as u32, a[4]),
         158 => process::arch_prctl(a[0], a[1]),
         157 => process::prctl(a),
         218 => process::set_tid_address(a[0]),
@@ -242,9 +262,4 @@ fn pause() -> SysResult {
         sched::block(None);
     }
     Err(EINTR)
-}
-
-/// RLIMIT_NOFILE lives with the descriptor table.
-fn fd_limit() -> u64 {
-    file::table().limit as u64
 }

@@ -1,119 +1,24 @@
-//! Threads: making and ending them, and what they register.
+//! What threads and processes register, and how they end themselves.
 
 use crate::arch::{self, TrapFrame};
 use crate::errno::*;
 use crate::mm::space::HIGHEST;
-use crate::{boundary, fingerprint, futex, sched, user};
+use crate::{fingerprint, process, sched, user};
 
-const CLONE_VM: u64 = 0x100;
-const CLONE_FS: u64 = 0x200;
-const CLONE_FILES: u64 = 0x400;
-const CLONE_SIGHAND: u64 = 0x800;
-const CLONE_THREAD: u64 = 0x1_0000;
-const CLONE_SETTLS: u64 = 0x8_0000;
-const CLONE_PARENT_SETTID: u64 = 0x10_0000;
-const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
-const CLONE_CHILD_SETTID: u64 = 0x100_0000;
-/// What makes a thread of the same process.
-const THREAD: u64 = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
-
-/// `clone`: threads. A new process (fork, vfork) is `ENOSYS`: there is one process.
-///
-/// # Errors
-/// `ENOSYS`, `EAGAIN`, `ENOMEM`, `EFAULT`.
-pub fn clone(frame: &TrapFrame, a: [u64; 6]) -> SysResult {
-    spawn(frame, a[0], a[1], a[2], a[3], a[4])
-}
-
-/// `clone3`.
-///
-/// # Errors
-/// As [`clone`]; `EINVAL`, `E2BIG`.
-pub fn clone3(frame: &TrapFrame, args: u64, size: u64) -> SysResult {
-    if size < 64 {
-        return Err(EINVAL);
-    }
-    if size > 4096 {
-        return Err(E2BIG);
-    }
-    let a: [u64; 8] = user::read(args)?;
-    let [
-        flags,
-        _pidfd,
-        child_tid,
-        parent_tid,
-        exit_signal,
-        stack,
-        stack_size,
-        tls,
-    ] = a;
-    if exit_signal != 0 && flags & CLONE_THREAD != 0 {
-        return Err(EINVAL);
-    }
-    spawn(frame, flags, stack + stack_size, parent_tid, child_tid, tls)
-}
-
-fn spawn(
-    frame: &TrapFrame,
-    flags: u64,
-    stack: u64,
-    parent_tid: u64,
-    child_tid: u64,
-    tls: u64,
-) -> SysResult {
-    fingerprint::number(flags);
-    if flags & THREAD != THREAD {
-        return Err(ENOSYS);
-    }
-    if flags & CLONE_SETTLS != 0 && tls >= HIGHEST {
-        return Err(EPERM);
-    }
-    let mut child = *frame;
-    child.rax = 0;
-    if stack != 0 {
-        child.rsp = stack;
-    }
-    let fs_base = if flags & CLONE_SETTLS != 0 {
-        tls
-    } else {
-        arch::fs_base()
-    };
-    #[cfg(not(test))]
-    let tid = sched::spawn(&child, fs_base)?;
-    #[cfg(test)]
-    let tid = {
-        let _ = (child, fs_base);
-        0
-    };
-    let written = (|| {
-        if flags & CLONE_PARENT_SETTID != 0 {
-            user::write(parent_tid, tid)?;
-        }
-        if flags & CLONE_CHILD_SETTID != 0 {
-            user::write(child_tid, tid)?;
-        }
-        Ok(())
-    })();
-    if let Err(error) = written {
-        sched::unspawn(tid);
-        return Err(error);
-    }
-    if flags & CLONE_CHILD_CLEARTID != 0 {
-        sched::with_thread(tid, |t| t.clear_tid = child_tid);
-    }
-    Ok(u64::from(tid))
-}
-
-/// `exit`: ends the calling thread; the last one ends the program.
+/// `exit`: ends the calling thread; the last one ends the process.
 pub fn exit(status: u64) -> ! {
-    let (tid, robust, clear) = sched::with_current(|t| (t.tid, t.robust_list.0, t.clear_tid));
-    futex::thread_ends(tid, robust, clear);
     fingerprint::call(60, status);
-    if sched::living() <= 1 {
-        boundary::exit_program((status & 0xff) << 8);
-    }
-    sched::exit_thread()
+    process::end::thread_with((status as u32 & 0xff) << 8)
 }
+
+/// `exit_group`.
+pub fn exit_group(status: u64) -> ! {
+    fingerprint::call(231, status);
+    process::end::process((status as u32 & 0xff) << 8)
+}
+
+/// Timer slack of a thread that has not set one, in nanoseconds.
+pub const TIMER_SLACK_NS: u64 = 50_000;
 
 /// `arch_prctl`.
 ///
@@ -175,7 +80,7 @@ pub fn get_robust_list(tid: u64, head_at: u64, len_at: u64) -> SysResult {
     Ok(0)
 }
 
-/// `prctl`: names, and the settings that hold anyway here (there is nothing to dump to, no privilege to gain, no parent).
+/// `prctl`: names, what becomes of children, and the settings that hold anyway here (there is nothing to dump to, no privilege to gain).
 ///
 /// # Errors
 /// `EINVAL` for what is not known.
@@ -196,26 +101,37 @@ pub fn prctl(a: [u64; 6]) -> SysResult {
             Ok(0)
         }
         // PR_GET_PDEATHSIG
-        2 => user::write(a[1], 0i32).map(|()| 0),
+        2 => user::write(a[1], process::current().death_signal.get()).map(|()| 0),
         // PR_GET_DUMPABLE: never
         3 => Ok(0),
         // PR_SET_DUMPABLE 0: so it is
         4 if a[1] == 0 => Ok(0),
-        // PR_SET_PDEATHSIG: the parent never dies before its child
-        1 if a[1] <= 64 => Ok(0),
+        // PR_SET_PDEATHSIG
+        1 if a[1] <= 64 => {
+            process::current().death_signal.set(a[1] as u32);
+            Ok(0)
+        }
         // PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS: there are none to gain
         38 if a[1] == 1 => Ok(0),
         39 => Ok(1),
         // PR_SET_KEEPCAPS, PR_GET_KEEPCAPS, PR_CAPBSET_READ
         7 => Ok(0),
         23 if a[1] < 41 => Ok(u64::from(sched::credentials().0 == 0)),
-        // PR_SET_TIMERSLACK, PR_GET_TIMERSLACK: deadlines are kept to the boundary
-        29 => Ok(0),
-        30 => Ok(50_000),
+        // PR_SET_TIMERSLACK, PR_GET_TIMERSLACK: stored; deadlines are kept to the boundary
+        29 => {
+            let slack = if a[1] == 0 { TIMER_SLACK_NS } else { a[1] };
+            sched::with_current(|t| t.timer_slack_ns = slack);
+            Ok(0)
+        }
+        30 => Ok(sched::with_current(|t| t.timer_slack_ns)),
         // PR_SET_THP_DISABLE, PR_GET_THP_DISABLE: the guest uses small pages only
         41 | 42 => Ok(u64::from(a[0] == 42)),
-        // PR_SET_CHILD_SUBREAPER: no children yet
-        36 => Ok(0),
+        // PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER
+        36 => {
+            process::current().reaper.set(a[1] != 0);
+            Ok(0)
+        }
+        37 => user::write(a[1], i32::from(process::current().reaper.get())).map(|()| 0),
         _ => Err(EINVAL),
     }
 }
