@@ -4,9 +4,11 @@
 //! version = 1
 //! name = "redis"
 //!
-//! [image]                           # exactly one of packages, directory, file
+//! [image]                           # exactly one of packages, directory, oci, file
 //! packages = ["redis-server"]       # Debian packages with their dependencies
 //! # directory = "rootfs"            # relative to this file
+//! # oci = "image.tar"               # OCI layout (directory or archive) or what `docker save` writes
+//! # tag = "redis:7"                 # which image of `oci`, if it has several
 //! # file = "prebuilt.qimg"
 //! # without = ["perl"]              # packages taken as installed: neither they nor what only they need go in
 //! # epoch = 1767225600              # time of files that come from the host; package files are not later than it
@@ -18,6 +20,8 @@
 //! # cwd = "/"
 //! # uid = 0
 //! # gid = 0
+//! # user = "www-data"               # instead of uid and gid: NAME[:GROUP] of the image's /etc/passwd and /etc/group, or numbers
+//! # groups = ["adm", 44]            # other groups
 //! # hostname = "redis"              # default: the appliance's name
 //!
 //! [machine]
@@ -50,9 +54,11 @@
 //! # window_bytes = "64M"
 //! ```
 //!
+//! With `oci` the image itself says command, environment, working directory and user; what `[program]` says takes their place
+//! (variables one by one).
+//!
 //! The values behind `#` are the defaults, or examples where there is none. Unknown keys are refused, with their line.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -63,9 +69,13 @@ use crate::error::ApplianceError;
 mod check;
 mod disks;
 mod explain;
+mod program;
 
 pub use check::check_memory;
+pub(crate) use check::strings_fit as check_strings;
 pub use disks::{DISK_UNIT, DiskSpec, Filesystem, MAX_DISK, Mount, OnError, Root, TmpfsSpec};
+pub(crate) use program::default_env;
+pub use program::{Id, MAX_GROUPS, Program, User};
 
 /// The only version of the file format there is.
 pub const APPLIANCE_VERSION: i64 = 1;
@@ -89,7 +99,8 @@ pub struct Appliance {
     pub name: String,
     /// Where the root file system comes from.
     pub image: ImageSpec,
-    /// What to run.
+    /// What to run; an OCI image may say it itself.
+    #[serde(default)]
     pub program: Program,
     /// The machine to run it on.
     #[serde(default)]
@@ -133,6 +144,13 @@ pub enum ImageSource {
     Packages(Vec<String>),
     /// A directory of the host.
     Directory(PathBuf),
+    /// An image of `tag` (if there are several) in an OCI layout, an archive of one, or what `docker save` writes.
+    Oci {
+        /// The directory or archive.
+        path: PathBuf,
+        /// The image's name or tag.
+        tag: Option<String>,
+    },
     /// A ready-made image.
     File(PathBuf),
 }
@@ -158,30 +176,6 @@ pub enum FileContent {
     Source(PathBuf),
     /// `link`: a symbolic link with this target.
     Link(String),
-}
-
-/// `[program]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Program {
-    /// Absolute path of the program, then its arguments.
-    #[serde(deserialize_with = "check::command")]
-    pub command: Vec<String>,
-    /// Environment; default `PATH` and `HOME`.
-    #[serde(default = "default_env", deserialize_with = "check::env")]
-    pub env: BTreeMap<String, String>,
-    /// Working directory, absolute; default `/`.
-    #[serde(default = "default_cwd", deserialize_with = "check::absolute")]
-    pub cwd: String,
-    /// User to run as; default 0.
-    #[serde(default)]
-    pub uid: u32,
-    /// Group to run as; default 0.
-    #[serde(default)]
-    pub gid: u32,
-    /// Host name; default the appliance's name. [`Appliance::hostname`] applies the default.
-    #[serde(default, deserialize_with = "check::hostname")]
-    pub hostname: Option<String>,
 }
 
 /// `[machine]`.
@@ -297,6 +291,17 @@ impl Appliance {
         let mut appliance: Self =
             toml::from_str(text).map_err(|e| fail(explain::explain(text, &e)))?;
         appliance.path = path.to_owned();
+        if appliance.program.command.is_empty()
+            && !matches!(appliance.image.source, ImageSource::Oci { .. })
+        {
+            let there = explain::has_table(text, "program");
+            return Err(fail(if there {
+                let line = explain::line_of_table(text, "program", 0);
+                (line, "missing key \"command\" in [program]".to_owned())
+            } else {
+                (1, "missing table [program]".to_owned())
+            }));
+        }
         disks::check_all(&appliance).map_err(|(table, number, message)| {
             fail((explain::line_of_table(text, table, number), message))
         })?;
@@ -312,6 +317,13 @@ impl Appliance {
             Some(directory) => directory.join(path),
             None => path.to_owned(),
         }
+    }
+
+    /// Its lock file: `NAME.lock` beside `NAME.toml`; none if the appliance was not read from a file.
+    #[must_use]
+    pub fn lock_path(&self) -> Option<PathBuf> {
+        self.path.file_name()?;
+        Some(self.path.with_extension("lock"))
     }
 
     /// The guest's host name.
@@ -333,6 +345,8 @@ struct RawImage {
     #[serde(default, deserialize_with = "check::sources")]
     packages: Option<Vec<String>>,
     directory: Option<PathBuf>,
+    oci: Option<PathBuf>,
+    tag: Option<String>,
     file: Option<PathBuf>,
     #[serde(default)]
     files: Vec<ExtraFile>,
@@ -345,14 +359,22 @@ impl TryFrom<RawImage> for ImageSpec {
     type Error = String;
 
     fn try_from(raw: RawImage) -> Result<Self, String> {
-        let source = match (raw.packages, raw.directory, raw.file) {
-            (Some(packages), None, None) => ImageSource::Packages(packages),
-            (None, Some(path), None) => ImageSource::Directory(path),
-            (None, None, Some(path)) => ImageSource::File(path),
-            _ => {
-                return Err("give exactly one of packages, directory and file".to_owned());
-            }
+        let sources = [
+            raw.packages.map(ImageSource::Packages),
+            raw.directory.map(ImageSource::Directory),
+            raw.file.map(ImageSource::File),
+            raw.oci.map(|path| ImageSource::Oci {
+                path,
+                tag: raw.tag.clone(),
+            }),
+        ];
+        let mut sources = sources.into_iter().flatten();
+        let (Some(source), None) = (sources.next(), sources.next()) else {
+            return Err("give exactly one of packages, directory, oci and file".to_owned());
         };
+        if raw.tag.is_some() && !matches!(source, ImageSource::Oci { .. }) {
+            return Err("tag goes with oci only".to_owned());
+        }
         let ready_made = matches!(source, ImageSource::File(_));
         if ready_made && (!raw.files.is_empty() || raw.epoch.is_some()) {
             return Err("files and epoch do not go with file: that image is finished".to_owned());
@@ -407,18 +429,6 @@ impl TryFrom<RawFile> for ExtraFile {
             mode: raw.mode,
         })
     }
-}
-
-fn default_env() -> BTreeMap<String, String> {
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    [("PATH", path), ("HOME", "/")]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .collect()
-}
-
-fn default_cwd() -> String {
-    "/".to_owned()
 }
 
 /// Reads a value and checks it; `check` says what is wrong.

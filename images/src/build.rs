@@ -1,29 +1,23 @@
 //! Builds an appliance's image.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::appliance::{Appliance, ExtraFile, FileContent, ImageSource};
+use crate::appliance::{Appliance, ExtraFile, FileContent, ImageSource, Program};
+pub use crate::cache::default_cache_dir;
+use crate::cache::{image_path, lock_cache, persist, prune_images, prune_packages};
 pub use crate::debian::Package;
 use crate::debian::{self, Lock};
 use crate::error::BuildError;
 use crate::tree::{Kind, Meta, Tree, TreeError};
 use crate::verify::{Info, verify};
 use crate::writer::{self, WriteError};
-use crate::{hostdir, skeleton};
+use crate::{hostdir, oci, skeleton};
 
 /// Goes into every key: raise it when the same inputs give another image.
-const BUILDER_VERSION: u32 = 3;
-
-/// Images of one appliance that the cache keeps (R10); the oldest ones go when another is built.
-pub const KEPT_IMAGES: usize = 4;
-/// Lock files that the cache keeps (R10); package files that no lock names go with them.
-pub const KEPT_LOCKS: usize = 64;
-/// Hexadecimal digits of the key in an image's file name.
-const KEY_DIGITS: usize = 16;
+const BUILDER_VERSION: u32 = 4;
 
 /// What [`build`] is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,23 +80,12 @@ pub struct BuiltImage {
     pub length: u64,
     /// Debian packages in it, in the order they were unpacked.
     pub packages: Vec<Package>,
+    /// When the packages were resolved, as Debian's snapshot archive writes it; empty if there are none.
+    pub resolved: String,
     /// Whether it was there already.
     pub cached: bool,
-}
-
-/// The cache directory when none is given: `$QUORATE_CACHE`, else `$XDG_CACHE_HOME/quorate`, else `$HOME/.cache/quorate`, else
-/// `quorate` in the directory for temporary files.
-#[must_use]
-pub fn default_cache_dir() -> PathBuf {
-    let from = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    from("QUORATE_CACHE")
-        .or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("quorate")))
-        .or_else(|| from("HOME").map(|p| p.join(".cache/quorate")))
-        .unwrap_or_else(|| std::env::temp_dir().join("quorate"))
+    /// What to run in it: the appliance's program with its users looked up, and with what an OCI image says itself.
+    pub program: Program,
 }
 
 /// Builds the image of `appliance`, or finds the one that the same inputs gave before. Several processes may do so at once.
@@ -117,7 +100,24 @@ pub fn build(appliance: &Appliance, options: &BuildOptions<'_>) -> Result<BuiltI
             let _lock = lock_cache(cache)?;
             let mut tree = hostdir::read(&appliance.resolve(path), appliance.epoch())?;
             add_extras(&mut tree, appliance, &read_extras(appliance)?)?;
-            store(appliance, options, &tree, None, Vec::new())
+            store(appliance, options, &tree, None, Origin::default())
+        }
+        ImageSource::Oci { path, tag } => {
+            let _lock = lock_cache(cache)?;
+            let extras = read_extras(appliance)?;
+            let image = oci::Image::open(&appliance.resolve(path), tag.as_deref())?;
+            let key = key(appliance, &Inputs::Oci(image.id()), &extras);
+            let origin = Origin {
+                process: Some(image.process()),
+                ..Origin::default()
+            };
+            if let Ok(info) = verify(&image_path(cache, appliance, &key)) {
+                return built(appliance, info, origin, true);
+            }
+            let (time, latest) = (appliance.epoch(), appliance.image.epoch);
+            let mut tree = image.unpack(time, latest, options.progress)?;
+            add_extras(&mut tree, appliance, &extras)?;
+            store(appliance, options, &tree, Some(key), origin)
         }
         ImageSource::Packages(names) => {
             let _lock = lock_cache(cache)?;
@@ -127,23 +127,28 @@ pub fn build(appliance: &Appliance, options: &BuildOptions<'_>) -> Result<BuiltI
             {
                 return Ok(found);
             }
-            let packages = packages(appliance, options, names)?;
+            let lock = packages(appliance, options, names)?;
             let mut tree = debian::unpack(
-                &packages,
+                &lock.packages,
                 cache,
                 appliance.epoch(),
                 appliance.image.epoch,
                 options.progress,
             )?;
             add_extras(&mut tree, appliance, &extras)?;
-            let key = key(appliance, &packages, &extras);
-            store(appliance, options, &tree, Some(key), packages)
+            let key = key(appliance, &Inputs::Packages(&lock.packages), &extras);
+            let origin = Origin {
+                packages: lock.packages,
+                resolved: lock.resolved,
+                ..Origin::default()
+            };
+            store(appliance, options, &tree, Some(key), origin)
         }
     }
 }
 
-/// The image of `appliance` if it can be had without downloading anything: a ready-made one, one from a directory (built now), or
-/// one from packages that was built before.
+/// The image of `appliance` if it can be had without downloading anything: a ready-made one, one from a directory or an OCI image
+/// (built now), or one from packages that was built before.
 ///
 /// # Errors
 /// [`BuildError`].
@@ -154,18 +159,90 @@ pub fn cached(appliance: &Appliance, cache_dir: &Path) -> Result<Option<BuiltIma
     }
 }
 
-fn ready_made(appliance: &Appliance, path: &Path) -> Result<BuiltImage, BuildError> {
-    Ok(built(verify(&appliance.resolve(path))?, Vec::new(), true))
+/// Writes the lock file of an appliance that is made from packages: `NAME.lock` beside `NAME.toml`. While it is there, builds use
+/// these very packages. Returns its path if it is new or another than before.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn write_lock(
+    appliance: &Appliance,
+    image: &BuiltImage,
+) -> Result<Option<PathBuf>, BuildError> {
+    let (Some(path), ImageSource::Packages(names)) =
+        (appliance.lock_path(), &appliance.image.source)
+    else {
+        return Ok(None);
+    };
+    let without = &appliance.image.without;
+    let lock = Lock::new(
+        names,
+        without,
+        image.resolved.clone(),
+        image.packages.clone(),
+    );
+    let same = Lock::read(&path, names, without).is_some_and(|old| old == lock);
+    if same {
+        return Ok(None);
+    }
+    lock.write(&path)?;
+    Ok(Some(path))
 }
 
-fn built(info: Info, packages: Vec<Package>, cached: bool) -> BuiltImage {
-    BuiltImage {
+/// What an image comes from, as far as it is not the appliance that says so.
+#[derive(Default)]
+struct Origin {
+    packages: Vec<Package>,
+    resolved: String,
+    process: Option<oci::Process>,
+}
+
+fn ready_made(appliance: &Appliance, path: &Path) -> Result<BuiltImage, BuildError> {
+    let info = verify(&appliance.resolve(path))?;
+    built(appliance, info, Origin::default(), true)
+}
+
+fn built(
+    appliance: &Appliance,
+    info: Info,
+    origin: Origin,
+    cached: bool,
+) -> Result<BuiltImage, BuildError> {
+    let program = crate::program::resolve(appliance, origin.process.as_ref(), &info.path)?;
+    Ok(BuiltImage {
         path: info.path,
         digest: info.digest,
         length: info.length,
-        packages,
+        packages: origin.packages,
+        resolved: origin.resolved,
         cached,
+        program,
+    })
+}
+
+/// The packages by the lock file beside the appliance or, if there is none, by the cache's own.
+fn locked(
+    appliance: &Appliance,
+    cache: &Path,
+    names: &[String],
+) -> Result<Option<(Lock, Where)>, BuildError> {
+    let without = &appliance.image.without;
+    if let Some(path) = appliance.lock_path()
+        && path.exists()
+    {
+        return match Lock::read(&path, names, without) {
+            Some(lock) => Ok(Some((lock, Where::Beside))),
+            None => Err(BuildError::Lock { path }),
+        };
     }
+    let lock = Lock::read(&Lock::path(cache, names, without), names, without);
+    Ok(lock.map(|lock| (lock, Where::Cache)))
+}
+
+/// Where a lock was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Where {
+    Beside,
+    Cache,
 }
 
 /// An image from packages that is in the cache and whole.
@@ -175,14 +252,19 @@ fn find(
     names: &[String],
     extras: &[Extra<'_>],
 ) -> Result<Option<BuiltImage>, BuildError> {
-    let without = &appliance.image.without;
-    let lock = Lock::read(&Lock::path(cache, names, without), names, without);
-    let Some(lock) = lock else {
+    let Some((lock, _)) = locked(appliance, cache, names)? else {
         return Ok(None);
     };
-    let path = image_path(cache, appliance, &key(appliance, &lock.packages, extras));
-    match verify(&path) {
-        Ok(info) => Ok(Some(built(info, lock.packages, true))),
+    let key = key(appliance, &Inputs::Packages(&lock.packages), extras);
+    match verify(&image_path(cache, appliance, &key)) {
+        Ok(info) => {
+            let origin = Origin {
+                packages: lock.packages,
+                resolved: lock.resolved,
+                ..Origin::default()
+            };
+            built(appliance, info, origin, true).map(Some)
+        }
         Err(error) => {
             tracing::debug!(%error, "not in the cache");
             Ok(None)
@@ -190,29 +272,49 @@ fn find(
     }
 }
 
-/// The packages by the lock file, or by apt-get when there is none, its files are gone or `update` says so.
+/// The packages by the appliance's lock file, whose files are downloaded if they are not in the cache. Without one: by the cache's,
+/// or by apt-get when there is none either, its files are gone or `update` says so.
 fn packages(
     appliance: &Appliance,
     options: &BuildOptions<'_>,
     names: &[String],
-) -> Result<Vec<Package>, BuildError> {
+) -> Result<Lock, BuildError> {
     let cache = &options.cache_dir;
     let without = &appliance.image.without;
-    let path = Lock::path(cache, names, without);
-    if !options.update
-        && let Some(lock) = Lock::read(&path, names, without)
-        && debian::all_there(&lock.packages, cache)
-    {
-        return Ok(lock.packages);
+    let own = Lock::path(cache, names, without);
+    if !options.update {
+        match locked(appliance, cache, names)? {
+            Some((lock, Where::Beside)) => {
+                debian::obtain(&lock, cache, options.progress)?;
+                // So that the cache keeps the files.
+                lock.write(&own)?;
+                prune_packages(cache)?;
+                return Ok(lock);
+            }
+            Some((lock, Where::Cache)) if debian::all_there(&lock.packages, cache) => {
+                return Ok(lock);
+            }
+            _ => {}
+        }
     }
     let packages = debian::fetch(names, without, cache, options.update, options.progress)?;
-    Lock::new(names, without, packages.clone()).write(&path)?;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let day = debian::snapshot_day(now.map_or(0, |now| now.as_secs()));
+    let lock = Lock::new(names, without, day, packages);
+    lock.write(&own)?;
     prune_packages(cache)?;
-    Ok(packages)
+    Ok(lock)
+}
+
+/// What an image is made from.
+enum Inputs<'a> {
+    Packages(&'a [Package]),
+    /// The OCI image's id.
+    Oci(&'a str),
 }
 
 /// What the image depends on, besides the code here.
-fn key(appliance: &Appliance, packages: &[Package], extras: &[Extra<'_>]) -> String {
+fn key(appliance: &Appliance, inputs: &Inputs<'_>, extras: &[Extra<'_>]) -> String {
     let mut hasher = blake3::Hasher::new();
     // Length before contents, so that no two lists of fields run together to the same bytes.
     let mut field = |bytes: &[u8]| {
@@ -228,9 +330,14 @@ fn key(appliance: &Appliance, packages: &[Package], extras: &[Extra<'_>]) -> Str
     for mount in appliance.mounts() {
         field(mount.target.as_bytes());
     }
-    for package in packages {
-        field(package.file.as_bytes());
-        field(package.sha256.as_bytes());
+    match inputs {
+        Inputs::Packages(packages) => {
+            for package in *packages {
+                field(package.file.as_bytes());
+                field(package.sha256.as_bytes());
+            }
+        }
+        Inputs::Oci(id) => field(id.as_bytes()),
     }
     for extra in extras {
         field(extra.path.as_bytes());
@@ -304,9 +411,12 @@ fn store(
     options: &BuildOptions<'_>,
     tree: &Tree,
     key: Option<String>,
-    packages: Vec<Package>,
+    origin: Origin,
 ) -> Result<BuiltImage, BuildError> {
-    check_program(appliance, tree)?;
+    // What an OCI image runs is settled when the image is there.
+    if origin.process.is_none() {
+        check_program(appliance, tree)?;
+    }
     (options.progress)(Progress::Writing);
     let directory = options.cache_dir.join("images");
     let write_error = || BuildError::io("write the image", &directory);
@@ -330,13 +440,13 @@ fn store(
         persist(file, &path)?;
         prune_images(&directory, &appliance.name, &path);
     }
-    Ok(BuiltImage {
+    let info = Info {
         path,
         digest: written.digest,
         length: written.length,
-        packages,
-        cached,
-    })
+        inodes: written.inodes,
+    };
+    built(appliance, info, origin, cached)
 }
 
 /// Whether the program is there and may be executed: better said now than by the guest.
@@ -348,110 +458,5 @@ fn check_program(appliance: &Appliance, tree: &Tree) -> Result<(), BuildError> {
         _ => Err(BuildError::NoProgram {
             program: program.to_owned(),
         }),
-    }
-}
-
-fn image_path(cache: &Path, appliance: &Appliance, key: &str) -> PathBuf {
-    let key = key.get(..KEY_DIGITS).unwrap_or(key);
-    cache
-        .join("images")
-        .join(format!("{}-{key}.qimg", appliance.name))
-}
-
-/// Keeps other builds out of the cache until the result is dropped.
-fn lock_cache(cache: &Path) -> Result<File, BuildError> {
-    fs::create_dir_all(cache).map_err(BuildError::io("make the cache directory", cache))?;
-    let path = cache.join(".lock");
-    let lock_error = || BuildError::io("lock the cache", &path);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(lock_error())?;
-    file.lock().map_err(lock_error())?;
-    Ok(file)
-}
-
-/// Gives `path` these contents in one step.
-pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<(), BuildError> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("."));
-    let write_error = || BuildError::io("write", path);
-    fs::create_dir_all(directory).map_err(write_error())?;
-    let mut file = tempfile::Builder::new()
-        .tempfile_in(directory)
-        .map_err(write_error())?;
-    file.write_all(contents).map_err(write_error())?;
-    persist(file, path)
-}
-
-fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), BuildError> {
-    // Temporary files are private; what is in the cache may be read by all, as other build results.
-    file.as_file()
-        .set_permissions(fs::Permissions::from_mode(0o644))
-        .map_err(BuildError::io("write", path))?;
-    file.persist(path)
-        .map_err(|e| BuildError::io("write", path)(e.error))?;
-    Ok(())
-}
-
-/// Removes all but the newest [`KEPT_IMAGES`] images of the appliance `name`. One that a running set has mapped lives on until
-/// it is unmapped.
-fn prune_images(directory: &Path, name: &str, newest: &Path) {
-    let is_ours = |path: &Path| {
-        let key = path
-            .file_name()
-            .and_then(|file| file.to_str())
-            .and_then(|file| file.strip_prefix(name))
-            .and_then(|rest| rest.strip_prefix('-'))
-            .and_then(|rest| rest.strip_suffix(".qimg"));
-        path != newest
-            && key.is_some_and(|key| {
-                key.len() == KEY_DIGITS && key.bytes().all(|b| b.is_ascii_hexdigit())
-            })
-    };
-    for path in oldest(directory, is_ours, KEPT_IMAGES - 1) {
-        remove(&path);
-    }
-}
-
-/// Removes all but the newest [`KEPT_LOCKS`] lock files, and package files that none of them names.
-fn prune_packages(cache: &Path) -> Result<(), BuildError> {
-    let locks = cache.join("locks");
-    for path in oldest(&locks, |_| true, KEPT_LOCKS) {
-        remove(&path);
-    }
-    let mut named = String::new();
-    for path in oldest(&locks, |_| true, 0) {
-        named.push_str(&fs::read_to_string(&path).map_err(BuildError::io("read", &path))?);
-    }
-    for path in oldest(&cache.join("debs"), Path::is_file, 0) {
-        let file = path.file_name().and_then(|f| f.to_str()).unwrap_or("");
-        if file.ends_with(".deb") && !named.contains(file) {
-            remove(&path);
-        }
-    }
-    Ok(())
-}
-
-/// Files of `directory` that `take` accepts, without the newest `keep`.
-fn oldest(directory: &Path, take: impl Fn(&Path) -> bool, keep: usize) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Vec::new();
-    };
-    let mut files: Vec<(SystemTime, PathBuf)> = entries
-        .flatten()
-        .filter(|entry| take(&entry.path()))
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    files.sort();
-    files.truncate(files.len().saturating_sub(keep));
-    files.into_iter().map(|(_, path)| path).collect()
-}
-
-/// Tidying up that fails is no reason to fail the build.
-pub(crate) fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "cannot remove an old file of the cache");
     }
 }

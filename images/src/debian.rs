@@ -17,7 +17,7 @@ mod stubs;
 
 pub(crate) use apt::tail;
 
-pub(crate) use lock::Lock;
+pub(crate) use lock::{Lock, snapshot_day};
 
 /// A package in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,21 @@ pub struct Package {
     pub size: u64,
     /// SHA-256 of the file, hexadecimal.
     pub sha256: String,
+    /// Where it was downloaded from.
+    pub uri: String,
+}
+
+impl Package {
+    /// Whether its texts are what they should be, and no option or path of somebody else's making.
+    pub(crate) fn is_safe(&self) -> bool {
+        let hex = self.sha256.len() == 64 && self.sha256.bytes().all(|b| b.is_ascii_hexdigit());
+        let file = self.file.ends_with(".deb") && !self.file.contains('/');
+        let uri = ["http://", "https://", "file:", "copy:", "ftp://"];
+        let plain = |c: char| c.is_ascii_graphic();
+        hex && file
+            && uri.iter().any(|scheme| self.uri.starts_with(scheme))
+            && self.uri.chars().all(plain)
+    }
 }
 
 /// Asks apt-get for the packages and downloads them; the result says which they are. `refresh` fetches new package lists first.
@@ -52,6 +67,32 @@ pub(crate) fn fetch(
         deb::check(&apt::deb_path(cache, package), package)?;
     }
     Ok(packages)
+}
+
+/// Downloads those of `packages`, by the lock file, that are not in the cache.
+pub(crate) fn obtain(
+    lock: &Lock,
+    cache: &Path,
+    progress: &dyn Fn(Progress<'_>),
+) -> Result<(), BuildError> {
+    let packages = &lock.packages;
+    if all_there(packages, cache) {
+        return Ok(());
+    }
+    let apt = apt::Apt::new(cache, "")?;
+    for (index, package) in packages.iter().enumerate() {
+        let path = apt::deb_path(cache, package);
+        if !path.exists() {
+            let percent = (index * 100 / packages.len().max(1)) as u8;
+            progress(Progress::Downloading {
+                percent,
+                what: &package.file,
+            });
+            apt.download(package, &lock.resolved)?;
+        }
+        deb::check(&path, package)?;
+    }
+    Ok(())
 }
 
 /// Unpacks `packages` from the cache. Files are not later than `latest`; directories that no package describes have the time
@@ -90,7 +131,7 @@ pub(crate) fn all_there(packages: &[Package], cache: &Path) -> bool {
             all = false;
             if path.exists() {
                 tracing::warn!(%error, "a package in the cache is damaged and will be downloaded again");
-                crate::build::remove(&path);
+                crate::cache::remove(&path);
             }
         }
     }

@@ -79,6 +79,26 @@ pub enum BuildError {
         /// Digest of the file.
         found: String,
     },
+    /// The lock file beside the appliance is malformed, or for other packages.
+    #[error("{}: not a lock file for the packages of [image]; `quorate build --update` writes a new one", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A package of the lock file cannot be downloaded any more.
+    #[error(
+        "{package} {version} of the lock file could not be downloaded, neither from {uri} nor from snapshot.debian.org; `quorate build --update` takes the versions of today. apt said: {output}"
+    )]
+    Gone {
+        /// The package.
+        package: String,
+        /// Its version.
+        version: String,
+        /// Where it was.
+        uri: String,
+        /// The end of what apt-helper wrote.
+        output: String,
+    },
     /// A package file is malformed.
     #[error("{}: not a package that can be unpacked: {reason}", path.display())]
     Package {
@@ -87,14 +107,28 @@ pub enum BuildError {
         /// What is wrong.
         reason: String,
     },
+    /// An OCI image is malformed, or is not for this machine.
+    #[error("{}: not an OCI image that can be used: {reason}", path.display())]
+    Oci {
+        /// The layout or archive.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The image is over its bound (R10).
-    #[error("the image would have at least {0} bytes; {max} are the most", max = crate::MAX_IMAGE_LEN)]
+    #[error("the image would have at least {0} bytes; {max} are the most, whatever the memory of the machine: put large data onto a [[disk]], for example with `seed`", max = crate::MAX_IMAGE_LEN)]
     TooLarge(u64),
     /// The program to run is not in the image.
     #[error("{program}: the program of [program] command is not an executable file of the image")]
     NoProgram {
         /// Its path.
         program: String,
+    },
+    /// What to run cannot be settled.
+    #[error("[program]: {reason}")]
+    Program {
+        /// What is wrong.
+        reason: String,
     },
     /// The image file is bad.
     #[error(transparent)]

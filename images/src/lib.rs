@@ -6,21 +6,29 @@
 
 pub mod appliance;
 mod build;
+mod cache;
 mod debian;
 pub mod disks;
 mod error;
 mod hostdir;
+mod oci;
+mod program;
 pub mod size;
 mod skeleton;
+mod tarball;
 pub mod tree;
 mod verify;
+mod view;
 pub mod writer;
 
 pub use appliance::{
-    Appliance, DiskSpec, ExtraFile, FileContent, Filesystem, ImageSource, ImageSpec, LayoutPolicy,
-    MachineSpec, Mount, NetworkSpec, NoQuorum, OnError, Policy, Program, Root, TmpfsSpec,
+    Appliance, DiskSpec, ExtraFile, FileContent, Filesystem, Id, ImageSource, ImageSpec,
+    LayoutPolicy, MachineSpec, Mount, NetworkSpec, NoQuorum, OnError, Policy, Program, Root,
+    TmpfsSpec, User,
 };
-pub use build::{BuildOptions, BuiltImage, Package, Progress, build, cached, default_cache_dir};
+pub use build::{
+    BuildOptions, BuiltImage, Package, Progress, build, cached, default_cache_dir, write_lock,
+};
 pub use disks::{DiskError, PreparedDisk};
 pub use error::{ApplianceError, BuildError};
 pub use verify::{ImageFileError, Info, verify};

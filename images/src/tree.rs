@@ -90,6 +90,8 @@ pub struct Node {
     pub kind: Kind,
     /// A directory that was only made because something lies in it: the first explicit one decides its `meta`.
     implicit: bool,
+    /// Names that it has in directories.
+    links: u32,
 }
 
 /// Why a path cannot be put into a tree.
@@ -120,8 +122,9 @@ pub enum TreeError {
 /// A file tree; paths are bytes, relative to its root, with or without a leading slash.
 #[derive(Clone, Debug)]
 pub struct Tree {
-    /// Node 0 is the root. Nodes that were replaced stay here unreachable; the writer walks from the root.
+    /// Node 0 is the root. Nodes that were replaced stay here, unreachable and empty; the writer walks from the root.
     nodes: Vec<Node>,
+    /// Contents of all files that have a name.
     bytes: u64,
 }
 
@@ -133,6 +136,7 @@ impl Tree {
             meta,
             kind: Kind::Dir(BTreeMap::new()),
             implicit: false,
+            links: 1,
         };
         Self {
             nodes: vec![root],
@@ -152,10 +156,16 @@ impl Tree {
         self.nodes.get(id)
     }
 
-    /// Bytes of file contents put in so far (replaced files included).
+    /// Bytes of the contents of all files.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// How many nodes were put in so far.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
     }
 
     /// The node at `path`, symbolic links on the way followed, the last component not.
@@ -219,8 +229,10 @@ impl Tree {
     /// # Errors
     /// See [`TreeError`].
     pub fn file(&mut self, path: &[u8], meta: Meta, content: Vec<u8>) -> Result<(), TreeError> {
-        self.bytes = self.bytes.saturating_add(content.len() as u64);
-        self.put(path, meta, Kind::File(content))
+        let bytes = content.len() as u64;
+        self.put(path, meta, Kind::File(content))?;
+        self.bytes = self.bytes.saturating_add(bytes);
+        Ok(())
     }
 
     /// Puts a device or FIFO at `path`.
@@ -275,6 +287,90 @@ impl Tree {
         Ok(())
     }
 
+    /// Makes the directory `path` with these owner, permissions and time, whatever was there: another sort of file goes, a
+    /// directory keeps what is in it. This is how a layer of an OCI image is put over those below.
+    ///
+    /// # Errors
+    /// See [`TreeError`].
+    pub fn dir_over(&mut self, path: &[u8], meta: Meta) -> Result<(), TreeError> {
+        let Some((parent, name)) = self.make_parent(path, meta.mtime)? else {
+            if let Some(root) = self.nodes.get_mut(0) {
+                root.meta = meta;
+            }
+            return Ok(());
+        };
+        match self
+            .child(parent, &name)
+            .and_then(|id| self.nodes.get_mut(id))
+        {
+            Some(node) if matches!(node.kind, Kind::Dir(_)) => {
+                node.meta = meta;
+                node.implicit = false;
+            }
+            _ => self.attach(parent, name, meta, Kind::Dir(BTreeMap::new())),
+        }
+        Ok(())
+    }
+
+    /// Takes what is at `path` out of the tree, a directory with all that is in it; says whether there was anything.
+    ///
+    /// # Errors
+    /// See [`TreeError`]: among others for the root, and for paths with `..`.
+    pub fn remove(&mut self, path: &[u8]) -> Result<bool, TreeError> {
+        if components(path)?.is_empty() {
+            return Err(TreeError::BadPath(show(path)));
+        }
+        // A directory on the way that is missing or none at all: then there is nothing.
+        let Ok((parent, Some(name))) = self.locate(path) else {
+            return Ok(false);
+        };
+        Ok(self.detach(parent, &name))
+    }
+
+    /// Empties the directory at `path`, if there is one.
+    ///
+    /// # Errors
+    /// See [`TreeError`].
+    pub fn clear_dir(&mut self, path: &[u8]) -> Result<(), TreeError> {
+        components(path)?;
+        let Ok(id) = self.walk(path) else {
+            return Ok(());
+        };
+        let names: Vec<Vec<u8>> = match self.nodes.get(id).map(|node| &node.kind) {
+            Some(Kind::Dir(entries)) => entries.keys().cloned().collect(),
+            _ => Vec::new(),
+        };
+        for name in names {
+            self.detach(id, &name);
+        }
+        Ok(())
+    }
+
+    /// Takes a name out of a directory. What has no name left gives up its contents.
+    fn detach(&mut self, parent: NodeId, name: &[u8]) -> bool {
+        let removed = match self.nodes.get_mut(parent).map(|node| &mut node.kind) {
+            Some(Kind::Dir(entries)) => entries.remove(name),
+            _ => None,
+        };
+        let mut todo: Vec<NodeId> = removed.into_iter().collect();
+        while let Some(id) = todo.pop() {
+            let Some(node) = self.nodes.get_mut(id) else {
+                continue;
+            };
+            node.links = node.links.saturating_sub(1);
+            if node.links == 0 {
+                match std::mem::replace(&mut node.kind, Kind::File(Vec::new())) {
+                    Kind::Dir(entries) => todo.extend(entries.into_values()),
+                    Kind::File(content) => {
+                        self.bytes = self.bytes.saturating_sub(content.len() as u64);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        removed.is_some()
+    }
+
     fn put(&mut self, path: &[u8], meta: Meta, kind: Kind) -> Result<(), TreeError> {
         let Some((parent, name)) = self.make_parent(path, meta.mtime)? else {
             return Err(TreeError::IsDirectory(show(path)));
@@ -300,11 +396,17 @@ impl Tree {
             meta,
             kind,
             implicit: false,
+            links: 0,
         });
         self.insert(parent, name, id);
     }
 
     fn insert(&mut self, parent: NodeId, name: Vec<u8>, id: NodeId) {
+        // First the new name, so that a file that is linked over itself keeps its contents.
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.links += 1;
+        }
+        self.detach(parent, &name);
         if let Some(Node {
             kind: Kind::Dir(entries),
             ..

@@ -97,6 +97,10 @@ pub(super) fn absolute<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Err
     checked(d, |path: String| absolute_or_why(&path).map(|()| path))
 }
 
+pub(super) fn cwd<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    absolute(d).map(Some)
+}
+
 pub(super) fn target<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     checked(d, |target: String| {
         no_nul(&target)?;
@@ -118,7 +122,9 @@ pub(super) fn command<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D:
     })
 }
 
-pub(super) fn env<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, String>, D::Error> {
+pub(super) fn env<'de, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
     checked(d, |env: BTreeMap<String, String>| {
         for (key, value) in &env {
             if key.is_empty() || key.contains(['=', '\0']) {
@@ -126,12 +132,12 @@ pub(super) fn env<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, St
             }
             no_nul(value)?;
         }
-        Ok(env)
+        Ok(Some(env))
     })
 }
 
 /// Whether everything fits where the VMM hands it to the guest kernel ([`quorate_abi::boot::BootInfo::strings`]).
-pub(super) fn strings_fit(appliance: &Appliance) -> Result<(), String> {
+pub(crate) fn strings_fit(appliance: &Appliance) -> Result<(), String> {
     let program = &appliance.program;
     let words = program.command.iter().map(|word| word.len() + TERMINATOR);
     let variables = program

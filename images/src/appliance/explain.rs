@@ -53,7 +53,7 @@ pub(super) fn explain(text: &str, error: &toml::de::Error) -> (usize, String) {
         return (line, format!("unknown key \"{key}\" {place}; {expected}"));
     }
     if let Some(key) = message.strip_prefix("missing field ") {
-        if table.is_none() && matches!(key, "image" | "program") {
+        if table.is_none() && key == "image" {
             return (line, format!("missing table [{key}]"));
         }
         return (line, format!("missing key \"{key}\" {place}"));
@@ -65,6 +65,12 @@ pub(super) fn explain(text: &str, error: &toml::de::Error) -> (usize, String) {
         ),
         None => (line, format!("{place}: {}", one_line(&message))),
     }
+}
+
+/// Whether there is a header `[table]`.
+pub(super) fn has_table(text: &str, table: &str) -> bool {
+    text.lines()
+        .any(|line| header_of(line).as_deref() == Some(table))
 }
 
 /// Line of the header `[table]`, of the one of this number (from 0) if there are several; or 1.

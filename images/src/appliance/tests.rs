@@ -118,7 +118,7 @@ fn errors_name_file_line_and_key() {
     let comand = REDIS.replace("command", "comand");
     assert_eq!(
         error(&comand),
-        "redis.toml:8: unknown key \"comand\" in [program]; expected one of command, env, cwd, uid, gid, hostname"
+        "redis.toml:8: unknown key \"comand\" in [program]; expected one of command, env, cwd, uid, gid, user, groups, hostname"
     );
     let cases: &[(&str, &str, &str)] = &[
         (
@@ -161,7 +161,7 @@ fn errors_name_file_line_and_key() {
         (
             "packages = [\"redis-server\"]",
             "",
-            "redis.toml:4: in [image]: give exactly one of packages, directory and file",
+            "redis.toml:4: in [image]: give exactly one of packages, directory, oci and file",
         ),
         (
             "packages = [\"redis-server\"]",

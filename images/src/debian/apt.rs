@@ -12,6 +12,10 @@ use crate::error::BuildError;
 
 /// Package lists of the machine.
 const SYSTEM_LISTS: &str = "/var/lib/apt/lists";
+/// apt's own program for single downloads; it lies outside of PATH.
+const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
+/// Debian's archive of everything that ever was on its mirrors.
+const SNAPSHOT: &str = "https://snapshot.debian.org";
 /// How much of apt-get's output an error message repeats, in bytes.
 const MAX_OUTPUT: usize = 2000;
 
@@ -26,6 +30,7 @@ pub(super) struct Apt {
     config: PathBuf,
     private_lists: PathBuf,
     no_archives: PathBuf,
+    snapshot: String,
 }
 
 impl Apt {
@@ -45,9 +50,9 @@ impl Apt {
                 .map_err(BuildError::io("make the directory", &directory))?;
         }
         let status_path = state.join("status");
-        crate::build::replace_file(&status_path, status.as_bytes())?;
+        crate::cache::replace_file(&status_path, status.as_bytes())?;
         let config = state.join("apt.conf");
-        crate::build::replace_file(
+        crate::cache::replace_file(
             &config,
             config_text(&state, &cache, &status_path).as_bytes(),
         )?;
@@ -57,6 +62,7 @@ impl Apt {
             config,
             private_lists,
             no_archives,
+            snapshot: SNAPSHOT.to_owned(),
         })
     }
 
@@ -141,8 +147,43 @@ impl Apt {
         Ok(packages)
     }
 
+    /// Downloads a package by the lock file: from where it was then, else from Debian's archive of all that ever was, as of `day`.
+    pub(super) fn download(&self, package: &Package, day: &str) -> Result<(), BuildError> {
+        let mut last = String::new();
+        for uri in std::iter::once(package.uri.clone()).chain(snapshot_uri(
+            &package.uri,
+            &self.snapshot,
+            day,
+        )) {
+            let mut command = self.program(APT_HELPER, &self.private_lists);
+            command
+                .arg("download-file")
+                .arg(&uri)
+                .arg(deb_path(&self.cache, package))
+                .arg(format!("SHA256:{}", package.sha256));
+            match run(command, "download a package", &|_| {}) {
+                Ok(_) => return Ok(()),
+                Err(BuildError::Apt { output, .. }) => {
+                    tracing::info!(%uri, %output, "cannot be downloaded");
+                    last = output;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(BuildError::Gone {
+            package: package.name.clone(),
+            version: package.version.clone(),
+            uri: package.uri.clone(),
+            output: last,
+        })
+    }
+
     fn command(&self, lists: &Path) -> Command {
-        let mut command = Command::new("apt-get");
+        self.program("apt-get", lists)
+    }
+
+    fn program(&self, name: &str, lists: &Path) -> Command {
+        let mut command = Command::new(name);
         command
             .arg("-c")
             .arg(&self.config)
@@ -256,30 +297,36 @@ pub(crate) fn tail(text: &str, max: usize) -> &str {
     text.get(start..).unwrap_or_default()
 }
 
+/// Where Debian's snapshot archive has a file that a mirror had on `day`.
+fn snapshot_uri(uri: &str, snapshot: &str, day: &str) -> Option<String> {
+    let (before, pool) = uri.split_at(uri.find("/pool/")?);
+    let archive = before.rsplit('/').next()?;
+    matches!(archive, "debian" | "debian-security")
+        .then(|| format!("{snapshot}/archive/{archive}/{day}{pool}"))
+}
+
 /// Reads `'URI' NAME_VERSION_ARCH.deb SIZE SHA256:HEX`.
 fn parse_uri_line(line: &str) -> Result<Package, BuildError> {
     let parse = || {
-        let (_, rest) = line.strip_prefix('\'')?.split_once("' ")?;
+        let (uri, rest) = line.strip_prefix('\'')?.split_once("' ")?;
         let mut words = rest.split(' ');
         let file = words.next()?;
         let size = words.next()?.parse().ok()?;
         let sha256 = words.next()?.strip_prefix("SHA256:")?;
-        let hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_hexdigit());
         let mut parts = file.strip_suffix(".deb")?.splitn(3, '_');
         let name = parts.next()?;
         let version = parts.next()?.replace("%3a", ":");
         let architecture = parts.next()?;
-        if !hex || file.contains('/') || name.is_empty() {
-            return None;
-        }
-        Some(Package {
+        let package = Package {
             name: name.to_owned(),
             version,
             architecture: architecture.to_owned(),
             file: file.to_owned(),
             size,
             sha256: sha256.to_owned(),
-        })
+            uri: uri.to_owned(),
+        };
+        (package.is_safe() && !name.is_empty()).then_some(package)
     };
     parse().ok_or_else(|| BuildError::AptOutput(line.to_owned()))
 }

@@ -7,9 +7,9 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::Package;
-use crate::MAX_IMAGE_LEN;
 use crate::error::BuildError;
-use crate::tree::{Meta, Special, Tree};
+use crate::tarball;
+use crate::tree::{Special, Tree};
 
 /// Directories whose contents no server reads: documentation, translations, what helps at a shell prompt, and what starts or
 /// rotates services on a machine that has many.
@@ -117,15 +117,9 @@ fn unpack_tar(
         if left_out(&name) {
             continue;
         }
-        let header = entry.header();
-        let mtime = i64::try_from(header.mtime().map_err(bad)?).unwrap_or(i64::MAX);
-        let meta = Meta {
-            perm: header.mode().map_err(bad)? & 0o7777,
-            uid: u32::try_from(header.uid().map_err(bad)?).unwrap_or(0),
-            gid: u32::try_from(header.gid().map_err(bad)?).unwrap_or(0),
-            mtime: latest.map_or(mtime, |latest| mtime.min(latest)),
-        };
-        let rdev = device_number(header).map_err(bad)?;
+        tarball::room_for_file(tree).map_err(bad)?;
+        let meta = tarball::meta(entry.header(), latest).map_err(bad)?;
+        let rdev = tarball::device_number(entry.header()).map_err(bad)?;
         let link = entry.link_name_bytes().map(|link| link.into_owned());
         let missing = || BuildError::Package {
             path: path.to_owned(),
@@ -134,12 +128,8 @@ fn unpack_tar(
         let put = match entry.header().entry_type() {
             tar::EntryType::Directory => tree.dir(&name, meta),
             tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
-                let total = tree.bytes().saturating_add(entry.size());
-                if total > MAX_IMAGE_LEN {
-                    return Err(BuildError::TooLarge(total));
-                }
-                let mut content = Vec::new();
-                entry.read_to_end(&mut content).map_err(bad)?;
+                let content =
+                    tarball::content(tree, &mut entry).map_err(|error| error.into_build(bad))?;
                 tree.file(&name, meta, content)
             }
             tar::EntryType::Symlink => tree.symlink(&name, meta, &link.ok_or_else(missing)?),
@@ -160,19 +150,6 @@ fn unpack_tar(
         })?;
     }
     Ok(())
-}
-
-/// `st_rdev` of a device entry, 0 for other entries.
-fn device_number(header: &tar::Header) -> io::Result<u64> {
-    if !matches!(
-        header.entry_type(),
-        tar::EntryType::Char | tar::EntryType::Block
-    ) {
-        return Ok(0);
-    }
-    let major = u64::from(header.device_major()?.unwrap_or(0));
-    let minor = u64::from(header.device_minor()?.unwrap_or(0));
-    Ok((minor & 0xff) | ((major & 0xfff) << 8) | ((minor & !0xff) << 12))
 }
 
 fn left_out(name: &[u8]) -> bool {

@@ -1,4 +1,5 @@
-//! The lock file: which packages a set of names came to. It lies in the cache; while it is there the same packages are used.
+//! The lock file: which packages a set of names came to. While it is there the same packages are used. One lies in the cache;
+//! one that `quorate build` writes lies beside the appliance, and goes before it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,12 @@ use super::Package;
 use crate::error::BuildError;
 
 /// Version of the lock file and of the way it is arrived at (stub list, apt options).
-const LOCK_VERSION: u32 = 2;
+const LOCK_VERSION: u32 = 3;
 /// Upper bound of a lock file in bytes; a larger one is taken as none.
 const MAX_LOCK: u64 = 4 << 20;
+
+/// What a lock file begins with.
+const COMMENT: &str = "# The packages that this appliance's image is made from. Written by `quorate build`; `quorate build --update` renews it.\n";
 
 /// Contents of a lock file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,16 +26,24 @@ pub(crate) struct Lock {
     names: Vec<String>,
     /// Names that were taken as installed.
     without: Vec<String>,
+    /// When, as Debian's snapshot archive writes it: `20260131T235959Z`.
+    pub(crate) resolved: String,
     /// What they came to.
     pub(crate) packages: Vec<Package>,
 }
 
 impl Lock {
-    pub(crate) fn new(names: &[String], without: &[String], packages: Vec<Package>) -> Self {
+    pub(crate) fn new(
+        names: &[String],
+        without: &[String],
+        resolved: String,
+        packages: Vec<Package>,
+    ) -> Self {
         Self {
             version: LOCK_VERSION,
             names: names.to_vec(),
             without: without.to_vec(),
+            resolved,
             packages,
         }
     }
@@ -59,10 +71,8 @@ impl Lock {
         }
         let lock: Self = toml::from_str(&fs::read_to_string(path).ok()?).ok()?;
         let same = lock.version == LOCK_VERSION && lock.names == names && lock.without == without;
-        let safe = lock
-            .packages
-            .iter()
-            .all(|package| !package.file.contains('/'));
+        let safe = lock.packages.iter().all(Package::is_safe)
+            && lock.resolved.bytes().all(|b| b.is_ascii_alphanumeric());
         (same && safe).then_some(lock)
     }
 
@@ -73,6 +83,44 @@ impl Lock {
             path: path.to_owned(),
             source: std::io::Error::other(e),
         })?;
-        crate::build::replace_file(path, text.as_bytes())
+        crate::cache::replace_file(path, [COMMENT, &text].concat().as_bytes())
+    }
+}
+
+/// The end of the day of `seconds` since 1970, as Debian's snapshot archive writes it.
+pub(crate) fn snapshot_day(seconds: u64) -> String {
+    // Days since 0000-03-01, in years that begin in March (so that a leap day is the last one).
+    let days = seconds / 86_400 + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 {
+        (month + 3, 0)
+    } else {
+        (month - 9, 1)
+    };
+    let year = era * 400 + year_of_era + next;
+    format!("{year:04}{month:02}{day:02}T235959Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days() {
+        for (seconds, day) in [
+            (0, "19700101T235959Z"),
+            (86_399, "19700101T235959Z"),
+            (951_782_400, "20000229T235959Z"),
+            (1_709_251_199, "20240229T235959Z"),
+            (1_709_251_200, "20240301T235959Z"),
+            (1_767_225_600, "20260101T235959Z"),
+            (1_798_761_599, "20261231T235959Z"),
+        ] {
+            assert_eq!(snapshot_day(seconds), day, "{seconds}");
+        }
     }
 }

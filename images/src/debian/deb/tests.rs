@@ -200,6 +200,7 @@ fn a_changed_package_is_noticed() {
         size: 3,
         // sha256sum of "abc" (FIPS 180-2, appendix B.1).
         sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".to_owned(),
+        uri: String::new(),
     };
     std::fs::create_dir(directory.path().join("debs")).unwrap();
     std::fs::write(&path, "abc").unwrap();
