@@ -81,6 +81,17 @@ impl Scratch {
         Ok(())
     }
 
+    /// What is on a disk now, from byte `at` on: the file, with what the machine has written.
+    ///
+    /// # Errors
+    /// When there is no such disk, or its file cannot be read.
+    pub fn read_at(&self, number: usize, at: u64, data: &mut [u8]) -> Result<(), String> {
+        match self.disks.get(number) {
+            Some(disk) => disk.read(at, data),
+            None => Err(format!("disk {number}: there is no such disk")),
+        }
+    }
+
     fn carry_out(&mut self, request: &BlockRequest) -> Result<(), String> {
         let number = request.disk;
         let failed = |error| format!("disk {number}: {error}");

@@ -90,6 +90,7 @@ fn disk(stats: DiskStats) -> DiskStatus {
         flush_mean_us: stats.flush_total_ns / stats.flushes.max(1) / 1000,
         flush_max_us: stats.flush_max_ns / 1000,
         unwritten_bytes: stats.unwritten_bytes,
+        versions: stats.versions,
         version_bytes: stats.version_bytes,
         spilled_bytes: stats.spilled_bytes,
         failure: stats.failure,

@@ -6,6 +6,7 @@ pub mod app;
 pub mod curl;
 pub mod disk;
 pub mod documents;
+pub mod inside;
 pub mod kills;
 pub mod load;
 pub mod native;

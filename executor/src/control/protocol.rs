@@ -190,6 +190,8 @@ pub struct DiskStatus {
     pub flush_max_us: u64,
     /// Agreed writes that are not in the file yet, bytes.
     pub unwritten_bytes: u64,
+    /// Old versions made so far, blocks of 4 KiB: what slow replicas had yet to read (R6).
+    pub versions: u64,
     /// Old versions in memory, bytes.
     pub version_bytes: u64,
     /// Old versions in the spill file, bytes.
@@ -326,6 +328,7 @@ mod tests {
             flush_mean_us: 0,
             flush_max_us: 0,
             unwritten_bytes: 0,
+            versions: 0,
             version_bytes: 0,
             spilled_bytes: 0,
             failure: None,

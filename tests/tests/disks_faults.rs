@@ -1,0 +1,203 @@
+//! Disks under faults: a replica that writes something else is outvoted and nothing of it gets to the disk (R2, R5), one that is slow reads
+//! what was there at its own time (R6).
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use quorate_executor::events::Event;
+use quorate_executor::exit::ExitCode;
+use quorate_executor::inject::Fault;
+use quorate_executor::launch::{Options, Plan};
+use quorate_executor::scratch::Scratch;
+use quorate_tests::inside::{Recorded, plan, record};
+use quorate_tests::{disk, one_at_a_time, programs};
+
+/// Upper bound for things whose time is not what is tested.
+const LONG: Duration = Duration::from_secs(120);
+
+/// A set that runs `disk WORDS…` with an ext4 disk of `size` in `directory`.
+fn disk_plan(words: &[&str], size: &str, memory: &str, directory: &Path, replicas: u8) -> Plan {
+    let words: Vec<&str> = std::iter::once("disk")
+        .chain(words.iter().copied())
+        .collect();
+    let more = format!(
+        "[[disk]]\nname = \"data\"\nsize = \"{size}\"\nmount = \"/data\"\npath = {:?}\n",
+        directory.join("data.img").display().to_string()
+    );
+    let text = programs::appliance(&words, memory, &directory.join("root"), &more).unwrap();
+    let options = Options {
+        replicas: Some(replicas),
+        seed: Some("disks".to_owned()),
+        ..Options::default()
+    };
+    plan(&text, directory, &options).unwrap()
+}
+
+/// Sectors in which the disk is not what `scratch` says.
+fn sectors_that_differ(file: &Path, scratch: &Scratch) -> Vec<u64> {
+    const CHUNK: usize = 1 << 20;
+    let file = File::open(file).unwrap();
+    let len = file.metadata().unwrap().len();
+    let (mut there, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut differ = Vec::new();
+    for at in (0..len).step_by(CHUNK) {
+        let part = (len - at).min(CHUNK as u64) as usize;
+        file.read_exact_at(&mut there[..part], at).unwrap();
+        scratch.read_at(0, at, &mut wanted[..part]).unwrap();
+        let sectors = there[..part].chunks(512).zip(wanted[..part].chunks(512));
+        let numbers = sectors
+            .enumerate()
+            .filter(|(_, (left, right))| left != right);
+        differ.extend(numbers.map(|(number, _)| at / 512 + number as u64));
+    }
+    differ
+}
+
+/// What healthy machines make of the same input is what is on the disk, sector by sector, and the same fingerprint.
+fn as_without_a_fault(recorded: Recorded, number: usize, file: &Path) {
+    let fingerprint = recorded.summary.status.fingerprint.clone();
+    let (replayed, scratch) = recorded.replay(number).unwrap();
+    let replayed = replayed.unwrap();
+    assert!(replayed.exited);
+    assert_eq!(replayed.fingerprint.to_hex().as_str(), fingerprint);
+    assert_eq!(sectors_that_differ(file, &scratch), [0; 0]);
+}
+
+#[test]
+fn a_replica_that_writes_something_else_is_outvoted_and_the_disk_holds_what_the_majority_wrote() {
+    let _turn =
+        one_at_a_time("inject R wrong-write: outvoted, and the disk is as without the fault");
+    for victim in 0..3 {
+        let directory = disk::directory().unwrap();
+        let file = directory.path().join("data.img");
+        let plan = disk_plan(
+            &["tree", "/data", "400", "5"],
+            "64M",
+            "128M",
+            directory.path(),
+            3,
+        );
+        let recorded = record(&plan, |running, said| {
+            assert!(said.wait_for("round 63", LONG), "{}", said.text());
+            running.set.inject(victim, Fault::WrongWrite).unwrap();
+        })
+        .unwrap();
+        let said = recorded.said.text();
+        let summary = &recorded.summary;
+        assert_eq!(
+            summary.end.exit_code(),
+            ExitCode::Success,
+            "{}\n{said}",
+            summary.end
+        );
+        assert!(said.ends_with("are right\ndone\n"), "{said}");
+        assert_eq!(summary.status.running, 2);
+        assert_eq!(recorded.stopped(), [victim]);
+        let outvoted: Vec<_> = recorded
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Outvoted { replica, channel, boundary, detail } => {
+                    println!("  replica {replica} was outvoted on {channel} at boundary {boundary}: {detail}");
+                    Some((*replica, *channel))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(outvoted.len(), 1);
+        assert_eq!(outvoted[0].0, victim);
+        assert!(outvoted[0].1.contains("disk"), "{outvoted:?}");
+        disk::check_clean(&file).unwrap();
+        // In the victim's own layout, and another's: what counts is that nobody tampers.
+        as_without_a_fault(recorded, victim, &file);
+    }
+}
+
+#[test]
+fn one_wrong_byte_on_the_disk_would_be_seen() {
+    let _turn = one_at_a_time("the comparison of disks notices one byte");
+    let directory = disk::directory().unwrap();
+    let file = directory.path().join("data.img");
+    let plan = disk_plan(
+        &["tree", "/data", "40", "6"],
+        "64M",
+        "128M",
+        directory.path(),
+        1,
+    );
+    let recorded = record(&plan, |_, _| {}).unwrap();
+    assert_eq!(recorded.summary.end.exit_code(), ExitCode::Success);
+    let (replayed, scratch) = recorded.replay(0).unwrap();
+    replayed.unwrap();
+    assert_eq!(sectors_that_differ(&file, &scratch), [0; 0]);
+    let disk = File::options().read(true).write(true).open(&file).unwrap();
+    let mut byte = [0];
+    disk.read_exact_at(&mut byte, 5_000_000).unwrap();
+    disk.write_all_at(&[byte[0] ^ 1], 5_000_000).unwrap();
+    assert_eq!(sectors_that_differ(&file, &scratch), [5_000_000 / 512]);
+}
+
+/// Three replicas overwrite and read the same blocks; one of them is slowed while they do.
+fn with_a_slow_replica(versions: bool, victim: usize) -> Recorded {
+    let directory = disk::directory().unwrap();
+    let words = ["churn", "/data/blocks", "48", "64", "9"];
+    let mut plan = disk_plan(&words, "64M", "128M", directory.path(), 3);
+    plan.disk_bounds.versions = versions;
+    let recorded = record(&plan, |running, said| {
+        assert!(said.wait_for("round 0", LONG), "{}", said.text());
+        let slow = Fault::Slow {
+            millis: 2,
+            boundaries: 400,
+        };
+        running.set.inject(victim, slow).unwrap();
+    })
+    .unwrap();
+    println!("  {:?}", recorded.summary.status.disks);
+    if versions {
+        disk::check_clean(&directory.path().join("data.img")).unwrap();
+    }
+    recorded
+}
+
+#[test]
+fn a_slow_replica_reads_the_disk_as_of_its_own_time() {
+    let _turn = one_at_a_time("inject R slow: the others go on writing what it has yet to read");
+    for victim in [2, 0] {
+        let recorded = with_a_slow_replica(true, victim);
+        let summary = &recorded.summary;
+        let said = recorded.said.text();
+        assert_eq!(
+            summary.end.exit_code(),
+            ExitCode::Success,
+            "{}\n{said}",
+            summary.end
+        );
+        assert!(said.ends_with("done\n"), "{said}");
+        assert_eq!(recorded.stopped(), [0; 0]);
+        assert_eq!(summary.status.running, 3);
+        // It did read old versions, else this showed nothing.
+        assert!(
+            summary.status.disks[0].versions > 0,
+            "{:?}",
+            summary.status.disks
+        );
+    }
+}
+
+#[test]
+fn without_versions_the_same_replica_reads_what_others_wrote_later() {
+    let _turn = one_at_a_time("the same with the versions of the store switched off: it must fail");
+    let recorded = with_a_slow_replica(false, 2);
+    println!(
+        "  {:?}",
+        recorded
+            .events
+            .iter()
+            .filter(|event| matches!(event, Event::Outvoted { .. }))
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(recorded.stopped(), [2], "{}", recorded.said.text());
+}
