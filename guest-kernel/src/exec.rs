@@ -285,7 +285,6 @@ fn map_segment(file: &Rc<dyn File>, h: &ProgramHeader, bias: u64) -> Result<()> 
     if end > bss {
         mm::space().map(bss, end - bss, prot, Backing::Anonymous, "", false)?;
     }
-    mm::space().finish();
     if prot & EXEC != 0 {
         rewrite::scan(start, end);
     }
@@ -334,6 +333,8 @@ pub fn load_program(program: &Program, envp: &[Vec<u8>]) -> Result<TrapFrame> {
         entry: loaded.entry,
         interpreter_base,
     };
+    // One flush for all of it: the program does not run yet.
+    mm::space().finish();
     let (rsp, auxv) = stack::build(layout.stack_top, program, envp, &start)?;
     fs::set_process_info(&program.executable(), &program.argv, envp, &auxv);
     let name = program.path.rsplit(|b| *b == b'/').next();

@@ -36,11 +36,17 @@ struct Arena {
     end: u64,
 }
 
+/// Traps of a site after which it is rewritten. Rewriting costs as much as some twenty of them (a page copied, the TLB flushed), so
+/// that it does not pay for a program that soon ends or calls another.
+const TRAPS: u8 = 16;
+
 /// What has been rewritten in one address space.
 #[derive(Clone, Default)]
 pub struct Code {
     arenas: Vec<Arena>,
     refused: BTreeSet<u64>,
+    /// How often the others have trapped.
+    traps: BTreeMap<u64, u8>,
     leaks: BTreeMap<u64, Leak>,
     /// Where trampolines return to, and the sites that they belong to.
     sites: BTreeMap<u64, u64>,
@@ -52,13 +58,16 @@ impl Code {
         if self.leaks.range(start..end).next().is_some() {
             self.leaks.retain(|at, _| *at < start || *at >= end);
         }
+        if self.traps.range(start..end).next().is_some() {
+            self.traps.retain(|at, _| *at < start || *at >= end);
+        }
         if self.refused.range(start..end).next().is_some() {
             self.refused.retain(|at| *at < start || *at >= end);
         }
     }
 }
 
-/// Maps an arena for trampolines at `base`: sites within 2 GiB of it can use it.
+/// Maps an arena for trampolines at `base`: sites within 2 GiB of it can use it. The caller flushes.
 ///
 /// # Errors
 /// `ENOMEM`.
@@ -76,7 +85,6 @@ pub fn add_arena(base: u64) -> Result<()> {
         base,
         &crate::arch::entry::fast_entry_address().to_le_bytes(),
     )?;
-    mm::space().finish();
     mm::space().code.arenas.push(Arena {
         next: base + 16,
         end: base + ARENA,
@@ -116,12 +124,21 @@ fn code(at: u64, len: u64) -> Option<&'static [u8]> {
     Some(unsafe { core::slice::from_raw_parts(at as *const u8, len as usize) })
 }
 
-/// Called after a SYSCALL instruction has trapped: rewrites its site, if that is safe, and redirects `frame` behind it.
-/// Returns whether the site was rewritten.
+/// Called after a SYSCALL instruction has trapped: rewrites its site, if that is safe and it has often done so, and redirects `frame`
+/// behind it. Returns whether the site was rewritten.
 pub fn patch_site(frame: &mut TrapFrame) -> bool {
     let site = frame.rip - 2;
-    if mm::space().code.refused.contains(&site) {
-        return false;
+    {
+        let code = &mut mm::space().code;
+        if code.refused.contains(&site) {
+            return false;
+        }
+        let traps = code.traps.entry(site).or_default();
+        *traps += 1;
+        if *traps < TRAPS {
+            return false;
+        }
+        code.traps.remove(&site);
     }
     match try_patch(site) {
         Some(resume) => {
@@ -279,7 +296,10 @@ fn trampoline(at: u64, slot: u64, back: u64, displaced: &[Instruction]) -> Optio
     (bytes.len() as u64 <= TRAMPOLINE_MAX).then_some(bytes)
 }
 
-/// Searches code that has become executable for instructions that leak, and replaces them.
+/// Searches code that has become executable for instructions that leak, and replaces them. The caller flushes ([`Space::finish`]) before
+/// the code runs.
+///
+/// [`Space::finish`]: mm::space::Space::finish
 pub fn scan(start: u64, end: u64) {
     let mut va = start;
     let mut found: Vec<(u64, Leak)> = Vec::new();
@@ -322,7 +342,6 @@ pub fn scan(start: u64, end: u64) {
             mm::space().code.leaks.insert(at, leak);
         }
     }
-    mm::space().finish();
 }
 
 /// The longest run of present pages from `start` on that lie in a row in the root image (with their offset there), or that

@@ -123,6 +123,7 @@ pub fn mmap(
     result?;
     if prot & EXEC != 0 {
         rewrite::scan(at, at + len);
+        super::space().finish();
     }
     Ok(at)
 }
@@ -160,6 +161,7 @@ pub fn mprotect(addr: u64, len: u64, prot: u64) -> SysResult {
     result?;
     if prot as u8 & EXEC != 0 {
         rewrite::scan(addr, end);
+        super::space().finish();
     }
     Ok(0)
 }
