@@ -38,7 +38,7 @@ pub struct Core {
 
 /// One disk.
 pub struct Disk {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
 }
 
 /// Keeps the past of the disk from one position on, for a checkpoint; until it is dropped.
@@ -295,11 +295,12 @@ impl Disk {
     /// already is not released again.
     ///
     /// # Errors
-    /// When it is not retired, or the checkpoint's past was given up.
+    /// When it is not retired, the checkpoint's past was given up, or the vote has not come to the checkpoint yet.
     pub fn rejoin(&self, replica: usize, pin: &Pin) -> Result<(), StoreError> {
         let disk = self.core.number;
         self.core.act(|state| {
-            let kept = state.pins.contains(&(pin.seq, pin.id));
+            // What it wrote before and is not decided was forgotten when it was retired.
+            let kept = state.pins.contains(&(pin.seq, pin.id)) && pin.seq <= state.released;
             let r = state.replicas.get_mut(replica).filter(|r| !r.live);
             let r = r.ok_or(StoreError::Stopped { disk, replica })?;
             if !kept {
@@ -311,14 +312,14 @@ impl Disk {
         })
     }
 
-    /// Keeps the disk's past as of request `seq`: where a replica is, where another pin is, or what is not released yet.
+    /// Keeps the disk's past from request `seq` on, which a replica or another pin needs still, or which is not released yet.
     ///
     /// # Errors
     /// When that past is gone.
     pub fn pin(&self, seq: u64) -> Result<Pin, StoreError> {
         let disk = self.core.number;
         let id = self.core.act(|state| {
-            if seq < state.released && !state.positions().contains(&seq) {
+            if seq < state.released && seq < state.oldest() {
                 return Err(StoreError::Gone { disk, seq });
             }
             let id = state.next_pin;

@@ -104,7 +104,7 @@ impl State {
         }
         self.stalled = false;
         while let Some(&(seq, cursor)) = self.paused.front() {
-            if self.needs(seq).is_some() && !self.room(&self.piece(seq, cursor)) {
+            if self.needs(seq) && !self.room(&self.piece(seq, cursor)) {
                 break;
             }
             self.paused.pop_front();
@@ -122,7 +122,7 @@ impl State {
                 break;
             }
             let range = redo.write.range.clone();
-            let needed = self.needs(seq).is_some();
+            let needed = self.needs(seq);
             if needed && seq >= self.forced && !self.closing {
                 break;
             }
@@ -184,20 +184,15 @@ impl State {
 
     /// A checkpoint that needs older versions than anybody else, when there is no more room for any.
     fn give_up_pin(&mut self) -> bool {
-        let live = self.replicas.iter().filter(|r| r.live);
-        let oldest = live
-            .map(|r| r.unfinished.first().map_or(r.next, |u| r.next.min(*u)))
-            .min();
         let Some(&(seq, pin)) = self.pins.first() else {
             return false;
         };
-        if oldest.is_some_and(|oldest| oldest <= seq) {
+        if self.oldest_replica().is_some_and(|oldest| oldest <= seq) {
             return false;
         }
         self.pins.remove(&(seq, pin));
         self.stats.pins_given_up += 1;
-        let positions = self.positions();
-        self.versions.forget(&positions);
+        self.versions.forget(self.oldest());
         true
     }
 
@@ -207,30 +202,23 @@ impl State {
             return;
         };
         let write = redo.write.clone();
-        let mut keep = Vec::new();
+        let mut keep = 0..0;
         let mut piece = cursor..write.range.end;
-        if let Some(position) = self.needs(seq) {
+        if self.needs(seq) {
             piece = self.piece(seq, cursor);
-            // A version that was made for this position or a later one serves the earlier ones, too.
-            keep = blocks(&piece)
-                .filter(|b| self.versions.latest(*b).is_none_or(|at| at < position))
-                .collect();
+            keep = blocks(&piece);
         }
-        if let (Some(first), Some(last)) = (keep.first(), keep.last()) {
-            let range = first * BLOCK..((last + 1) * BLOCK).min(self.bytes);
-            self.imaging_bytes += keep.len() as u64 * BLOCK;
-            let token = self.task(Task::Image {
-                seq,
-                piece,
-                blocks: keep,
-            });
+        if keep.is_empty() {
+            self.overwrite(&write, piece);
+        } else {
+            let range = round(&piece, self.bytes);
+            self.imaging_bytes += range.end - range.start;
+            let token = self.task(Task::Image { seq, piece });
             self.out.jobs.push(Job::Read {
                 token,
                 offset: range.start,
                 len: (range.end - range.start) as usize,
             });
-        } else {
-            self.overwrite(&write, piece);
         }
     }
 
@@ -254,25 +242,26 @@ impl State {
     }
 
     /// What is about to be overwritten was read.
-    fn imaged(&mut self, seq: u64, piece: Range<u64>, keep: &[u64], result: io::Result<Vec<u8>>) {
-        self.imaging_bytes -= keep.len() as u64 * BLOCK;
-        let first = keep.first().copied().unwrap_or(0);
-        for &block in keep {
-            let image = match &result {
-                // Whoever reads it finds what it would have found in the file.
-                Err(_) => Image::Unreadable,
-                Ok(data) => {
-                    let from = ((block - first) * BLOCK) as usize;
-                    let to = (from + BLOCK as usize).min(data.len());
-                    match data.get(from..to) {
-                        Some(data) if data.iter().all(|b| *b == 0) => Image::Zero,
-                        Some(data) => Image::Data(data.into()),
-                        None => Image::Unreadable,
-                    }
-                }
-            };
-            self.versions.keep(block, seq, image);
-            self.stats.versions += 1;
+    fn imaged(&mut self, seq: u64, piece: Range<u64>, result: io::Result<Vec<u8>>) {
+        let range = round(&piece, self.bytes);
+        self.imaging_bytes -= range.end - range.start;
+        // Whoever needed it may have moved on meanwhile.
+        if self.needs(seq) {
+            for (i, block) in blocks(&piece).enumerate() {
+                let from = i * BLOCK as usize;
+                let bytes = result.as_ref().ok().and_then(|data| {
+                    let to = data.len().min(from + BLOCK as usize);
+                    data.get(from..to)
+                });
+                let image = match bytes {
+                    // Whoever reads it finds what it would have found in the file.
+                    None => Image::Unreadable,
+                    Some(data) if data.iter().all(|b| *b == 0) => Image::Zero,
+                    Some(data) => Image::Data(data.into()),
+                };
+                self.versions.keep(block, seq, image);
+                self.stats.versions += 1;
+            }
         }
         let memory = self.versions.memory();
         self.stats.version_peak = self.stats.version_peak.max(memory);
@@ -444,9 +433,7 @@ impl State {
     /// Work has ended that is not a view's.
     pub fn ended(&mut self, task: Task, outcome: Outcome) {
         match (task, outcome) {
-            (Task::Image { seq, piece, blocks }, Outcome::Read(result)) => {
-                self.imaged(seq, piece, &blocks, result);
-            }
+            (Task::Image { seq, piece }, Outcome::Read(result)) => self.imaged(seq, piece, result),
             (Task::Write { seq, end }, Outcome::Done(result)) => self.written(seq, end, result),
             (Task::Sync(covers), Outcome::Done(result)) => self.synced(covers, result),
             (Task::Spill, Outcome::Done(result)) => {

@@ -110,8 +110,6 @@ pub enum Task {
         seq: u64,
         /// The range that is read, and overwritten then.
         piece: Range<u64>,
-        /// The blocks that are to be kept.
-        blocks: Vec<u64>,
     },
     /// A write, or a piece of one up to `end`.
     Write {
@@ -499,37 +497,30 @@ impl State {
         }
     }
 
-    /// Positions that still matter, ascending: where each replica is, what is being read, and checkpoints.
-    pub fn positions(&self) -> Vec<u64> {
+    /// The oldest position from which a replica may still read: its own, or that of a read under way.
+    pub fn oldest_replica(&self) -> Option<u64> {
         let live = self.replicas.iter().filter(|r| r.live);
-        let mut all: Vec<u64> = live
-            .flat_map(|r| std::iter::once(r.next).chain(r.unfinished.iter().copied()))
-            .chain(self.pins.iter().map(|(seq, _)| *seq))
-            .collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+        let oldest = |r: &Replica| r.unfinished.first().map_or(r.next, |at| r.next.min(*at));
+        live.map(oldest).min()
     }
 
-    /// The highest position that is not above `seq`: somebody may read the disk as of before this write.
-    pub fn needs(&self, seq: u64) -> Option<u64> {
-        if !self.bounds.versions {
-            return None;
-        }
-        let live = self.replicas.iter().filter(|r| r.live);
-        let replicas = live.flat_map(|r| {
-            let next = (r.next <= seq).then_some(r.next);
-            [next, r.unfinished.range(..=seq).next_back().copied()]
-        });
-        let pin = self.pins.range(..=(seq, u64::MAX)).next_back();
-        replicas.flatten().chain(pin.map(|(at, _)| *at)).max()
+    /// The oldest position that anybody needs. All from there on are needed: replicas move through them, and so will one that
+    /// starts again from a checkpoint.
+    pub fn oldest(&self) -> u64 {
+        let pin = self.pins.first().map(|(seq, _)| *seq);
+        let oldest = pin.into_iter().chain(self.oldest_replica()).min();
+        oldest.unwrap_or(u64::MAX)
+    }
+
+    /// Whether somebody may read the disk as of before this write.
+    pub fn needs(&self, seq: u64) -> bool {
+        self.bounds.versions && self.oldest() <= seq
     }
 
     /// Somebody's position has changed: old versions may go, writes that waited may start.
     pub fn moved(&mut self) {
         if !self.versions.is_empty() {
-            let positions = self.positions();
-            self.versions.forget(&positions);
+            self.versions.forget(self.oldest());
         }
         self.pump();
     }

@@ -58,7 +58,6 @@ pub struct Versions {
     next_slot: u64,
     max_slots: u64,
     memory: u64,
-    swept: usize,
 }
 
 impl Versions {
@@ -85,12 +84,6 @@ impl Versions {
         self.images.is_empty()
     }
 
-    /// The write for which the latest version of the block was made.
-    pub fn latest(&self, block: u64) -> Option<u64> {
-        let mut all = self.images.range((block, 0)..=(block, u64::MAX));
-        all.next_back().map(|((_, seq), _)| *seq)
-    }
-
     /// Keeps what the block held before write `seq`.
     pub fn keep(&mut self, block: u64, seq: u64, image: Image) {
         self.memory += cost(&image);
@@ -114,39 +107,11 @@ impl Versions {
             .collect()
     }
 
-    /// Forgets what nobody at `positions` (ascending) sees any more.
-    pub fn forget(&mut self, positions: &[u64]) {
-        let floor = positions.first().copied().unwrap_or(u64::MAX);
+    /// Forgets what nobody sees who is at `oldest` or later.
+    pub fn forget(&mut self, oldest: u64) {
         while let Some(&(seq, block)) = self.order.first()
-            && seq < floor
+            && seq < oldest
         {
-            self.remove(block, seq);
-        }
-        // Between two positions that are far apart (a checkpoint is one), most versions are of no use. Looking for them costs a walk
-        // over all, so it is done when there are twice as many as the last time.
-        if self.images.len() > 2 * self.swept + 1024 {
-            self.sweep(positions);
-            self.swept = self.images.len();
-        }
-        self.swept = self.swept.min(self.images.len());
-    }
-
-    fn sweep(&mut self, positions: &[u64]) {
-        let mut useless = Vec::new();
-        let mut before: Option<(u64, u64)> = None;
-        for &(block, seq) in self.images.keys() {
-            // Positions above the previous version of this block, which serves the lower ones.
-            let from = match before {
-                Some((b, previous)) if b == block => positions.partition_point(|p| *p <= previous),
-                _ => 0,
-            };
-            if positions.get(from).is_some_and(|p| *p <= seq) {
-                before = Some((block, seq));
-            } else {
-                useless.push((block, seq));
-            }
-        }
-        for (block, seq) in useless {
             self.remove(block, seq);
         }
     }
@@ -275,12 +240,11 @@ mod tests {
         for seq in 0..3000 {
             versions.keep(0, seq, data(1));
         }
-        // Position 5 sees version 5, position 2990 sees 2990; nobody sees those between.
-        versions.forget(&[5, 2990]);
-        assert_eq!(versions.images.len(), 2);
-        assert_eq!(versions.memory(), 2 * BLOCK);
-        assert_eq!(byte(&versions, 0, 5), Some(1));
-        versions.forget(&[2991]);
+        versions.forget(2990);
+        assert_eq!(versions.images.len(), 10);
+        assert_eq!(versions.memory(), 10 * BLOCK);
+        assert_eq!(byte(&versions, 0, 2990), Some(1));
+        versions.forget(3000);
         assert!(versions.is_empty());
         assert_eq!(versions.memory(), 0);
     }
@@ -294,7 +258,7 @@ mod tests {
         let batch = versions.spill(0);
         assert_eq!(batch.len(), 2);
         assert_eq!(byte(&versions, 0, 0), Some(0));
-        versions.forget(&[1]);
+        versions.forget(1);
         assert!(versions.spill(0).is_empty());
         versions.spill_ended(true);
         assert_eq!(versions.spilled(), BLOCK);
@@ -304,7 +268,7 @@ mod tests {
         versions.spill_ended(false);
         assert_eq!(byte(&versions, 2, 0), Some(2));
         assert_eq!(versions.memory(), BLOCK);
-        versions.forget(&[9]);
+        versions.forget(9);
         assert_eq!((versions.memory(), versions.spilled()), (0, 0));
     }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod basics;
+mod model;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
