@@ -131,6 +131,11 @@ impl Plan {
         };
         let memory_bytes = memory(options.memory, appliance)?;
         let image = image(appliance, options, progress)?;
+        // Only with the image at hand is it known who a user by name is, and what an OCI image runs.
+        let appliance = &Appliance {
+            program: image.program.clone(),
+            ..appliance.clone()
+        };
         let disks = disks(appliance, options)?;
         let file = File::open(&image.path).map_err(|error| {
             Failure::new(
