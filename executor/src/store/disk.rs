@@ -12,6 +12,7 @@ use super::job::{Content, Engine, Job, Outcome, Spill, Tell, Write, run};
 use super::spec::{Backend, DiskSpec, DiskStats, Notice};
 use super::state::{State, Take, Task, View};
 use super::threads::Threads;
+use super::uring::Uring;
 use super::versions::{BLOCK, Image};
 use crate::sync::lock;
 
@@ -396,6 +397,11 @@ impl Core {
         self.number
     }
 
+    /// The base file.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
     fn read_only(&self) -> bool {
         self.base.read_only()
     }
@@ -417,7 +423,8 @@ impl Core {
         result
     }
 
-    fn start(&self, jobs: Vec<Job>) {
+    /// Hands jobs to the engine.
+    pub fn start(&self, jobs: Vec<Job>) {
         if let Some(engine) = self.engine.get()
             && !jobs.is_empty()
         {
@@ -670,7 +677,12 @@ fn put(piece: &mut [u8], start: u64, at: u64, block: &[u8]) {
 
 fn engine(core: &Arc<Core>, backend: Backend) -> std::io::Result<Box<dyn Engine>> {
     match backend {
-        Backend::Auto | Backend::Threads => Ok(Box::new(Threads::start(core, WORKERS)?)),
-        Backend::Uring => Err(std::io::ErrorKind::Unsupported.into()),
+        Backend::Threads => Ok(Box::new(Threads::start(core, WORKERS)?)),
+        Backend::Uring => Ok(Box::new(Uring::start(core)?)),
+        // Containers often forbid it, and old kernels lack it.
+        Backend::Auto => match Uring::start(core) {
+            Ok(uring) => Ok(Box::new(uring)),
+            Err(_) => engine(core, Backend::Threads),
+        },
     }
 }

@@ -31,6 +31,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod uring;
 mod versions;
 
 pub use disk::{Disk, Pin};

@@ -32,6 +32,18 @@ impl Threads {
     /// # Errors
     /// When the operating system gives no thread.
     pub fn start(core: &Arc<Core>, workers: usize) -> io::Result<Self> {
+        Self::spawn(core, workers, false)
+    }
+
+    /// One thread beside another engine of the disk, which gets what follows from its jobs.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn beside(core: &Arc<Core>) -> io::Result<Self> {
+        Self::spawn(core, 1, true)
+    }
+
+    fn spawn(core: &Arc<Core>, workers: usize, beside: bool) -> io::Result<Self> {
         let engine = Self {
             shared: Arc::new(Shared {
                 queue: Mutex::default(),
@@ -43,7 +55,7 @@ impl Threads {
             let (core, shared) = (core.clone(), engine.shared.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("disk-{}", core.number()))
-                .spawn(move || work(&core, &shared));
+                .spawn(move || work(&core, &shared, beside));
             match worker {
                 Ok(worker) => lock(&engine.workers).push(worker),
                 Err(error) => {
@@ -84,7 +96,7 @@ impl Engine for Threads {
     }
 }
 
-fn work(core: &Core, shared: &Shared) {
+fn work(core: &Core, shared: &Shared, beside: bool) {
     loop {
         let mut queue = lock(&shared.queue);
         let job = loop {
@@ -100,6 +112,10 @@ fn work(core: &Core, shared: &Shared) {
                 .unwrap_or_else(PoisonError::into_inner);
         };
         drop(queue);
+        if beside {
+            core.start(core.perform(job));
+            continue;
+        }
         let mut next = Some(job);
         while let Some(job) = next {
             // What follows from a job is done here, as far as it is one job: the data are in this core's cache.

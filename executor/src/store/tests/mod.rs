@@ -143,5 +143,13 @@ pub fn fetch(disk: &Disk, replica: usize, seq: u64) -> Vec<u8> {
 
 /// The backends of this machine.
 pub fn backends() -> Vec<Backend> {
-    vec![Backend::Threads]
+    // io_uring may be forbidden here; then there is one backend less to test.
+    let mut all = vec![Backend::Threads];
+    let bench = Bench::new(4096);
+    let quiet: Arc<dyn Fn(Notice) + Send + Sync> = Arc::new(|_| ());
+    match Disk::open(0, bench.spec(1), Backend::Uring, quiet) {
+        Ok(_) => all.push(Backend::Uring),
+        Err(error) => eprintln!("without io_uring: {error}"),
+    }
+    all
 }
