@@ -4,6 +4,7 @@
 //! machines, absolute figures do not.
 
 mod boundary;
+mod disk;
 mod host;
 mod limit;
 mod load;
@@ -15,6 +16,8 @@ mod usage;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use host::Host;
 use load::LOADS;
 use results::{BOOTED, KINDS, Measured, Results};
@@ -24,7 +27,7 @@ use usage::Memory;
 /// How long a server is watched without any request.
 const IDLE: Duration = Duration::from_millis(500);
 const USAGE: &str = "\
-Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--docs]
+Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--no-disks] [--only-disks] [--docs]
 
 Measures the native redis-server and Quorate with 1, 2, 3 and 5 replicas in turns, prints a report, and writes it to
 target/bench/report.md and target/bench/results.json.
@@ -34,13 +37,23 @@ target/bench/report.md and target/bench/results.json.
   --seconds S    length of each load in a round [default: 2]
   --boots N      starts whose time is taken, besides those of the rounds [default: 9]
   --no-boundary  leaves out the cost of a boundary, which is measured by programs that cargo builds first
+  --no-disks     leaves out the disks
+  --only-disks   leaves out everything else; the report is in target/bench/disks.md and disks.json
   --docs         puts the report into docs/numbers.md too, in place of the one there";
 
-/// Where the report begins and ends in `docs/numbers.md`.
-const MARKS: [&str; 2] = [
+/// Where a report begins and ends in `docs/numbers.md`.
+type Marks = [&'static str; 2];
+const MARKS: Marks = [
     "<!-- begin: bench --docs -->\n",
     "<!-- end: bench --docs -->",
 ];
+/// The same for that of the disks.
+const DISK_MARKS: Marks = [
+    "<!-- begin: bench --only-disks --docs -->\n",
+    "<!-- end: bench --only-disks --docs -->",
+];
+/// Rounds of the disks: each takes longer, and differs less.
+const DISK_ROUNDS: usize = 3;
 
 struct Options {
     quick: bool,
@@ -48,6 +61,8 @@ struct Options {
     seconds: f64,
     boots: usize,
     boundary: bool,
+    disks: bool,
+    only_disks: bool,
     docs: bool,
 }
 
@@ -59,6 +74,8 @@ impl Options {
             seconds: 2.0,
             boots: 9,
             boundary: true,
+            disks: true,
+            only_disks: false,
             docs: false,
         };
         while let Some(argument) = arguments.next() {
@@ -86,6 +103,8 @@ impl Options {
                 "--seconds" => options.seconds = number()?,
                 "--boots" => options.boots = number()? as usize,
                 "--no-boundary" => options.boundary = false,
+                "--no-disks" => options.disks = false,
+                "--only-disks" => options.only_disks = true,
                 "--docs" => options.docs = true,
                 _ => return Err(format!("unknown argument {argument:?}")),
             }
@@ -112,6 +131,18 @@ fn main() -> ExitCode {
         eprintln!("bench: the image cannot be had: {error}");
         return ExitCode::FAILURE;
     }
+    let disks = if options.disks || options.only_disks {
+        of_disks(&options, &host)
+    } else {
+        true
+    };
+    if options.only_disks {
+        return if disks {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
     let mut results = measure(&options, host);
     if options.boundary {
         // Kept without it first: cargo may have much to build for it.
@@ -124,16 +155,41 @@ fn main() -> ExitCode {
     println!("{text}");
     let mut kept = keep(&results, &text);
     if options.docs && kept.is_ok() {
-        kept = put_into_docs(&text);
+        kept = put_into_docs(&text, MARKS);
     }
     if let Err(error) = &kept {
         eprintln!("bench: {error}");
     }
-    if results.failures.is_empty() && kept.is_ok() {
+    if results.failures.is_empty() && kept.is_ok() && disks {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Measures the disks and keeps the report; false if anything went wrong.
+fn of_disks(options: &Options, host: &Host) -> bool {
+    let rounds = if options.quick { 1 } else { DISK_ROUNDS };
+    let disks = disk::measure(rounds, options.quick);
+    let text = format!(
+        "Measured {} at commit {}, load average before: {}.\nMachine: {}.\n\n{}",
+        host.date,
+        host.commit,
+        host.load,
+        host.line(),
+        disks.markdown()
+    );
+    println!("{text}");
+    let json =
+        json!({ "version": 1, "host": host.json(), "quick": options.quick, "disks": disks.json() });
+    let mut kept = write("disks", &json, &text);
+    if options.docs && kept.is_ok() {
+        kept = put_into_docs(&text, DISK_MARKS);
+    }
+    if let Err(error) = &kept {
+        eprintln!("bench: {error}");
+    }
+    kept.is_ok() && disks.failures.is_empty()
 }
 
 fn say(text: &str) {
@@ -224,34 +280,41 @@ fn one_round(measured: &mut Measured, seconds: f64) -> Result<(), String> {
 
 /// Writes the report and the results to `target/bench`.
 fn keep(results: &Results, report: &str) -> Result<(), String> {
+    write("results", &results.json(), report)
+}
+
+fn write(name: &str, json: &Value, report: &str) -> Result<(), String> {
     let directory = quorate_tests::repository().join("target/bench");
-    let json =
-        serde_json::to_string_pretty(&results.json()).map_err(|error| error.to_string())? + "\n";
+    let json = serde_json::to_string_pretty(json).map_err(|error| error.to_string())? + "\n";
+    // The first report was there before the others.
+    let markdown = if name == "results" { "report" } else { name };
     std::fs::create_dir_all(&directory)
-        .and_then(|()| std::fs::write(directory.join("report.md"), report))
-        .and_then(|()| std::fs::write(directory.join("results.json"), json))
+        .and_then(|()| std::fs::write(directory.join(format!("{markdown}.md")), report))
+        .and_then(|()| std::fs::write(directory.join(format!("{name}.json")), json))
         .map_err(|error| format!("{}: {error}", directory.display()))?;
-    say("written: target/bench/report.md and target/bench/results.json");
+    say(&format!(
+        "written: target/bench/{markdown}.md and target/bench/{name}.json"
+    ));
     Ok(())
 }
 
-fn put_into_docs(report: &str) -> Result<(), String> {
+fn put_into_docs(report: &str, marks: Marks) -> Result<(), String> {
     let path = quorate_tests::repository().join("docs/numbers.md");
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     let text = std::fs::read_to_string(&path).map_err(failed)?;
-    let text = between_marks(&text, report)
-        .ok_or_else(|| format!("{}: the marks {MARKS:?} are not there", path.display()))?;
+    let text = between_marks(&text, report, marks)
+        .ok_or_else(|| format!("{}: the marks {marks:?} are not there", path.display()))?;
     std::fs::write(&path, text).map_err(failed)
 }
 
-fn between_marks(text: &str, report: &str) -> Option<String> {
-    let (before, rest) = text.split_once(MARKS[0])?;
-    let (_, after) = rest.split_once(MARKS[1])?;
+fn between_marks(text: &str, report: &str, marks: Marks) -> Option<String> {
+    let (before, rest) = text.split_once(marks[0])?;
+    let (_, after) = rest.split_once(marks[1])?;
     Some(format!(
         "{before}{}\n{}\n\n{}{after}",
-        MARKS[0],
+        marks[0],
         report.trim_end(),
-        MARKS[1]
+        marks[1]
     ))
 }
 
@@ -276,9 +339,9 @@ mod tests {
     #[test]
     fn a_report_replaces_the_last_one() {
         let text = format!("a\n{}old\n{}\nb\n", MARKS[0], MARKS[1]);
-        let once = between_marks(&text, "new\n").unwrap();
+        let once = between_marks(&text, "new\n", MARKS).unwrap();
         assert_eq!(once, format!("a\n{}\nnew\n\n{}\nb\n", MARKS[0], MARKS[1]));
-        assert_eq!(between_marks(&once, "new\n").unwrap(), once);
-        assert!(between_marks("no marks", "new").is_none());
+        assert_eq!(between_marks(&once, "new\n", MARKS).unwrap(), once);
+        assert!(between_marks("no marks", "new", MARKS).is_none());
     }
 }

@@ -362,7 +362,7 @@ fn aims(text: &mut String, results: &Results) {
 }
 
 /// A Markdown table whose columns line up. The first row is the head.
-fn table(text: &mut String, rows: &[Vec<String>]) {
+pub fn table(text: &mut String, rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
     let width = |column: usize| {
@@ -385,7 +385,7 @@ fn table(text: &mut String, rows: &[Vec<String>]) {
 }
 
 /// `1234567.8` as `1,234,568`.
-fn thousands(value: f64) -> String {
+pub fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
