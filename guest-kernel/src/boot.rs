@@ -4,7 +4,9 @@ use crate::arch::{entry, monitor};
 use crate::{boundary, drivers, exec, fs, klog, mm, net, sched, time};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use crate::fs::mounts::Mount;
 use quorate_abi::boot::{BOOT_MAGIC, BootInfo, Layout};
+use quorate_abi::mount::MAX_MOUNTS;
 
 /// Bytes of the stack on which faults are handled.
 const FAULT_STACK: usize = 32 << 10;
@@ -133,13 +135,11 @@ extern "C" fn on_first_stack() -> ! {
     if let Ok(view) = quorate_abi::image::ImageView::parse(image) {
         crate::rewrite::set_image(view);
     }
-    if let Err(error) = fs::init(image, boot.image.start) {
-        panic!("the root image cannot be mounted (error {})", error.0);
-    }
+    let strings = Strings::parse(boot);
+    mount(boot, image, &strings.mounts);
     if let Err(error) = fs::open_std() {
         panic!("standard descriptors: error {}", error.0);
     }
-    let strings = Strings::parse(boot);
     sched::set_credentials(boot.uid, boot.gid);
     fs::set_hostname(&strings.host);
     if !strings.cwd.is_empty()
@@ -157,6 +157,10 @@ extern "C" fn on_first_stack() -> ! {
     };
     let started = exec::Program::find(&path, strings.argv)
         .and_then(|program| exec::load_program(&program, &strings.envp));
+    #[cfg(not(test))]
+    if let Err(error) = fs::disk::start_background() {
+        panic!("no memory for the thread that writes to disks (error {})", error.0);
+    }
     let frame = match started {
         Ok(frame) => frame,
         Err(error) => {
@@ -171,6 +175,21 @@ extern "C" fn on_first_stack() -> ! {
     }
     #[cfg(test)]
     unreachable!("{}", frame.rip)
+}
+
+/// Mounts everything. What cannot be mounted ends the guest, with the reason on the console.
+fn mount(boot: &BootInfo, image: &'static [u8], mounts: &[Mount]) {
+    let at_root = |m: &&Mount| m.target == "/";
+    if let Err(error) = fs::init(image, boot.image.start, mounts.iter().find(at_root)) {
+        klog!("the root cannot be mounted (error {})", error.0);
+        boundary::exit_program(127 << 8);
+    }
+    for mount in mounts.iter().filter(|m| !at_root(m)) {
+        if let Err(why) = fs::mounts::add(mount) {
+            klog!("cannot mount {} {} on {}: {why}", mount.kind, mount.source, mount.target);
+            boundary::exit_program(127 << 8);
+        }
+    }
 }
 
 /// Which calls the `trace` feature prints: the environment variable `QUORATE_TRACE=FROM-TO`, by number of the call; all without it.
@@ -206,6 +225,7 @@ struct Strings {
     envp: Vec<Vec<u8>>,
     cwd: Vec<u8>,
     host: Vec<u8>,
+    mounts: Vec<Mount>,
 }
 
 impl Strings {
@@ -219,11 +239,23 @@ impl Strings {
         let envp = parts.by_ref().take(boot.envc as usize).collect();
         let cwd = parts.next().unwrap_or_default();
         let host = parts.next().unwrap_or_default();
+        let mut text = || {
+            let bytes = parts.next().unwrap_or_default();
+            alloc::string::String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let mounts = (0..boot.mounts.min(MAX_MOUNTS)).map(|_| Mount {
+            target: text(),
+            kind: text(),
+            source: text(),
+            options: text(),
+        });
+        let mounts = mounts.collect();
         Self {
             argv,
             envp,
             cwd,
             host,
+            mounts,
         }
     }
 }

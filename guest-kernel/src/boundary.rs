@@ -102,6 +102,7 @@ pub fn after_call() {
 
 /// The program has ended: tells the VMM with the wait status that `wait4` would report. Never returns.
 pub fn exit_program(status: u64) -> ! {
+    crate::fs::disk::shut_down();
     // What it wrote last goes out first, with the same boundary.
     net::close_all();
     net::flush();

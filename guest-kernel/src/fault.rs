@@ -33,7 +33,7 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
             Ok(()) => return,
             Err(Fault::Unmapped) => (number::SEGV, SEGV_MAPERR, address),
             Err(Fault::Protected) => (number::SEGV, SEGV_ACCERR, address),
-            Err(Fault::Bus) => (number::BUS, BUS_ADRERR, address),
+            Err(Fault::Bus | Fault::NotLoaded) => (number::BUS, BUS_ADRERR, address),
             Err(Fault::NoMemory) => {
                 crate::klog!("out of memory: program killed (give it more with [machine] memory)");
                 process::end::process(number::KILL);
@@ -67,8 +67,17 @@ fn page_fault(address: u64, error: u64, rip: u64) -> Result<(), Fault> {
     } else {
         Access::Read
     };
-    let mut space = mm::space();
-    let result = space.access(address, access);
+    let (mut space, result) = loop {
+        let mut space = mm::space();
+        let result = space.access(address, access);
+        if result != Err(Fault::NotLoaded) {
+            break (space, result);
+        }
+        drop(space);
+        if mm::load_wanted().is_err() {
+            return Err(Fault::Bus);
+        }
+    };
     let page = |va: u64| va & !(PAGE_SIZE - 1);
     let own_page =
         page(address) == page(rip) || page(address) == page(rip.wrapping_add(LONGEST_INSTRUCTION));

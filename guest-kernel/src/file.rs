@@ -122,12 +122,26 @@ pub trait File: Any {
     fn ioctl(&self, _command: u32, _arg: u64) -> Result<u64> {
         Err(ENOTTY)
     }
+    /// Whether reading and writing at a position may wait (for a disk). Then the bytes must lie in memory of the kernel: a program's could
+    /// be unmapped meanwhile by another thread.
+    fn may_wait(&self) -> bool {
+        false
+    }
+    /// Keeps other writers out while one writes that may wait: take it before the position is looked at.
+    fn lock_writes(&self) -> Option<crate::fs::WriteLock<'_>> {
+        None
+    }
+    /// Loads pages for which `map_page` has said `EAGAIN`. May wait.
+    fn load_pages(&self, _index: u64, _count: u64) -> Result<()> {
+        Ok(())
+    }
     /// Changes the size.
     fn truncate(&self, _size: u64) -> Result<()> {
         Err(EINVAL)
     }
     /// The page with index `index` (offset / 4096) for a mapping. `shared_write`: the mapping is MAP_SHARED and writable.
-    /// `ENXIO` beyond the end of the file (an access there is SIGBUS); `ENODEV` if it cannot be mapped.
+    /// `ENXIO` beyond the end of the file (an access there is SIGBUS); `ENODEV` if it cannot be mapped; `EAGAIN` if
+    /// [`Self::load_pages`] has to be called first. Never waits.
     fn map_page(&self, _index: u64, _shared_write: bool) -> Result<MapPage> {
         Err(ENODEV)
     }

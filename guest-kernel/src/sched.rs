@@ -448,6 +448,25 @@ pub fn spawn(of: ProcessRef, frame: &TrapFrame, fs_base: u64) -> Result<u32> {
     Ok(tid)
 }
 
+/// Makes a thread of the kernel's own, which never enters a program, and makes it runnable. Its `tid` is below those of programs, and no
+/// process lists it.
+///
+/// # Errors
+/// `ENOMEM`.
+#[cfg(not(test))]
+pub fn spawn_kernel(tid: u32, body: extern "C" fn() -> !) -> Result<()> {
+    let top = kheap::new_stack()?;
+    let process = process::current();
+    let mut thread = new_thread(tid, process, top);
+    process.threads.borrow_mut().remove(&tid);
+    // SAFETY: a kernel stack that nobody uses.
+    thread.stack_pointer = unsafe { arch::entry::prepare_kernel_stack(top, body) };
+    let mut scheduler = SCHEDULER.borrow_mut();
+    scheduler.threads.insert(tid, thread);
+    scheduler.runnable.push_back(tid);
+    Ok(())
+}
+
 /// Undoes a [`spawn`] whose thread has not run yet.
 pub fn unspawn(tid: u32) {
     let mut scheduler = SCHEDULER.borrow_mut();

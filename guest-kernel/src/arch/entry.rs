@@ -292,6 +292,26 @@ pub unsafe fn prepare_stack(top: u64, frame: &TrapFrame) -> u64 {
     at - 7 * 8
 }
 
+/// Lays out a new kernel stack so that the first switch to it calls `body`.
+///
+/// # Safety
+/// `[top - 4096, top)` is mapped writable and unused; `top` is 16-aligned.
+#[cfg(not(test))]
+pub unsafe fn prepare_kernel_stack(top: u64, body: extern "C" fn() -> !) -> u64 {
+    // As after a call: the stack is 16-aligned but for the return address.
+    let at = top - 8 * 8;
+    let slots = at as *mut u64;
+    // SAFETY: within the new stack (the caller's promise).
+    unsafe {
+        for i in 0..6 {
+            slots.add(i).write(0);
+        }
+        slots.add(6).write(body as *const () as u64);
+        slots.add(7).write(0);
+    }
+    at
+}
+
 /// Address that rewritten call sites jump to.
 #[cfg(not(test))]
 pub fn fast_entry_address() -> u64 {

@@ -2,6 +2,7 @@
 //! (R1): the notify register is never written, since the VMM drains every queue at each boundary, and interrupts
 //! are switched off in every ring.
 
+pub mod block;
 pub mod console;
 pub mod entropy;
 pub mod mmio;
@@ -12,7 +13,9 @@ pub mod virtqueue;
 
 use crate::mm;
 use mmio::Mmio;
-use quorate_abi::map::{MMIO_SLOTS, MMIO_STRIDE, SLOT_CONSOLE, SLOT_ENTROPY, SLOT_NET};
+use quorate_abi::map::{
+    MAX_DISKS, MMIO_SLOTS, MMIO_STRIDE, SLOT_BLOCK, SLOT_CONSOLE, SLOT_ENTROPY, SLOT_NET,
+};
 
 /// Where queue memory comes from: [`mm::alloc_dma`], or something like it in tests.
 pub type AllocDma = fn(usize) -> crate::errno::Result<(*mut u8, u64)>;
@@ -67,7 +70,7 @@ impl core::fmt::Display for DeviceError {
     }
 }
 
-/// Starts the devices: console first (so that later failures can be printed), then entropy and network. `base` is the
+/// Starts the devices: console first (so that later failures can be printed), then entropy, network and disks. `base` is the
 /// virtual address of the first window, bit `i` of `present` says that slot `i` holds a device.
 /// No boundary happens in here: the random generator is seeded at the first boundary after it.
 ///
@@ -100,7 +103,14 @@ pub fn start(base: u64, present: u64) -> Result<(), DeviceError> {
         .map_err(named("entropy"))?;
     window(SLOT_NET)
         .and_then(|w| net::init(&w, mm::alloc_dma))
-        .map_err(named("network"))
+        .map_err(named("network"))?;
+    for number in 0..MAX_DISKS {
+        // Disks are the only devices that may be missing.
+        if let Ok(w) = window(SLOT_BLOCK + number) {
+            block::init(number as usize, &w, mm::alloc_dma).map_err(named("disk"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Fills `bytes` with random bytes from the set's input seed; see [`entropy::fill`].
@@ -118,6 +128,7 @@ pub fn before_boundary() {
     console::publish();
     entropy::publish();
     net::publish();
+    block::publish();
 }
 
 /// Takes back what the VMM used, and hands received frames to the network stack. Call after the time of the entry has
@@ -126,5 +137,6 @@ pub fn after_boundary() {
     console::reclaim();
     entropy::reclaim();
     net::reclaim();
+    block::reclaim();
     net::poll_receive(crate::net::receive);
 }

@@ -1,11 +1,12 @@
-//! A split virtqueue (virtio 1.3, 2.7), driver's side. Every descriptor is a chain of its own and belongs to one fixed
-//! buffer, so there is no descriptor allocation: the owner hands out numbers.
+//! A split virtqueue (virtio 1.3, 2.7), driver's side. Every descriptor belongs to one fixed buffer and, where it is not a chain
+//! of its own, to one fixed chain, so there is no descriptor allocation: the owner hands out numbers.
 
 use super::AllocDma;
 use crate::errno::{ENOMEM, Result};
 use core::sync::atomic::{Ordering, fence};
 
 const DESCRIPTOR: usize = 16;
+const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
 /// `avail.flags`: no interrupts, there are none to take.
 const NO_INTERRUPT: u16 = 1;
@@ -94,6 +95,14 @@ impl Virtqueue {
         self.write(at + 8, len);
         self.write(at + 12, if device_writes { F_WRITE } else { 0 });
         self.write(at + 14, 0u16);
+    }
+
+    /// Makes descriptor `id` go on with `next`, or end its chain. After [`Self::describe`].
+    pub fn link(&mut self, id: u16, next: Option<u16>) {
+        let at = usize::from(id % self.size) * DESCRIPTOR;
+        let flags: u16 = self.read::<u16>(at + 12) & !F_NEXT;
+        self.write(at + 12, if next.is_some() { flags | F_NEXT } else { flags });
+        self.write(at + 14, next.unwrap_or(0));
     }
 
     /// Changes the length of descriptor `id`'s buffer.

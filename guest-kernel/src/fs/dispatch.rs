@@ -64,9 +64,9 @@ fn descriptors(nr: u64, args: [u64; 6]) -> Option<SysResult> {
         292 => sys_fd::dup3(fd, b as i32, c as u32),
         72 => sys_fd::fcntl(fd, b as u32, c),
         73 => sys_fd::flock(fd, b as u32),
-        74 | 75 | 306 => sys_fd::fsync(fd),
-        // sync: the tree lives in memory, there is nothing to write out.
-        162 => Ok(0),
+        74 | 75 => sys_fd::fsync(fd),
+        306 => sys_fd::syncfs(fd),
+        162 => sys_fd::sync(),
         77 => sys_stat::ftruncate(fd, b as i64),
         78 => sys_stat::getdents(fd, b, c as usize, Layout::Old),
         217 => sys_stat::getdents(fd, b, c as usize, Layout::New),

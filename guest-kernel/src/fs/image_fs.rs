@@ -90,13 +90,22 @@ impl ImageFs {
         Ok(inode)
     }
 
-    fn make(self: &Rc<Self>, ino: u32) -> Result<Rc<Inode>> {
+    /// Inode number of the root directory.
+    pub fn root_ino(&self) -> u32 {
+        self.view.root()
+    }
+
+    /// Attributes.
+    ///
+    /// # Errors
+    /// `EIO` where the image is damaged.
+    pub fn meta(&self, ino: u32) -> Result<Meta> {
         let raw = self.view.inode(ino).map_err(damaged)?;
         let mtime = Timespec {
             sec: raw.mtime,
             nsec: 0,
         };
-        let meta = Meta {
+        Ok(Meta {
             mode: raw.mode,
             uid: raw.uid,
             gid: raw.gid,
@@ -105,40 +114,65 @@ impl ImageFs {
             mtime,
             ctime: mtime,
             rdev: raw.rdev,
-        };
-        let kind = match raw.mode & S_IFMT {
-            S_IFREG => {
-                let data = self.view.data(ino).map_err(damaged)?;
-                let offset = self.view.data_offset(ino).map_err(damaged)?;
-                let extent = Extent {
-                    data,
-                    physical: self.physical + offset,
-                };
-                Kind::Regular(Contents::new(self.sup.space.clone(), Some(extent)))
+        })
+    }
+
+    /// Where a regular file's bytes lie.
+    ///
+    /// # Errors
+    /// `EIO` where the image is damaged.
+    pub fn extent(&self, ino: u32) -> Result<Extent> {
+        let data = self.view.data(ino).map_err(damaged)?;
+        let offset = self.view.data_offset(ino).map_err(damaged)?;
+        Ok(Extent {
+            data,
+            physical: self.physical + offset,
+        })
+    }
+
+    /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// `EIO` where the image is damaged.
+    pub fn target(&self, ino: u32) -> Result<&'static [u8]> {
+        self.view.readlink(ino).map_err(damaged)
+    }
+
+    /// Number of entries of a directory.
+    ///
+    /// # Errors
+    /// `EIO` where the image is damaged.
+    pub fn count(&self, ino: u32) -> Result<u64> {
+        let mut count = 0;
+        // The view does not tell; find it by doubling and halving.
+        let has = |n: usize| Ok::<_, Errno>(self.view.entry(ino, n).map_err(damaged)?.is_some());
+        let mut step = 1;
+        while has(count + step - 1)? {
+            count += step;
+            step *= 2;
+        }
+        while step > 1 {
+            step /= 2;
+            if has(count + step - 1)? {
+                count += step;
             }
-            S_IFDIR => {
-                let mut count = 0;
-                // The view does not tell the number of entries; find it by doubling and halving.
-                let has =
-                    |n: usize| Ok::<_, Errno>(self.view.entry(ino, n).map_err(damaged)?.is_some());
-                let mut step = 1;
-                while has(count + step - 1)? {
-                    count += step;
-                    step *= 2;
-                }
-                while step > 1 {
-                    step /= 2;
-                    if has(count + step - 1)? {
-                        count += step;
-                    }
-                }
-                Kind::Directory(Directory::new(Some(Lower {
-                    image: self.clone(),
-                    ino,
-                    count: count as u64,
-                })))
-            }
-            S_IFLNK => Kind::Symlink(self.view.readlink(ino).map_err(damaged)?.into()),
+        }
+        Ok(count as u64)
+    }
+
+    fn make(self: &Rc<Self>, ino: u32) -> Result<Rc<Inode>> {
+        let meta = self.meta(ino)?;
+        let kind = match meta.mode & S_IFMT {
+            S_IFREG => Kind::Regular(Contents::new(
+                self.sup.space.clone(),
+                Some(self.extent(ino)?),
+            )),
+            S_IFDIR => Kind::Directory(Directory::new(Some(Lower {
+                image: self.clone(),
+                ino,
+                count: self.count(ino)?,
+            }))),
+            S_IFLNK => Kind::Symlink(self.target(ino)?.into()),
             S_IFIFO => Kind::Fifo(Pipe::new()),
             mode if is_device(mode) => Kind::Device,
             _ => return Err(EIO),

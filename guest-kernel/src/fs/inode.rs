@@ -2,6 +2,10 @@
 
 use super::contents::Contents;
 use super::directory::Directory;
+use super::disk::dir::DiskDir;
+use super::disk::file::DiskFile;
+use super::disk::node::{self, DiskNode, DiskSuper};
+use super::disk::volume::{Held, Volume};
 use super::locks::Locks;
 use super::pipe::Pipe;
 use super::proc::{ProcDir, ProcFile, ProcLink};
@@ -29,21 +33,71 @@ pub struct Super {
     pub magic: u64,
     /// The account for pages and objects.
     pub space: Rc<Space>,
+    /// What it has if it is on a disk.
+    pub disk: Option<DiskSuper>,
+    /// Nothing can be changed.
+    read_only: Cell<bool>,
     next_ino: Cell<u64>,
-    /// Inodes of the root image that were looked up: two names of one file get the same inode, and changes are kept.
+    /// Inodes of the root image and of disks that were looked up: two names of one file get the same inode, and changes are kept.
     known: RefCell<BTreeMap<u64, Rc<Inode>>>,
+    /// Where the search for inodes that nobody uses goes on.
+    sweep: Cell<u64>,
 }
 
 impl Super {
     /// A file system whose new inodes are numbered from `first_ino`.
     pub fn new(dev: u64, magic: u64, space: Rc<Space>, first_ino: u64) -> Rc<Self> {
+        Self::with(dev, magic, space, first_ino, None)
+    }
+
+    /// A file system on a disk.
+    pub fn on_disk(dev: u64, magic: u64, space: Rc<Space>, disk: DiskSuper) -> Rc<Self> {
+        Self::with(dev, magic, space, 0, Some(disk))
+    }
+
+    fn with(
+        dev: u64,
+        magic: u64,
+        space: Rc<Space>,
+        first_ino: u64,
+        disk: Option<DiskSuper>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             dev,
             magic,
             space,
+            disk,
+            read_only: Cell::new(false),
             next_ino: Cell::new(first_ino),
             known: RefCell::new(BTreeMap::new()),
+            sweep: Cell::new(0),
         })
+    }
+
+    /// Refuses changes from now on.
+    pub fn set_read_only(&self) {
+        self.read_only.set(true);
+    }
+
+    /// Whether nothing can be changed.
+    pub fn read_only(&self) -> bool {
+        self.read_only.get() || self.disk.as_ref().is_some_and(|d| d.volume.read_only())
+    }
+
+    /// Checks that something can be changed.
+    ///
+    /// # Errors
+    /// `EROFS`.
+    pub fn check_writable(&self) -> Result<()> {
+        if self.read_only() { Err(EROFS) } else { Ok(()) }
+    }
+
+    /// The volume of a file system on a disk.
+    ///
+    /// # Errors
+    /// `EXDEV` if it is on none.
+    pub fn volume(&self) -> Result<&Rc<Volume>> {
+        self.disk.as_ref().map(|d| &d.volume).ok_or(EXDEV)
     }
 
     /// An inode that was remembered.
@@ -54,6 +108,47 @@ impl Super {
     /// Keeps an inode until it is forgotten.
     pub fn remember(&self, inode: &Rc<Inode>) {
         self.known.borrow_mut().insert(inode.ino, inode.clone());
+    }
+
+    /// [`Self::remember`] for inodes that can be made again: with more than `most`, those that nobody uses go.
+    pub fn remember_some(&self, inode: &Rc<Inode>, most: usize) {
+        /// Inodes that one call looks at, so that it does not take long.
+        const LOOK_AT: usize = 32;
+        self.remember(inode);
+        if self.known.borrow().len() <= most {
+            return;
+        }
+        let candidates: Vec<(u64, Rc<Inode>)> = {
+            let known = self.known.borrow();
+            let from = self.sweep.get();
+            let upper = known.range(from..).chain(known.range(..from));
+            let candidates = upper.take(LOOK_AT).map(|(i, inode)| (*i, inode.clone()));
+            candidates.collect()
+        };
+        for (ino, old) in candidates {
+            self.sweep.set(ino + 1);
+            // Known under one number or two, and here.
+            let own = 1 + usize::from(ino != old.ino || self.has_second(&old));
+            if Rc::strong_count(&old) == own + 1 && old.can_be_forgotten() {
+                self.forget(old.ino);
+                self.forget(ino);
+                if let Some(upper) = old.disk.as_ref().and_then(DiskNode::upper) {
+                    self.forget(u64::from(upper));
+                }
+            }
+        }
+    }
+
+    fn has_second(&self, inode: &Inode) -> bool {
+        let upper = inode.disk.as_ref().and_then(DiskNode::upper);
+        upper.is_some_and(|upper| {
+            u64::from(upper) != inode.ino && self.known.borrow().contains_key(&u64::from(upper))
+        })
+    }
+
+    /// Keeps an inode under a second number: that of its copy on the volume.
+    pub fn remember_as(&self, ino: u64, inode: &Rc<Inode>) {
+        self.known.borrow_mut().insert(ino, inode.clone());
     }
 
     /// Lets go of an inode that has lost its last name, so that its pages are freed with the last descriptor.
@@ -129,6 +224,77 @@ pub enum Kind {
     ProcFile(ProcFile),
     /// Link of `/proc`.
     ProcLink(ProcLink),
+    /// Regular file on a disk.
+    DiskFile(DiskFile),
+    /// Directory on a disk.
+    DiskDir(DiskDir),
+}
+
+/// The contents of a regular file, wherever they are.
+pub enum Body<'i> {
+    /// In memory.
+    Memory(&'i Contents),
+    /// On a disk.
+    Disk(&'i Rc<Inode>, &'i DiskFile),
+}
+
+impl<'i> Body<'i> {
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Memory(contents) => contents.size(),
+            Self::Disk(_, file) => file.size(),
+        }
+    }
+
+    /// Changes the size; what is added reads as zero.
+    pub fn truncate(&self, size: u64) -> Result<()> {
+        match self {
+            Self::Memory(contents) => contents.truncate(size),
+            Self::Disk(inode, file) => {
+                let _writer = file.lock_writes();
+                file.truncate(inode, size)
+            }
+        }
+    }
+
+    /// Makes a range occupy space.
+    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        match self {
+            Self::Memory(contents) => contents.allocate(offset, len, keep_size),
+            Self::Disk(inode, file) => {
+                let _writer = file.lock_writes();
+                file.allocate(inode, offset, len, keep_size)
+            }
+        }
+    }
+
+    /// Makes a range read as zero, and frees what lies whole in it.
+    pub fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        match self {
+            Self::Memory(contents) => contents.punch(offset, len),
+            Self::Disk(inode, file) => {
+                let _writer = file.lock_writes();
+                file.punch(inode, offset, len)
+            }
+        }
+    }
+
+    /// `SEEK_DATA`, `SEEK_HOLE`.
+    pub fn seek_data(&self, from: u64, hole: bool) -> Result<u64> {
+        match self {
+            Self::Memory(contents) => contents.seek_data(from, hole),
+            Self::Disk(inode, file) => file.seek_data(inode, from, hole),
+        }
+    }
+
+    /// Keeps other writers out of a file whose writers may wait.
+    pub fn lock_writes(&self) -> Option<Held<'i>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Disk(_, file) => Some(file.lock_writes()),
+        }
+    }
 }
 
 /// A directory's parent and its name there.
@@ -144,6 +310,8 @@ pub struct Inode {
     pub meta: Cell<Meta>,
     /// What it is.
     pub kind: Kind,
+    /// What it has if it is on a disk.
+    pub disk: Option<DiskNode>,
     /// Locks on it.
     pub locks: Locks,
     /// Root of a mounted file system, which cannot be removed or renamed.
@@ -154,6 +322,7 @@ pub struct Inode {
 
 impl Drop for Inode {
     fn drop(&mut self) {
+        node::dropped(self);
         self.sup.space.give_objects(1);
     }
 }
@@ -177,12 +346,37 @@ impl Inode {
     /// # Errors
     /// `ENOSPC` at the bound on objects.
     pub fn new(sup: &Rc<Super>, ino: u64, meta: Meta, kind: Kind) -> Result<Rc<Self>> {
+        Self::with(sup, ino, meta, kind, None)
+    }
+
+    /// An inode of a disk.
+    ///
+    /// # Errors
+    /// `ENOSPC` at the bound on objects.
+    pub fn new_on_disk(
+        sup: &Rc<Super>,
+        ino: u64,
+        meta: Meta,
+        kind: Kind,
+        node: DiskNode,
+    ) -> Result<Rc<Self>> {
+        Self::with(sup, ino, meta, kind, Some(node))
+    }
+
+    fn with(
+        sup: &Rc<Super>,
+        ino: u64,
+        meta: Meta,
+        kind: Kind,
+        disk: Option<DiskNode>,
+    ) -> Result<Rc<Self>> {
         sup.space.take_object()?;
         Ok(Rc::new(Self {
             sup: sup.clone(),
             ino,
             meta: Cell::new(meta),
             kind,
+            disk,
             locks: Locks::default(),
             mounted: Cell::new(false),
             place: RefCell::new(None),
@@ -220,10 +414,40 @@ impl Inode {
 
     /// Whether it is a directory.
     pub fn is_dir(&self) -> bool {
-        matches!(self.kind, Kind::Directory(_) | Kind::ProcDir(_))
+        matches!(
+            self.kind,
+            Kind::Directory(_) | Kind::ProcDir(_) | Kind::DiskDir(_)
+        )
     }
 
     /// The contents of a regular file.
+    pub fn body(self: &Rc<Self>) -> Option<Body<'_>> {
+        match &self.kind {
+            Kind::Regular(contents) => Some(Body::Memory(contents)),
+            Kind::DiskFile(file) => Some(Body::Disk(self, file)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_regular(&self) -> bool {
+        matches!(self.kind, Kind::Regular(_) | Kind::DiskFile(_))
+    }
+
+    /// Whether the file system can make it again from the disk.
+    fn can_be_forgotten(&self) -> bool {
+        match &self.kind {
+            Kind::DiskFile(file) => file.is_idle(),
+            Kind::Fifo(_) | Kind::Socket(_) => false,
+            _ => self.disk.is_some() && !self.mounted.get() && !self.has_mounts(),
+        }
+    }
+
+    fn has_mounts(&self) -> bool {
+        matches!(&self.kind, Kind::DiskDir(dir) if dir.has_mounts())
+    }
+
+    /// The contents of a regular file in memory.
     pub fn contents(&self) -> Option<&Contents> {
         match &self.kind {
             Kind::Regular(contents) => Some(contents),
@@ -241,6 +465,17 @@ impl Inode {
         let mut meta = self.meta.get();
         change(&mut meta);
         self.meta.set(meta);
+    }
+
+    /// Changes attributes that the file system keeps.
+    ///
+    /// # Errors
+    /// `EROFS`, and what a disk meets; nothing has changed then.
+    pub fn change(self: &Rc<Self>, change: impl FnOnce(&mut Meta)) -> Result<()> {
+        self.sup.check_writable()?;
+        let before = self.meta.get();
+        self.update(change);
+        node::store_meta(self).inspect_err(|_| self.meta.set(before))
     }
 
     /// Notes that the contents changed now.
@@ -294,7 +529,8 @@ impl Inode {
         let meta = self.meta.get();
         let (size, blocks) = match &self.kind {
             Kind::Regular(contents) => (contents.size(), contents.occupied_pages() * 8),
-            Kind::Directory(_) => (4096, 8),
+            Kind::DiskFile(file) => (file.size(), file.blocks()),
+            Kind::Directory(_) | Kind::DiskDir(_) => (4096, 8),
             Kind::Symlink(target) => (target.len() as u64, 0),
             _ => (0, 0),
         };
@@ -325,11 +561,12 @@ impl Inode {
         match &self.kind {
             Kind::Directory(directory) => directory.lookup(self, name),
             Kind::ProcDir(directory) => directory.lookup(self, name),
+            Kind::DiskDir(directory) => directory.lookup(self, name),
             _ => Err(ENOTDIR),
         }
     }
 
-    /// The changeable directory behind it. Those of `/proc` are not.
+    /// The changeable directory in memory behind it. Those of `/proc` are not.
     ///
     /// # Errors
     /// `ENOTDIR`, `EPERM`.
@@ -362,6 +599,7 @@ impl Inode {
         match &self.kind {
             Kind::Directory(directory) => directory.list(from.max(2), emit),
             Kind::ProcDir(directory) => directory.list(self, from.max(2), emit),
+            Kind::DiskDir(directory) => directory.list(self, from.max(2), emit),
             _ => Err(ENOTDIR),
         }
     }

@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | `space` | what files in memory may use (R10) |
 //! | `inode`, `directory`, `contents`, `image_fs` | the tree: inodes over the root image, changes in memory |
+//! | `disk` | ext4 on disks, with a page cache; the image with changes on a disk |
+//! | `mounts` | what is mounted where |
 //! | `path`, `tree`, `open`, `locks` | walking, changing, opening, locking |
 //! | `proc`, `proc_text`, `dev`, `random` | `/proc`, `/sys`, `/dev`, randomness |
 //! | `pipe`, `eventfd`, `timerfd`, `epoll`, `poll` | the other kinds of files, and waiting for them |
@@ -14,12 +16,14 @@ mod anon;
 mod contents;
 pub mod dev;
 mod directory;
+pub mod disk;
 mod dispatch;
 mod epoll;
 mod eventfd;
 mod image_fs;
 mod inode;
 mod locks;
+pub mod mounts;
 mod open;
 mod path;
 mod pipe;
@@ -44,6 +48,7 @@ mod wait_for;
 
 pub use dispatch::dispatch;
 pub use epoll::set_mask;
+pub use disk::volume::Held as WriteLock;
 pub use path::AT_FDCWD;
 pub use proc_text::{host as hostname, set_hostname};
 pub use random::set_source;
@@ -57,26 +62,28 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::any::Any;
 use inode::{Inode, Super, may};
+use mounts::Mount;
 use open::InodeFile;
 use proc::ProcDir;
 use state::State;
 
 /// `st_dev` of the root; the other mounts follow in the order of `/proc/mounts`.
-const FIRST_DEV: u64 = 20;
+pub(crate) const FIRST_DEV: u64 = 20;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
-/// Mounts the root image, which lies at physical address `physical`, and `/proc`, `/sys`, `/dev` and `/dev/shm` over it.
+/// Mounts the root image, which lies at physical address `physical`, or what `root_mount` says over it, and `/proc`, `/sys`, `/dev` and
+/// `/dev/shm` over that.
 ///
 /// # Errors
-/// `EINVAL` if it is no image, `EIO` where it is damaged (the console says how), `ENOSPC`.
-pub fn init(image: &'static [u8], physical: u64) -> Result<()> {
+/// `EINVAL` if it is no image, `EIO` where it is damaged or the disk cannot be mounted (the console says how), `ENOSPC`.
+pub fn init(image: &'static [u8], physical: u64, root_mount: Option<&Mount>) -> Result<()> {
     let space = space::Space::of_memory();
     let image =
         image_fs::ImageFs::new(image, physical, FIRST_DEV, space.clone()).map_err(|error| {
             crate::klog!("root image: {error}");
             EINVAL
         })?;
-    let root = image.root()?;
+    let root = mounts::root(image, FIRST_DEV, &space, root_mount)?;
     root.mounted.set(true);
     let sup = |offset, magic| Super::new(FIRST_DEV + offset, magic, space.clone(), 1);
     let proc_root = proc::root(&sup(1, proc::PROC_MAGIC), ProcDir::Top)?;
@@ -102,6 +109,11 @@ pub fn init(image: &'static [u8], physical: u64) -> Result<()> {
 /// Puts the root of a file system at a name, whatever the image has there.
 fn mount(dir: &Rc<Inode>, name: &[u8], root: &Rc<Inode>) -> Result<()> {
     root.mounted.set(true);
+    if let inode::Kind::DiskDir(on_disk) = &dir.kind {
+        on_disk.mount(name, root);
+        *root.place.borrow_mut() = Some((dir.clone(), name.into()));
+        return Ok(());
+    }
     dir.directory()?.insert(dir, name, root)?;
     dir.update(|meta| meta.nlink += 1);
     Ok(())
@@ -155,7 +167,7 @@ pub fn open(path: &[u8], flags: u32, mode: u32) -> Result<Rc<OpenFile>> {
 /// `EACCES` if it is none, and as `open(2)`.
 pub fn open_program(path: &[u8]) -> Result<Rc<dyn File>> {
     let inode = path::find(AT_FDCWD, path, true)?;
-    if inode.contents().is_none() {
+    if !inode.is_regular() {
         return Err(EACCES);
     }
     inode.check(may::EXEC)?;
@@ -194,6 +206,17 @@ pub fn find_socket(path: &[u8]) -> Result<Rc<dyn Any>> {
     let inode = path::find(AT_FDCWD, path, true)?;
     inode.check(may::WRITE)?;
     tree::socket_object(&inode)
+}
+
+/// `fsync` of an open file; what is not on a disk is as stable as it gets.
+///
+/// # Errors
+/// As `fsync(2)`.
+pub fn sync_file(file: &dyn File) -> Result<()> {
+    match file.as_any().downcast_ref::<InodeFile>() {
+        Some(file) => disk::fsync(&file.inode),
+        None => Ok(()),
+    }
 }
 
 /// Whether it is an end of a pipe.

@@ -2,7 +2,9 @@
 
 use super::contents::seal;
 use super::dev;
-use super::inode::{Inode, Kind, may};
+use super::disk::file::DiskFile;
+use super::disk::volume::Held;
+use super::inode::{Inode, Kind, Meta, may};
 use super::locks::Owner;
 use super::path::{self, Target, Walked};
 use super::pipe::PipeEnd;
@@ -59,6 +61,14 @@ impl InodeFile {
         })
     }
 
+    /// The file on a disk that it is.
+    fn on_disk(&self) -> Option<&DiskFile> {
+        match &self.inode.kind {
+            Kind::DiskFile(file) => Some(file),
+            _ => None,
+        }
+    }
+
     fn check_contents(&self) -> Result<()> {
         if self.path_only { Err(EBADF) } else { Ok(()) }
     }
@@ -78,7 +88,7 @@ impl File for InodeFile {
         self.check_contents()?;
         match &self.inode.kind {
             Kind::Device => dev::read(self.inode.meta.get().rdev, buf),
-            Kind::Directory(_) | Kind::ProcDir(_) => Err(EISDIR),
+            Kind::Directory(_) | Kind::ProcDir(_) | Kind::DiskDir(_) => Err(EISDIR),
             _ => Err(EINVAL),
         }
     }
@@ -102,6 +112,7 @@ impl File for InodeFile {
         self.check_contents()?;
         match &self.inode.kind {
             Kind::Regular(contents) => Ok(contents.read_at(offset, buf)),
+            Kind::DiskFile(file) => file.read_at(&self.inode, offset, buf),
             Kind::ProcFile(file) => {
                 let mut text = self.text.borrow_mut();
                 if offset == 0 || text.is_none() {
@@ -115,7 +126,7 @@ impl File for InodeFile {
                 buf[..len].copy_from_slice(&text[from..from + len]);
                 Ok(len)
             }
-            Kind::Directory(_) | Kind::ProcDir(_) => Err(EISDIR),
+            Kind::Directory(_) | Kind::ProcDir(_) | Kind::DiskDir(_) => Err(EISDIR),
             _ => self.read(buf),
         }
     }
@@ -128,6 +139,11 @@ impl File for InodeFile {
                 self.inode.touch();
                 Ok(len)
             }
+            Kind::DiskFile(file) => {
+                let len = file.write_at(&self.inode, offset, buf)?;
+                self.inode.touch();
+                Ok(len)
+            }
             _ => self.write(buf),
         }
     }
@@ -135,7 +151,8 @@ impl File for InodeFile {
     fn size(&self) -> Result<u64> {
         match &self.inode.kind {
             Kind::Regular(contents) => Ok(contents.size()),
-            Kind::Directory(_) | Kind::ProcDir(_) => Ok(i64::MAX as u64),
+            Kind::DiskFile(file) => Ok(file.size()),
+            Kind::Directory(_) | Kind::ProcDir(_) | Kind::DiskDir(_) => Ok(i64::MAX as u64),
             _ => Ok(0),
         }
     }
@@ -158,6 +175,7 @@ impl File for InodeFile {
         match &self.inode.kind {
             // What the image says all replicas have from the start.
             Kind::Regular(contents) => !contents.is_image(),
+            Kind::DiskFile(file) => file.lower().is_none(),
             Kind::ProcFile(file) => !file.shows_layout(),
             _ => true,
         }
@@ -169,10 +187,24 @@ impl File for InodeFile {
 
     fn truncate(&self, size: u64) -> Result<()> {
         self.check_contents()?;
-        let contents = self.inode.contents().ok_or(EINVAL)?;
-        contents.truncate(size)?;
+        self.inode.body().ok_or(EINVAL)?.truncate(size)?;
         self.inode.touch();
         Ok(())
+    }
+
+    fn may_wait(&self) -> bool {
+        matches!(self.inode.kind, Kind::DiskFile(_))
+    }
+
+    fn lock_writes(&self) -> Option<Held<'_>> {
+        self.on_disk().map(DiskFile::lock_writes)
+    }
+
+    fn load_pages(&self, index: u64, count: u64) -> Result<()> {
+        match self.on_disk() {
+            Some(file) => file.fill(&self.inode, index, count),
+            None => Ok(()),
+        }
     }
 
     fn map_page(&self, index: u64, shared_write: bool) -> Result<MapPage> {
@@ -185,15 +217,18 @@ impl File for InodeFile {
                 }
                 contents.map_page(index, shared_write)
             }
+            Kind::DiskFile(file) => file.map_page(index, shared_write, &self.inode),
             Kind::Device => dev::map_page(self.inode.meta.get().rdev),
             _ => Err(ENODEV),
         }
     }
 
     fn map_key(&self) -> usize {
-        self.inode
-            .contents()
-            .map_or(0, |contents| contents.map_key())
+        match &self.inode.kind {
+            Kind::Regular(contents) => contents.map_key(),
+            Kind::DiskFile(file) => file.map_key(),
+            _ => 0,
+        }
     }
 
     fn path(&self) -> Vec<u8> {
@@ -231,6 +266,16 @@ pub fn open_at(dirfd: i32, path: &[u8], mut flags: u32, mode: u32) -> Result<Rc<
     if flags & O_CREAT != 0 && flags & O_DIRECTORY != 0 {
         return Err(EINVAL);
     }
+    loop {
+        match open_walked(dirfd, path, flags, mode) {
+            // Another thread made it while this one waited for the disk.
+            Err(EEXIST) if flags & (O_CREAT | O_EXCL) == O_CREAT => {}
+            result => return result,
+        }
+    }
+}
+
+fn open_walked(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Rc<OpenFile>> {
     let exclusive = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
     let walked = path::walk(dirfd, path, flags & O_NOFOLLOW == 0 && !exclusive)?;
     let Walked { dir, name, .. } = &walked;
@@ -280,6 +325,14 @@ fn open_inode(inode: Rc<Inode>, place: Place, flags: u32, access: u32) -> Result
         return Err(EISDIR);
     }
     inode.check(access)?;
+    let changes = (writes || flags & O_ACCMODE != O_RDONLY) && inode.is_regular();
+    if changes {
+        inode.sup.check_writable()?;
+    }
+    if changes && inode.disk.is_some() {
+        // Now, so that mappings of it are of what is written.
+        super::disk::node::copy_up(&inode)?;
+    }
     let file: Rc<dyn File> = match &inode.kind {
         Kind::Symlink(_) | Kind::ProcLink(_) => return Err(ELOOP),
         Kind::Socket(_) => return Err(ENXIO),
@@ -289,9 +342,10 @@ fn open_inode(inode: Rc<Inode>, place: Place, flags: u32, access: u32) -> Result
             dev::check(inode.meta.get())?;
             InodeFile::new(inode.clone(), place, false)
         }
-        Kind::Regular(contents) => {
-            if flags & O_TRUNC != 0 && contents.size() > 0 {
-                contents.truncate(0)?;
+        Kind::Regular(_) | Kind::DiskFile(_) => {
+            let body = inode.body().ok_or(EINVAL)?;
+            if flags & O_TRUNC != 0 && body.size() > 0 {
+                body.truncate(0)?;
                 inode.touch();
             }
             InodeFile::new(inode.clone(), place, false)
@@ -370,11 +424,23 @@ fn open_tmpfile(dirfd: i32, path: &[u8], flags: u32, mode: u32) -> Result<Rc<Ope
         return Err(EINVAL);
     }
     let dir = path::find(dirfd, path, true)?;
-    dir.directory()
-        .map_err(|e| if e == EPERM { EOPNOTSUPP } else { e })?;
+    if dir.disk.is_none() {
+        dir.directory()
+            .map_err(|e| if e == EPERM { EOPNOTSUPP } else { e })?;
+    }
+    if !dir.is_dir() {
+        return Err(ENOTDIR);
+    }
     dir.check(may::WRITE | may::EXEC)?;
-    let inode = Inode::new_regular(&dir.sup, mode & !state::umask())?;
-    inode.update(|meta| meta.nlink = 0);
+    dir.sup.check_writable()?;
+    let mode = mode & 0o7777 & !state::umask();
+    let inode = if dir.disk.is_some() {
+        super::disk::tree::make_nameless(&dir, &Meta::new(S_IFREG | mode))?
+    } else {
+        let inode = Inode::new_regular(&dir.sup, mode)?;
+        inode.update(|meta| meta.nlink = 0);
+        inode
+    };
     let name = alloc::format!("#{}", inode.ino).into_bytes().into();
     let file = InodeFile::new(inode, Place::Name(dir, name), false);
     Ok(OpenFile::new(file, status_flags(flags)))

@@ -2,7 +2,7 @@
 //! and `auxv`, which hold the addresses that a program asks for when it reads them.
 
 use super::proc::process_of;
-use super::state;
+use super::{mounts, state};
 use crate::cell::Global;
 use crate::process::{self, Life, Process};
 use crate::{file, mm, sched, time};
@@ -252,42 +252,40 @@ pub fn limits(id: u32) -> Vec<u8> {
 }
 
 /// (source, mount point, type, options) of what is mounted.
-const MOUNTS: [(&str, &str, &str, &str); 5] = [
-    ("overlay", "/", "overlay", "rw,noatime"),
-    ("proc", "/proc", "proc", "rw,noatime"),
-    ("sysfs", "/sys", "sysfs", "ro,noatime"),
-    ("devtmpfs", "/dev", "devtmpfs", "rw,noatime"),
-    ("tmpfs", "/dev/shm", "tmpfs", "rw,noatime"),
-];
-
 pub fn mounts() -> Vec<u8> {
     let mut out = String::new();
-    for (source, at, kind, options) in MOUNTS {
-        let _ = writeln!(out, "{source} {at} {kind} {options} 0 0");
+    for line in mounts::lines() {
+        let mounts::Line { source, target, kind, options, .. } = line;
+        let _ = writeln!(out, "{source} {target} {kind} {options} 0 0");
     }
     out.into_bytes()
 }
 
 pub fn mountinfo() -> Vec<u8> {
+    const FIRST_ID: usize = 21;
+    let lines = mounts::lines();
     let mut out = String::new();
-    for (i, (source, at, kind, options)) in MOUNTS.iter().enumerate() {
-        let parent = match *at {
-            "/" => 0,
-            "/dev/shm" => 24,
-            _ => 21,
+    for (i, line) in lines.iter().enumerate() {
+        let below = |other: &mounts::Line| {
+            let rest = line.target.strip_prefix(&*other.target);
+            rest.is_some_and(|r| other.target == "/" || r.starts_with('/'))
         };
-        let dev = super::FIRST_DEV + i as u64;
+        let parent = match &*line.target {
+            "/" => 0,
+            _ => FIRST_ID + lines[..i].iter().rposition(below).unwrap_or(0),
+        };
+        let mounts::Line { source, target, kind, options, dev } = line;
         let _ = writeln!(
             out,
-            "{} {parent} 0:{dev} / {at} {options} - {kind} {source} {options}",
-            21 + i
+            "{} {parent} 0:{dev} / {target} {options} - {kind} {source} {options}",
+            FIRST_ID + i
         );
     }
     out.into_bytes()
 }
 
 pub fn filesystems() -> Vec<u8> {
-    b"nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\toverlay\n".to_vec()
+    b"nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\toverlay\n\text4\n".to_vec()
 }
 
 pub fn meminfo() -> Vec<u8> {

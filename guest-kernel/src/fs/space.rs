@@ -16,6 +16,8 @@ pub struct Space {
     pages: Cell<u64>,
     max_objects: u64,
     objects: Cell<u64>,
+    /// The account that this one is part of.
+    whole: Option<Rc<Space>>,
 }
 
 impl Space {
@@ -26,6 +28,18 @@ impl Space {
             pages: Cell::new(0),
             max_objects,
             objects: Cell::new(0),
+            whole: None,
+        })
+    }
+
+    /// A part of this account with a bound on pages of its own.
+    pub fn part(self: &Rc<Self>, max_pages: u64) -> Rc<Self> {
+        Rc::new(Self {
+            max_pages: max_pages.min(self.max_pages),
+            pages: Cell::new(0),
+            max_objects: self.max_objects,
+            objects: Cell::new(0),
+            whole: Some(self.clone()),
         })
     }
 
@@ -49,9 +63,12 @@ impl Space {
             return Err(ENOSPC);
         }
         // To a file system, memory that has run out is space that has run out.
-        let page = Page::new_zeroed().map_err(|_| ENOSPC)?;
+        let page = match &self.whole {
+            Some(whole) => whole.take_page()?,
+            None => Rc::new(Page::new_zeroed().map_err(|_| ENOSPC)?),
+        };
         self.pages.set(self.pages.get() + 1);
-        Ok(Rc::new(page))
+        Ok(page)
     }
 
     /// Whether so many pages can be taken.
@@ -59,18 +76,27 @@ impl Space {
         if count > self.max_pages.saturating_sub(self.pages.get()) {
             return Err(ENOSPC);
         }
-        Ok(())
+        match &self.whole {
+            Some(whole) => whole.check_pages(count),
+            None => Ok(()),
+        }
     }
 
     /// Returns pages to the account.
     pub fn give_pages(&self, count: u64) {
         self.pages.set(self.pages.get().saturating_sub(count));
+        if let Some(whole) = &self.whole {
+            whole.give_pages(count);
+        }
     }
 
     /// Charges one inode or directory entry.
     pub fn take_object(&self) -> Result<()> {
         if self.objects.get() >= self.max_objects {
             return Err(ENOSPC);
+        }
+        if let Some(whole) = &self.whole {
+            whole.take_object()?;
         }
         self.objects.set(self.objects.get() + 1);
         Ok(())
@@ -79,6 +105,9 @@ impl Space {
     /// Returns objects to the account.
     pub fn give_objects(&self, count: u64) {
         self.objects.set(self.objects.get().saturating_sub(count));
+        if let Some(whole) = &self.whole {
+            whole.give_objects(count);
+        }
     }
 
     /// (most, used) pages.

@@ -16,7 +16,7 @@ const MAX_COPY: usize = 0x7fff_f000;
 fn regular(open: &OpenFile) -> Result<&Rc<Inode>> {
     match open.file.as_any().downcast_ref::<InodeFile>() {
         Some(file) if file.inode.is_dir() => Err(EISDIR),
-        Some(file) if file.inode.contents().is_some() => Ok(&file.inode),
+        Some(file) if file.inode.is_regular() => Ok(&file.inode),
         _ => Err(EINVAL),
     }
 }
@@ -61,6 +61,7 @@ pub fn sendfile(out_fd: i32, in_fd: i32, offset: u64, count: usize) -> SysResult
             break;
         }
         let written = if out.file.seekable() {
+            let _writer = out.file.lock_writes();
             let to = out.position.get();
             let result = out.file.write_at(to, &buffer[..got]);
             if let Ok(n) = result {
@@ -120,7 +121,10 @@ pub fn copy_file_range(args: [u64; 6]) -> SysResult {
         if got == 0 {
             break;
         }
-        match out.file.write_at(to + done, &buffer[..got]) {
+        let writer = out.file.lock_writes();
+        let written = out.file.write_at(to + done, &buffer[..got]);
+        drop(writer);
+        match written {
             Ok(n) => {
                 note(&out, &buffer[..n]);
                 done += n as u64;
@@ -153,7 +157,8 @@ pub fn fallocate(fd: i32, mode: u32, offset: i64, len: i64) -> SysResult {
         return Err(ESPIPE);
     }
     let inode = regular(&open).map_err(|e| if e == EINVAL { ENODEV } else { e })?;
-    let contents = inode.contents().ok_or(ENODEV)?;
+    inode.sup.check_writable()?;
+    let contents = inode.body().ok_or(ENODEV)?;
     let keep = mode & KEEP_SIZE != 0;
     match mode & !KEEP_SIZE {
         0 => contents.allocate(offset, len, keep)?,
@@ -168,15 +173,17 @@ pub fn fallocate(fd: i32, mode: u32, offset: i64, len: i64) -> SysResult {
     Ok(0)
 }
 
-/// `sync_file_range(2)`: nothing is ever dirty.
+/// `sync_file_range(2)`: gives what is dirty to the disk; what is in memory only never is.
 pub fn sync_file_range(fd: i32, offset: i64, len: i64, how: u32) -> SysResult {
     if how & !7 != 0 || offset < 0 || len < 0 {
         return Err(EINVAL);
     }
     let open = file::get(fd)?;
-    if open.file.as_any().is::<InodeFile>() {
-        Ok(0)
-    } else {
-        Err(ESPIPE)
+    let Some(file) = open.file.as_any().downcast_ref::<InodeFile>() else {
+        return Err(ESPIPE);
+    };
+    if let Some(body) = super::disk::file::of(&file.inode) {
+        body.write_back(&file.inode)?;
     }
+    Ok(0)
 }

@@ -336,7 +336,7 @@ pub fn ioctl(fd: i32, command: u32, arg: u64) -> SysResult {
             open.flags.set(if on { flags | O_NONBLOCK } else { flags });
         }
         super::pipe::FIONREAD
-            if inode_file(&open).is_some_and(|f| f.inode.contents().is_some()) =>
+            if inode_file(&open).is_some_and(|f| f.inode.is_regular()) =>
         {
             let left = open.file.size()?.saturating_sub(open.position.get());
             user::write(arg, i32::try_from(left).unwrap_or(i32::MAX))?;
@@ -366,8 +366,8 @@ pub fn lseek(fd: i32, offset: i64, whence: u32) -> SysResult {
         END => open.file.size()?,
         DATA | HOLE => {
             let from = u64::try_from(offset).map_err(|_| ENXIO)?;
-            let contents = inode_file(&open).and_then(|f| f.inode.contents());
-            let at = contents.ok_or(EINVAL)?.seek_data(from, whence == HOLE)?;
+            let body = inode_file(&open).and_then(|f| f.inode.body());
+            let at = body.ok_or(EINVAL)?.seek_data(from, whence == HOLE)?;
             open.position.set(at);
             return Ok(at);
         }
@@ -379,14 +379,33 @@ pub fn lseek(fd: i32, offset: i64, whence: u32) -> SysResult {
     Ok(at)
 }
 
-/// `fsync(2)`, `fdatasync(2)`, `syncfs(2)`: the tree lives in memory, what was written is as stable as it gets.
-pub fn fsync(fd: i32) -> SysResult {
-    let open = file::get(fd)?;
-    match inode_file(&open) {
-        Some(_) if open.flags.get() & O_PATH == 0 => Ok(0),
+/// The file of the tree that `fsync` and `syncfs` are about.
+fn synced(open: &OpenFile) -> Result<&InodeFile> {
+    match inode_file(open) {
+        Some(file) if open.flags.get() & O_PATH == 0 => Ok(file),
         Some(_) => Err(EBADF),
         None => Err(EINVAL),
     }
+}
+
+/// `fsync(2)`, `fdatasync(2)`: what lives in memory is as stable as it gets already.
+pub fn fsync(fd: i32) -> SysResult {
+    let open = file::get(fd)?;
+    super::disk::fsync(&synced(&open)?.inode)?;
+    Ok(0)
+}
+
+/// `syncfs(2)`.
+pub fn syncfs(fd: i32) -> SysResult {
+    let open = file::get(fd)?;
+    super::disk::sync_volume(&synced(&open)?.inode)?;
+    Ok(0)
+}
+
+/// `sync(2)`.
+pub fn sync() -> SysResult {
+    super::disk::sync_all();
+    Ok(0)
 }
 
 /// `fadvise64(2)`: advice on caching; there is no cache.

@@ -15,6 +15,8 @@ const MAX_RW: usize = 0x7fff_f000;
 const MAX_STREAM_READ: usize = 1 << 20;
 /// Bytes of a vector that are gathered for files that want one write (R10); more is a short write.
 const MAX_GATHER: usize = 1 << 20;
+/// Bytes that are copied at a time to and from files that may wait.
+const BOUNCE: usize = 256 << 10;
 const SIGPIPE: u32 = 13;
 
 /// Tries `act` until it does not want to wait any more.
@@ -84,6 +86,9 @@ fn read_into(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<u
             let len = len
                 .min(usize::try_from(left).unwrap_or(usize::MAX))
                 .min(MAX_RW);
+            if open.file.may_wait() {
+                return read_bounced(open, at, buf, len);
+            }
             let bytes = user::bytes_mut(buf, len)?;
             let count = patiently(open, false, || open.file.read_at(at, bytes))?;
             note(open, &bytes[..count]);
@@ -97,6 +102,62 @@ fn read_into(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<u
         })?,
     };
     Ok(count)
+}
+
+/// Reads through memory of the kernel.
+fn read_bounced(open: &OpenFile, at: u64, buf: u64, len: usize) -> Result<usize> {
+    let mut bytes = alloc::vec![0; len.min(BOUNCE)];
+    let mut done = 0;
+    while done < len {
+        let want = bytes.len().min(len - done);
+        let part = match open.file.read_at(at + done as u64, &mut bytes[..want]) {
+            Ok(0) => break,
+            Ok(part) => part,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        };
+        user::copy_out(buf.wrapping_add(done as u64), &bytes[..part])?;
+        note(open, &bytes[..part]);
+        done += part;
+        if part < want {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// Writes through memory of the kernel; on stable storage before it returns where the description wants that.
+fn write_bounced(open: &OpenFile, at: u64, buf: u64, len: usize) -> Result<usize> {
+    let mut bytes = alloc::vec::Vec::with_capacity(len.min(BOUNCE));
+    let mut done = 0;
+    while done < len {
+        let want = (len - done).min(BOUNCE);
+        bytes.clear();
+        match user::bytes(buf.wrapping_add(done as u64), want) {
+            Ok(source) => bytes.extend_from_slice(source),
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+        let part = match open.file.write_at(at + done as u64, &bytes) {
+            Ok(part) => part,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        };
+        note(open, &bytes[..part]);
+        done += part;
+        if part < want {
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// What `O_SYNC` and `O_DSYNC` ask for after a write. Call without the file's write lock.
+fn settle(open: &OpenFile, now: bool) -> Result<()> {
+    if now || open.flags.get() & O_DSYNC != 0 {
+        super::sync_file(&*open.file)?;
+    }
+    Ok(())
 }
 
 /// `read(2)`.
@@ -136,6 +197,9 @@ fn write_position(open: &OpenFile, asked: Option<u64>) -> Result<Option<u64>> {
 fn write_from(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<usize> {
     let len = len.min(MAX_RW);
     if let Some(at) = at {
+        if open.file.may_wait() {
+            return write_bounced(open, at, buf, len);
+        }
         return patiently(open, true, || {
             let bytes = user::bytes(buf, len)?;
             let count = open.file.write_at(at, bytes)?;
@@ -173,11 +237,14 @@ fn write_from(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<
 pub fn write(fd: i32, buf: u64, len: usize) -> SysResult {
     let open = writable(fd)?;
     fingerprint::number(fd as u64);
+    let writer = open.file.lock_writes();
     let at = write_position(&open, None)?;
     let count = write_from(&open, at, buf, len)?;
     if let Some(at) = at {
         open.position.set(at + count as u64);
     }
+    drop(writer);
+    settle(&open, false)?;
     Ok(count as u64)
 }
 
@@ -189,8 +256,12 @@ pub fn pwrite64(fd: i32, buf: u64, len: usize, offset: i64) -> SysResult {
         return Err(ESPIPE);
     }
     fingerprint::number(fd as u64);
+    let writer = open.file.lock_writes();
     let at = write_position(&open, Some(offset))?;
-    write_from(&open, at, buf, len).map(|n| n as u64)
+    let count = write_from(&open, at, buf, len)?;
+    drop(writer);
+    settle(&open, false)?;
+    Ok(count as u64)
 }
 
 /// I/O vectors of a call: few of them without allocation.
@@ -289,8 +360,8 @@ fn scatter(open: &OpenFile, vectors: &Vectors) -> SysResult {
     Ok(count as u64)
 }
 
-/// `writev(2)`, `pwritev(2)`: at `at`, or at the position.
-fn write_vectors(fd: i32, vectors: u64, count: usize, at: Option<u64>) -> SysResult {
+/// `writev(2)`, `pwritev(2)`: at `at`, or at the position. `now`: on stable storage before it returns.
+fn write_vectors(fd: i32, vectors: u64, count: usize, at: Option<u64>, now: bool) -> SysResult {
     let open = writable(fd)?;
     let vectors = Vectors::read(vectors, count)?;
     fingerprint::number(fd as u64);
@@ -301,6 +372,7 @@ fn write_vectors(fd: i32, vectors: u64, count: usize, at: Option<u64>) -> SysRes
         return gather(&open, &vectors);
     }
     let moves = at.is_none();
+    let writer = open.file.lock_writes();
     let mut position = write_position(&open, at)?;
     let mut done = 0;
     for vector in vectors.slice() {
@@ -322,6 +394,8 @@ fn write_vectors(fd: i32, vectors: u64, count: usize, at: Option<u64>) -> SysRes
     if let (true, Some(at)) = (moves, position) {
         open.position.set(at);
     }
+    drop(writer);
+    settle(&open, now)?;
     Ok(done as u64)
 }
 
@@ -363,7 +437,7 @@ pub fn readv(fd: i32, vectors: u64, count: usize) -> SysResult {
 
 /// `writev(2)`.
 pub fn writev(fd: i32, vectors: u64, count: usize) -> SysResult {
-    write_vectors(fd, vectors, count, None)
+    write_vectors(fd, vectors, count, None, false)
 }
 
 /// `preadv(2)`.
@@ -375,11 +449,13 @@ pub fn preadv(fd: i32, vectors: u64, count: usize, offset: i64) -> SysResult {
 /// `pwritev(2)`.
 pub fn pwritev(fd: i32, vectors: u64, count: usize, offset: i64) -> SysResult {
     let offset = u64::try_from(offset).map_err(|_| EINVAL)?;
-    write_vectors(fd, vectors, count, Some(offset))
+    write_vectors(fd, vectors, count, Some(offset), false)
 }
 
-/// Flags of `preadv2` and `pwritev2` that hold here without doing anything: all files are in memory.
-const RWF_HARMLESS: u32 = 0x1 | 0x2 | 0x4;
+/// RWF_HIPRI and, for reads, RWF_DSYNC and RWF_SYNC: hold here without doing anything.
+const RWF_HARMLESS: u32 = 0x1 | RWF_SYNC;
+/// RWF_DSYNC, RWF_SYNC.
+const RWF_SYNC: u32 = 0x2 | 0x4;
 
 /// `preadv2(2)`; offset -1 means the position.
 pub fn preadv2(fd: i32, vectors: u64, count: usize, offset: i64, how: u32) -> SysResult {
@@ -397,8 +473,10 @@ pub fn pwritev2(fd: i32, vectors: u64, count: usize, offset: i64, how: u32) -> S
     if how & !RWF_HARMLESS != 0 {
         return Err(EOPNOTSUPP);
     }
-    match offset {
-        -1 => writev(fd, vectors, count),
-        _ => pwritev(fd, vectors, count, offset),
-    }
+    let now = how & RWF_SYNC != 0;
+    let at = match offset {
+        -1 => None,
+        _ => Some(u64::try_from(offset).map_err(|_| EINVAL)?),
+    };
+    write_vectors(fd, vectors, count, at, now)
 }

@@ -157,6 +157,7 @@ unsafe impl Plain for StatFs {}
 fn put_statfs(inode: Option<&Inode>, out: u64) -> SysResult {
     const ANON_INODE_MAGIC: i64 = 0x0904_1934;
     const ST_VALID_NOATIME: i64 = 0x20 | 0x400;
+    const ST_RDONLY: i64 = 1;
     let mut result = StatFs {
         kind: ANON_INODE_MAGIC,
         bsize: PAGE as i64,
@@ -168,7 +169,17 @@ fn put_statfs(inode: Option<&Inode>, out: u64) -> SysResult {
     if let Some(inode) = inode {
         result.kind = inode.sup.magic as i64;
         result.fsid = [inode.sup.dev as i32, 0];
-        if inode.sup.magic != proc::PROC_MAGIC && inode.sup.magic != proc::SYSFS_MAGIC {
+        if inode.sup.read_only() {
+            result.flags |= ST_RDONLY;
+        }
+        if let Some(disk) = &inode.sup.disk {
+            let stats = disk.volume.lock().ask(|fs| Ok(fs.statfs()))?;
+            result.blocks = stats.total_blocks;
+            result.bfree = stats.free_blocks;
+            result.bavail = stats.free_blocks;
+            result.files = u64::from(stats.total_inodes);
+            result.ffree = u64::from(stats.free_inodes);
+        } else if inode.sup.magic != proc::PROC_MAGIC && inode.sup.magic != proc::SYSFS_MAGIC {
             let (pages, used) = inode.sup.space.page_counts();
             let (objects, taken) = inode.sup.space.object_counts();
             result.blocks = pages;
@@ -204,17 +215,17 @@ fn inode_at(dirfd: i32, path: u64, at_flags: u32) -> Result<Rc<Inode>> {
     }
 }
 
-fn chmod(inode: &Inode, mode: u32) -> SysResult {
+fn chmod(inode: &Rc<Inode>, mode: u32) -> SysResult {
     changeable(inode)?;
     if inode.meta.get().mode & S_IFMT == S_IFLNK {
         return Err(EOPNOTSUPP);
     }
     inode.check_owner()?;
     let now = now();
-    inode.update(|meta| {
+    inode.change(|meta| {
         meta.mode = meta.mode & S_IFMT | mode & 0o7777;
         meta.ctime = now;
-    });
+    })?;
     Ok(0)
 }
 
@@ -233,7 +244,7 @@ pub fn fchmod(fd: i32, mode: u32) -> SysResult {
     if open.flags.get() & O_PATH != 0 {
         return Err(EBADF);
     }
-    chmod(&*path::inode_of(&open).ok_or(EINVAL)?, mode)
+    chmod(&path::inode_of(&open).ok_or(EINVAL)?, mode)
 }
 
 /// `fchmodat(2)`.
@@ -241,10 +252,10 @@ pub fn fchmodat(dirfd: i32, path: u64, mode: u32, at_flags: u32) -> SysResult {
     if at_flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
         return Err(EINVAL);
     }
-    chmod(&*inode_at(dirfd, path, at_flags)?, mode)
+    chmod(&inode_at(dirfd, path, at_flags)?, mode)
 }
 
-fn chown(inode: &Inode, uid: u32, gid: u32) -> SysResult {
+fn chown(inode: &Rc<Inode>, uid: u32, gid: u32) -> SysResult {
     const KEEP: u32 = u32::MAX;
     const SUID_SGID: u32 = 0o6000;
     changeable(inode)?;
@@ -255,14 +266,14 @@ fn chown(inode: &Inode, uid: u32, gid: u32) -> SysResult {
         return Err(EPERM);
     }
     let now = now();
-    inode.update(|meta| {
+    inode.change(|meta| {
         meta.uid = if uid == KEEP { meta.uid } else { uid };
         meta.gid = if gid == KEEP { meta.gid } else { gid };
         if meta.mode & S_IFMT != S_IFDIR && meta.mode & 0o111 != 0 {
             meta.mode &= !SUID_SGID;
         }
         meta.ctime = now;
-    });
+    })?;
     Ok(0)
 }
 
@@ -272,7 +283,7 @@ pub fn fchown(fd: i32, uid: u32, gid: u32) -> SysResult {
     if open.flags.get() & O_PATH != 0 {
         return Err(EBADF);
     }
-    chown(&*path::inode_of(&open).ok_or(EINVAL)?, uid, gid)
+    chown(&path::inode_of(&open).ok_or(EINVAL)?, uid, gid)
 }
 
 /// `fchownat(2)`.
@@ -280,7 +291,7 @@ pub fn fchownat(dirfd: i32, path: u64, uid: u32, gid: u32, at_flags: u32) -> Sys
     if at_flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
         return Err(EINVAL);
     }
-    chown(&*inode_at(dirfd, path, at_flags)?, uid, gid)
+    chown(&inode_at(dirfd, path, at_flags)?, uid, gid)
 }
 
 /// New times of a file; None leaves one as it is.
@@ -310,7 +321,7 @@ impl Times {
     }
 }
 
-fn set_times(inode: &Inode, times: Times) -> SysResult {
+fn set_times(inode: &Rc<Inode>, times: Times) -> SysResult {
     changeable(inode)?;
     if times.atime.is_none() && times.mtime.is_none() {
         return Ok(0);
@@ -322,11 +333,11 @@ fn set_times(inode: &Inode, times: Times) -> SysResult {
         owner?;
     }
     let now = now();
-    inode.update(|meta| {
+    inode.change(|meta| {
         meta.atime = times.atime.unwrap_or(meta.atime);
         meta.mtime = times.mtime.unwrap_or(meta.mtime);
         meta.ctime = now;
-    });
+    })?;
     Ok(0)
 }
 
@@ -361,7 +372,7 @@ pub fn utimensat(dirfd: i32, path: u64, times: u64, at_flags: u32) -> SysResult 
     if path == 0 && dirfd == AT_FDCWD {
         return Err(EFAULT);
     }
-    set_times(&*inode_at(dirfd, path, at_flags)?, times)
+    set_times(&inode_at(dirfd, path, at_flags)?, times)
 }
 
 /// `futimesat(2)` and `utimes(2)`: microseconds.
@@ -379,7 +390,7 @@ pub fn futimesat(dirfd: i32, path: u64, times: u64) -> SysResult {
         };
         Times::exact(time(a_sec, a_usec)?, time(m_sec, m_usec)?)
     };
-    set_times(&*inode_at(dirfd, path, 0)?, times)
+    set_times(&inode_at(dirfd, path, 0)?, times)
 }
 
 /// `utime(2)`: seconds.
@@ -391,7 +402,7 @@ pub fn utime(path: u64, times: u64) -> SysResult {
         let time = |sec| Timespec { sec, nsec: 0 };
         Times::exact(time(atime), time(mtime))
     };
-    set_times(&*inode_at(AT_FDCWD, path, 0)?, times)
+    set_times(&inode_at(AT_FDCWD, path, 0)?, times)
 }
 
 /// `truncate(2)`.
@@ -402,7 +413,8 @@ pub fn truncate(path: u64, size: i64) -> SysResult {
         return Err(EISDIR);
     }
     inode.check(may::WRITE)?;
-    inode.contents().ok_or(EINVAL)?.truncate(size)?;
+    inode.sup.check_writable()?;
+    inode.body().ok_or(EINVAL)?.truncate(size)?;
     inode.touch();
     Ok(0)
 }
@@ -449,7 +461,8 @@ pub fn getdents(fd: i32, buf: u64, len: usize, layout: Layout) -> SysResult {
         .as_any()
         .downcast_ref::<InodeFile>()
         .ok_or(ENOTDIR)?;
-    let out = user::bytes_mut(buf, len.min(MOST))?;
+    // Filled in memory of the kernel: a directory on a disk may have to be waited for.
+    let mut out = alloc::vec![0; len.min(MOST)];
     let mut done = 0;
     let mut full = false;
     let mut position = open.position.get();
@@ -477,6 +490,7 @@ pub fn getdents(fd: i32, buf: u64, len: usize, layout: Layout) -> SysResult {
     if done == 0 && full {
         return Err(EINVAL);
     }
+    user::copy_out(buf, &out[..done])?;
     open.position.set(position);
     fingerprint::content(&out[..done]);
     Ok(done as u64)

@@ -165,7 +165,7 @@ pub fn setup() -> MutexGuard<'static, ()> {
         drop(open);
     }
     file::table().limit = 1024;
-    init(test_image(), IMAGE_PHYSICAL).unwrap();
+    init(test_image(), IMAGE_PHYSICAL, None).unwrap();
     random::set_source(|buf| buf.fill(0x5a));
     super::set_process_info(
         b"/bin/sh",
@@ -173,7 +173,7 @@ pub fn setup() -> MutexGuard<'static, ()> {
         &[b"A=b".to_vec()],
         &[],
     );
-    assert_eq!(proc_text::name(1), b"sh");
+    assert_eq!(proc_text::name(crate::sched::pid()), b"sh");
     guard
 }
 

@@ -1,5 +1,6 @@
 //! Changes of the tree: making, linking, renaming and removing names.
 
+use super::disk::tree::{self as disk, New};
 use super::inode::{Inode, Kind, Meta, may};
 use super::path::{NAME_MAX, Target, Walked};
 use super::pipe::Pipe;
@@ -10,7 +11,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
 use core::cell::RefCell;
-use quorate_abi::image::{S_IFIFO, S_IFLNK, S_IFMT, S_IFREG};
+use quorate_abi::image::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG};
 
 /// Most links of one file.
 const LINK_MAX: u32 = 65000;
@@ -31,19 +32,24 @@ fn check_new(at: &Walked) -> Result<()> {
         // The directory was removed while somebody still works in it.
         return Err(ENOENT);
     }
-    at.dir.check(may::WRITE | may::EXEC)
+    at.dir.check(may::WRITE | may::EXEC)?;
+    at.dir.sup.check_writable()
+}
+
+/// Attributes of something new in `dir`.
+fn inherited(dir: &Inode, mut meta: Meta) -> Meta {
+    let of_dir = dir.meta.get();
+    if of_dir.mode & S_ISGID != 0 {
+        meta.gid = of_dir.gid;
+        if meta.mode & S_IFMT == S_IFDIR {
+            meta.mode |= S_ISGID;
+        }
+    }
+    meta
 }
 
 fn add(at: &Walked, inode: Rc<Inode>) -> Result<Rc<Inode>> {
-    let dir_meta = at.dir.meta.get();
-    if dir_meta.mode & S_ISGID != 0 {
-        inode.update(|meta| {
-            meta.gid = dir_meta.gid;
-            if inode.is_dir() {
-                meta.mode |= S_ISGID;
-            }
-        });
-    }
+    inode.meta.set(inherited(&at.dir, inode.meta.get()));
     at.dir.directory()?.insert(&at.dir, &at.name, &inode)?;
     if inode.is_dir() {
         at.dir.update(|meta| meta.nlink += 1);
@@ -58,9 +64,12 @@ fn add(at: &Walked, inode: Rc<Inode>) -> Result<Rc<Inode>> {
 /// `EEXIST`, `EACCES`, `ENOSPC`, …
 pub fn make(at: &Walked, mode: u32) -> Result<Rc<Inode>> {
     check_new(at)?;
-    at.dir.directory()?;
     let sup = &at.dir.sup;
     let masked = mode & S_IFMT | mode & 0o7777 & !state::umask();
+    if at.dir.disk.is_some() {
+        return on_disk(at, Meta::new(masked), &New::Mode);
+    }
+    at.dir.directory()?;
     let inode = match mode & S_IFMT {
         S_IFREG => Inode::new_regular(sup, masked)?,
         S_IFIFO => Inode::new(
@@ -76,6 +85,12 @@ pub fn make(at: &Walked, mode: u32) -> Result<Rc<Inode>> {
         _ => return Err(EPERM),
     };
     add(at, inode)
+}
+
+fn on_disk(at: &Walked, meta: Meta, what: &New<'_>) -> Result<Rc<Inode>> {
+    let inode = disk::make(at, &inherited(&at.dir, meta), what)?;
+    at.dir.touch();
+    Ok(inode)
 }
 
 /// Makes the name of a bound socket; `object` is found again with [`socket_object`] while it lives.
@@ -111,12 +126,15 @@ pub fn socket_object(inode: &Inode) -> Result<Rc<dyn Any>> {
 /// As [`make`].
 pub fn mkdir(at: &Walked, mode: u32) -> Result<Rc<Inode>> {
     check_new(at)?;
-    at.dir.directory()?;
     if at.dir.meta.get().nlink >= LINK_MAX {
         return Err(EMLINK);
     }
     // Of the special bits mkdir takes only the sticky one.
     let mode = mode & 0o1777 & !state::umask();
+    if at.dir.disk.is_some() {
+        return on_disk(at, Meta::new(S_IFDIR | mode), &New::Mode);
+    }
+    at.dir.directory()?;
     add(at, Inode::new_directory(&at.dir.sup, mode)?)
 }
 
@@ -129,9 +147,13 @@ pub fn symlink(at: &Walked, target: &[u8]) -> Result<()> {
         return Err(ENOENT);
     }
     check_new(at)?;
-    at.dir.directory()?;
     let sup = &at.dir.sup;
     let meta = Meta::new(S_IFLNK | 0o777);
+    if at.dir.disk.is_some() {
+        on_disk(at, meta, &New::Link(target))?;
+        return Ok(());
+    }
+    at.dir.directory()?;
     let inode = Inode::new(sup, sup.next_ino(), meta, Kind::Symlink(target.into()))?;
     add(at, inode)?;
     Ok(())
@@ -155,6 +177,11 @@ pub fn link(inode: &Rc<Inode>, at: &Walked) -> Result<()> {
     if inode.meta.get().nlink >= LINK_MAX {
         return Err(EMLINK);
     }
+    if inode.disk.is_some() {
+        disk::link(inode, at)?;
+        at.dir.touch();
+        return Ok(());
+    }
     add(at, inode.clone())?;
     let now = super::inode::now();
     inode.update(|meta| {
@@ -167,7 +194,10 @@ pub fn link(inode: &Rc<Inode>, at: &Walked) -> Result<()> {
 /// Whether the calling process may take `inode` out of `dir`.
 fn check_removal(dir: &Rc<Inode>, inode: &Inode) -> Result<()> {
     dir.check(may::WRITE | may::EXEC)?;
-    dir.directory()?;
+    dir.sup.check_writable()?;
+    if dir.disk.is_none() {
+        dir.directory()?;
+    }
     let (uid, _) = sched::credentials();
     let meta = dir.meta.get();
     let sticky = meta.mode & S_ISVTX != 0;
@@ -212,6 +242,11 @@ pub fn unlink(at: Walked) -> Result<()> {
     if inode.is_dir() {
         return Err(EISDIR);
     }
+    if dir.disk.is_some() {
+        disk::unlink(&dir, &name, &inode)?;
+        dir.touch();
+        return Ok(());
+    }
     dir.directory()?.remove(&dir, &name)?;
     dir.touch();
     dropped(&inode);
@@ -232,6 +267,11 @@ pub fn rmdir(at: Walked) -> Result<()> {
     let (dir, name) = (at.dir.clone(), at.name.clone());
     let inode = at.inode()?;
     check_removal(&dir, &inode)?;
+    if dir.disk.is_some() {
+        disk::rmdir(&dir, &name, &inode)?;
+        dir.touch();
+        return Ok(());
+    }
     if !inode.directory()?.is_empty()? {
         return Err(ENOTEMPTY);
     }
@@ -263,7 +303,10 @@ pub fn rename(from: Walked, to: Walked, how: u32) -> Result<()> {
     let moved = from.inode()?;
     check_removal(&from_dir, &moved)?;
     to_dir.check(may::WRITE | may::EXEC)?;
-    to_dir.directory()?;
+    let is_on_disk = to_dir.disk.is_some();
+    if !is_on_disk {
+        to_dir.directory()?;
+    }
     if moved.is_dir() && is_at_or_below(&to_dir, &moved) {
         return Err(EINVAL);
     }
@@ -286,13 +329,18 @@ pub fn rename(from: Walked, to: Walked, how: u32) -> Result<()> {
                 if other.is_dir() && is_at_or_below(&from_dir, other) {
                     return Err(EINVAL);
                 }
+                if is_on_disk {
+                    return rename_on_disk(&from_dir, &from_name, &to_dir, &to_name, &moved, Some(other), how);
+                }
                 return exchange((&from_dir, &from_name, &moved), (&to_dir, &to_name, other));
             }
             match (moved.is_dir(), other.is_dir()) {
                 (true, false) => return Err(ENOTDIR),
                 (false, true) => return Err(EISDIR),
                 (true, true) if is_at_or_below(&from_dir, other) => return Err(ENOTEMPTY),
-                (true, true) if !other.directory()?.is_empty()? => return Err(ENOTEMPTY),
+                (true, true) if !is_on_disk && !other.directory()?.is_empty()? => {
+                    return Err(ENOTEMPTY);
+                }
                 _ => {}
             }
         }
@@ -302,6 +350,10 @@ pub fn rename(from: Walked, to: Walked, how: u32) -> Result<()> {
             name: to_name.clone(),
             slash: false,
         })?,
+    }
+    if is_on_disk {
+        let replaced = replaced.as_ref();
+        return rename_on_disk(&from_dir, &from_name, &to_dir, &to_name, &moved, replaced, how);
     }
     // The new name first: if there is no space for it, nothing has changed.
     to_dir.directory()?.insert(&to_dir, &to_name, &moved)?;
@@ -326,6 +378,25 @@ pub fn rename(from: Walked, to: Walked, how: u32) -> Result<()> {
         }
         dropped(&other);
     }
+    let now = super::inode::now();
+    moved.update(|meta| meta.ctime = now);
+    from_dir.touch();
+    to_dir.touch();
+    Ok(())
+}
+
+fn rename_on_disk(
+    from_dir: &Rc<Inode>,
+    from_name: &[u8],
+    to_dir: &Rc<Inode>,
+    to_name: &[u8],
+    moved: &Rc<Inode>,
+    replaced: Option<&Rc<Inode>>,
+    how: u32,
+) -> Result<()> {
+    let place = |dir, name| disk::Place { dir, name };
+    let (from, to) = (place(from_dir, from_name), place(to_dir, to_name));
+    disk::rename(&from, &to, moved, replaced, how)?;
     let now = super::inode::now();
     moved.update(|meta| meta.ctime = now);
     from_dir.touch();

@@ -9,12 +9,14 @@ pub use page::Page;
 
 use crate::cell::Global;
 use crate::errno::Result;
+use crate::file::File;
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use quorate_abi::boot::{BootInfo, Layout};
-use space::Space;
+use space::{Fault, Space};
 
 /// Kind of access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,9 +165,34 @@ pub fn check_user(addr: u64, len: usize, access: Access) -> Result<()> {
     if cfg!(test) {
         return Ok(());
     }
-    space()
-        .check(addr, len as u64, access)
-        .map_err(|_| crate::errno::EFAULT)
+    loop {
+        let result = space().check(addr, len as u64, access);
+        match result {
+            Err(Fault::NotLoaded) => load_wanted().map_err(|_| crate::errno::EFAULT)?,
+            result => return result.map_err(|_| crate::errno::EFAULT),
+        }
+    }
+}
+
+/// The page of a file that somebody was last refused for.
+static WANTED: Global<Option<(Rc<dyn File>, u64)>> = Global::new(None);
+
+/// Notes which page is missing.
+fn want(file: &Rc<dyn File>, index: u64) {
+    let before = WANTED.borrow_mut().replace((file.clone(), index));
+    drop(before);
+}
+
+/// Loads the page that [`Fault::NotLoaded`] was about; waits for the disk.
+///
+/// # Errors
+/// `EIO`.
+pub fn load_wanted() -> Result<()> {
+    let wanted = WANTED.borrow_mut().take();
+    match wanted {
+        Some((file, index)) => file.load_pages(index, 1),
+        None => Ok(()),
+    }
 }
 
 /// Pages `[first, end)` of a file are gone: mappings of it lose them, and an access there faults again (and is SIGBUS beyond the end).

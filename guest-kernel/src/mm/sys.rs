@@ -1,6 +1,6 @@
 //! System calls on memory.
 
-use super::space::{Arena, Backing, EXEC, LOWEST, WRITE_PROT};
+use super::space::{Arena, Backing, EXEC, Fault, LOWEST, WRITE_PROT};
 use crate::errno::*;
 use crate::{file, fs, rewrite};
 use quorate_abi::PAGE_SIZE;
@@ -18,6 +18,9 @@ const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 
 /// Shared anonymous mappings up to this many bytes are populated at once.
 const EAGER_SHARED: u64 = 64 << 10;
+
+/// Pages of a file on a disk that are read when it is mapped.
+const EAGER_LOAD: u64 = 1024;
 
 const MREMAP_MAYMOVE: u64 = 1;
 const MREMAP_FIXED: u64 = 2;
@@ -72,6 +75,8 @@ pub fn mmap(
         // Learn now whether it can be mapped at all.
         match open.file.map_page(offset / PAGE_SIZE, false) {
             Ok(_) | Err(ENXIO) => {}
+            // What is small is read at once, the rest when it is touched.
+            Err(EAGAIN) => load(&*open.file, offset / PAGE_SIZE, len / PAGE_SIZE)?,
             Err(error) => return Err(error),
         }
         Backing::File {
@@ -126,6 +131,16 @@ pub fn mmap(
         super::space().finish();
     }
     Ok(at)
+}
+
+/// Loads the first pages of a mapping.
+fn load(file: &dyn file::File, first: u64, count: u64) -> Result<()> {
+    let mut done = 0;
+    while done < count.min(EAGER_LOAD) {
+        file.load_pages(first + done, count - done)?;
+        done += EAGER_LOAD / 4;
+    }
+    Ok(())
 }
 
 /// `munmap`.
@@ -189,9 +204,7 @@ pub fn madvise(addr: u64, len: u64, advice: u64) -> SysResult {
         0..=2 | 14..=17 | 20 | 21 => Ok(0),
         // WILLNEED, POPULATE_READ, POPULATE_WRITE
         3 | 22 | 23 => {
-            let mut space = super::space();
-            let done = space.populate(addr, end);
-            space.finish();
+            let done = populate(addr, end);
             if advice == 3 || done.is_ok() {
                 Ok(0)
             } else {
@@ -227,21 +240,53 @@ pub fn mremap(old: u64, old_len: u64, new_len: u64, flags: u64, to: u64) -> SysR
     result
 }
 
-/// `msync`: shared mappings are the file's own pages, so there is nothing to write back.
+/// `msync`: shared mappings are the file's own pages, so there is nothing to copy; with `MS_SYNC` the files go to stable storage.
 ///
 /// # Errors
-/// `EINVAL`, `ENOMEM`.
+/// `EINVAL`, `ENOMEM`, `EIO`.
 pub fn msync(addr: u64, len: u64, flags: u64) -> SysResult {
     if !aligned(addr) || flags & !7 != 0 || flags & 5 == 5 {
         return Err(EINVAL);
     }
     let end = addr.checked_add(page_up(len)?).ok_or(ENOMEM)?;
+    const MS_SYNC: u64 = 4;
     let space = super::space();
     let mut va = addr;
     while va < end {
         va = space.mapping_at(va).ok_or(ENOMEM)?.1;
     }
+    if flags & MS_SYNC == 0 {
+        return Ok(0);
+    }
+    let mut files = alloc::vec::Vec::new();
+    for (start, vma) in space.iter() {
+        if let Backing::File { file, shared, .. } = &vma.backing
+            && *shared
+            && start < end
+            && vma.end > addr
+        {
+            files.push(file.clone());
+        }
+    }
+    drop(space);
+    for file in files {
+        fs::sync_file(&*file)?;
+    }
     Ok(0)
+}
+
+/// Makes a range present; waits for disks.
+fn populate(start: u64, end: u64) -> core::result::Result<(), Fault> {
+    loop {
+        let mut space = super::space();
+        let done = space.populate(start, end);
+        space.finish();
+        drop(space);
+        match done {
+            Err(Fault::NotLoaded) => super::load_wanted().map_err(|_| Fault::Bus)?,
+            done => return done,
+        }
+    }
 }
 
 /// `mlock` and friends: nothing is ever paged out; what is locked is populated.
@@ -251,8 +296,6 @@ pub fn msync(addr: u64, len: u64, flags: u64) -> SysResult {
 pub fn mlock(addr: u64, len: u64) -> SysResult {
     let start = addr & !(PAGE_SIZE - 1);
     let end = page_up(addr.checked_add(len).ok_or(EINVAL)?)?;
-    let mut space = super::space();
-    let done = space.populate(start, end);
-    space.finish();
+    let done = populate(start, end);
     done.map(|()| 0).map_err(|_| ENOMEM)
 }

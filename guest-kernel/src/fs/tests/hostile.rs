@@ -52,7 +52,7 @@ proptest! {
         }
         // Leaked: images are static.
         let image: &'static [u8] = Box::leak(image.into_boxed_slice());
-        if crate::fs::init(image, IMAGE_PHYSICAL).is_ok() {
+        if crate::fs::init(image, IMAGE_PHYSICAL, None).is_ok() {
             wander("", 6, &mut 500);
         }
     }

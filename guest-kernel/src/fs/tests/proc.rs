@@ -104,21 +104,15 @@ fn texts_have_the_fields_that_programs_parse() {
 #[test]
 fn threads_have_directories_of_their_own() {
     let _guard = setup();
-    proc::set_threads(|| vec![1, 7]);
-    assert_eq!(names("/proc/self/task").unwrap(), ["1", "7"]);
-    assert!(
-        slurp("/proc/self/task/7/stat")
-            .unwrap()
-            .starts_with(b"7 (sh) ")
-    );
-    assert!(
-        slurp("/proc/self/task/7/status")
-            .unwrap()
-            .windows(7)
-            .any(|w| w == b"Pid:\t7\n")
-    );
-    assert_eq!(error(open("/proc/self/task/8/stat", O_RDONLY)), ENOENT);
-    proc::set_threads(|| vec![crate::sched::pid()]);
+    let pid = crate::sched::pid();
+    assert_eq!(names("/proc/self/task").unwrap(), [pid.to_string()]);
+    let of = |tid: u32, file: &str| format!("/proc/self/task/{tid}/{file}");
+    let begins = format!("{pid} (sh) ");
+    assert!(slurp(&of(pid, "stat")).unwrap().starts_with(begins.as_bytes()));
+    let line = format!("Pid:\t{pid}\n");
+    let status = String::from_utf8(slurp(&of(pid, "status")).unwrap()).unwrap();
+    assert!(status.contains(&line));
+    assert_eq!(error(open(&of(8, "stat"), O_RDONLY)), ENOENT);
 }
 
 #[test]

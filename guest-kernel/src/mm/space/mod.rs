@@ -166,6 +166,8 @@ pub enum Fault {
     Bus,
     /// No memory left: the program is killed.
     NoMemory,
+    /// The page has to be read from a disk first: [`super::load_wanted`], then again.
+    NotLoaded,
 }
 
 /// An address space. Processes share one between `vfork` and `execve`.

@@ -214,6 +214,10 @@ fn populate_page(
             }
             let page = page.map_err(|error| match error {
                 ENOMEM | ENOSPC => Fault::NoMemory,
+                EAGAIN => {
+                    crate::mm::want(file, index);
+                    Fault::NotLoaded
+                }
                 _ => Fault::Bus,
             })?;
             match page {
