@@ -675,7 +675,7 @@ fn put(piece: &mut [u8], start: u64, at: u64, block: &[u8]) {
     }
 }
 
-fn engine(core: &Arc<Core>, backend: Backend) -> std::io::Result<Box<dyn Engine>> {
+pub(super) fn engine(core: &Arc<Core>, backend: Backend) -> std::io::Result<Box<dyn Engine>> {
     match backend {
         Backend::Threads => Ok(Box::new(Threads::start(core, WORKERS)?)),
         Backend::Uring => Ok(Box::new(Uring::start(core)?)),

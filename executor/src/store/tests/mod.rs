@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod basics;
+mod bounds;
+mod faults;
 mod model;
+mod opening;
+mod race;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
