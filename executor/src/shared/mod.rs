@@ -253,17 +253,7 @@ impl Shared {
     pub fn disk_due(&self, replicas: u32) {
         let mut todo = Todo::default();
         let mut inner = self.inner();
-        let leader = inner.leader;
-        let waits =
-            |slot: &Slot, number: usize| replicas >> number & 1 == 1 && slot.place == Place::Idle;
-        let number = if waits(&inner.slots[leader], leader) {
-            Some(leader)
-        } else {
-            (0..inner.slots.len()).find(|number| waits(&inner.slots[*number], *number))
-        };
-        if let Some(number) = number {
-            self.mark(number, &mut inner.slots[number], &mut todo);
-        }
+        self.wake_one_due(&mut inner, replicas, &mut todo);
         self.finish(inner, todo);
     }
 

@@ -39,6 +39,26 @@ impl Shared {
     pub(super) fn wake_for_input(&self, inner: &mut Inner, todo: &mut Todo) {
         if !self.ingress.is_empty() || inner.writer.is_urgent() {
             self.wake_one_idle(inner, todo);
+        } else {
+            let due = (0..inner.slots.len())
+                .filter(|number| self.disks.has_due(*number))
+                .fold(0, |mask, number| mask | 1 << number);
+            self.wake_one_due(inner, due, todo);
+        }
+    }
+
+    /// Wakes one idle replica of this bit mask to lead.
+    pub(super) fn wake_one_due(&self, inner: &mut Inner, due: u32, todo: &mut Todo) {
+        let waits =
+            |slot: &Slot, number: usize| due >> number & 1 == 1 && slot.place == Place::Idle;
+        let leader = inner.leader;
+        let number = if waits(&inner.slots[leader], leader) {
+            Some(leader)
+        } else {
+            (0..inner.slots.len()).find(|number| waits(&inner.slots[*number], *number))
+        };
+        if let Some(number) = number {
+            self.mark(number, &mut inner.slots[number], todo);
         }
     }
 
