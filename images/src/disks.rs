@@ -1,4 +1,5 @@
-//! The files that an appliance's disks lie in: made when they are missing, checked when they are there.
+//! The files that an appliance's disks lie in: made when they are missing, checked when they are there; and what is on them, for
+//! people ([`check()`], [`extract()`]).
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,8 +9,13 @@ use std::path::{Path, PathBuf};
 use crate::appliance::{Appliance, DiskSpec, Filesystem, OnError};
 use crate::size;
 
+mod check;
+mod extract;
 mod mkfs;
 mod seed;
+
+pub use check::{Checked, Journal, LookError, check};
+pub use extract::{Extracted, extract};
 
 /// Where the magic number of an ext4 file system lies, and what it is.
 const EXT4_MAGIC: (u64, [u8; 2]) = (1024 + 56, [0x53, 0xef]);

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use quorate_images::disks::{check_seeds, prepare};
+use quorate_images::disks::{Extracted, Journal, LookError, check, check_seeds, extract, prepare};
 use quorate_images::{Appliance, DiskError, OnError};
 use tempfile::TempDir;
 
@@ -211,4 +211,210 @@ fn disks_that_cannot_be_had() {
     let read_only = "[[disk]]\nname = \"ro\"\nsize = \"32M\"\nmount = \"/ro\"\nread_only = true\n";
     let error = refusal(read_only);
     assert!(matches!(error, DiskError::Missing { .. }), "{error}");
+}
+
+/// Runs commands of debugfs that change the disk.
+fn change(path: &Path, commands: &str) {
+    let mut child = Command::new("/usr/sbin/debugfs")
+        .args(["-w", "-f", "-"])
+        .arg(path)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, commands.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn files_come_out_of_a_disk() {
+    let dir = TempDir::new().unwrap();
+    let seed = seed(dir.path());
+    let sparse = fs::File::create(seed.join("sparse")).unwrap();
+    sparse.set_len(10 << 20).unwrap();
+    sparse.write_all_at(b"end", (10 << 20) - 3).unwrap();
+    symlink("/etc/passwd", seed.join("absolute")).unwrap();
+    let disks = prepare(&appliance(dir.path(), SEEDED), dir.path()).unwrap();
+    let disk = &disks[0].path;
+    let out = dir.path().join("out");
+    let done = extract(disk, &[], &out).unwrap();
+    // `lost+found` is a directory too, and the root.
+    let expected = Extracted {
+        files: 4,
+        directories: 4,
+        links: 2,
+        skipped: 0,
+        bytes: 5 + 5 + 300_000 + (1 << 12),
+    };
+    assert_eq!(done, expected);
+    assert_eq!(fs::read_to_string(out.join("sub/c")).unwrap(), "hello");
+    assert_eq!(fs::read(out.join("sub/deep/b")).unwrap(), vec![7; 300_000]);
+    assert_eq!(fs::metadata(out.join("a")).unwrap().mode() & 0o7777, 0o640);
+    assert_eq!(fs::metadata(out.join("a")).unwrap().mtime(), 1_767_225_600);
+    assert_eq!(
+        fs::metadata(out.join("sub")).unwrap().mtime(),
+        1_767_225_600
+    );
+    assert_eq!(
+        fs::read_link(out.join("sub/link")).unwrap(),
+        Path::new("../a")
+    );
+    assert_eq!(
+        fs::read_link(out.join("absolute")).unwrap(),
+        Path::new("/etc/passwd")
+    );
+    let sparse = fs::metadata(out.join("sparse")).unwrap();
+    assert!(sparse.len() == 10 << 20 && sparse.blocks() * 512 < 1 << 20);
+
+    let some = dir.path().join("some");
+    let paths = ["/sub/deep".to_owned(), "a".to_owned()];
+    assert_eq!(extract(disk, &paths, &some).unwrap().files, 2);
+    assert_eq!(fs::read_to_string(some.join("a")).unwrap(), "hello");
+    assert!(some.join("sub/deep/b").exists() && !some.join("sub/c").exists());
+
+    let refusal = |paths: &[&str], to: &str| {
+        let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+        extract(disk, &paths, &dir.path().join(to)).unwrap_err()
+    };
+    assert!(matches!(refusal(&[], "out"), LookError::NotEmpty(_)));
+    for path in ["/none", "/a/x", "/../a"] {
+        assert!(
+            matches!(refusal(&[path], "new"), LookError::Missing { .. }),
+            "{path}"
+        );
+    }
+    let no_disk = dir.path().join("seed/a");
+    assert!(matches!(
+        extract(&no_disk, &[], &some),
+        Err(LookError::NotExt4(_))
+    ));
+}
+
+/// What a broken or hostile guest may have made of its disk stays where it is put.
+#[test]
+fn a_hostile_disk_does_no_harm() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir_all(dir.path().join("seed/d")).unwrap();
+    fs::write(dir.path().join("seed/x"), "x").unwrap();
+    fs::write(dir.path().join("seed/d/passwd"), "evil").unwrap();
+    let disks = prepare(&appliance(dir.path(), SEEDED), dir.path()).unwrap();
+    let disk = &disks[0].path;
+    // A link and a directory of the same name: whichever comes first, nothing is written through the link.
+    fs::create_dir(dir.path().join("victim")).unwrap();
+    let victim = dir.path().join("victim");
+    change(
+        disk,
+        &format!(
+            "symlink twice {}\nln d twice\nmknod p p\nsif x mode 0106777\n",
+            victim.display()
+        ),
+    );
+    let result = extract(disk, &[], &dir.path().join("out"));
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 0, "{result:?}");
+    let x = dir.path().join("out/x");
+    assert!(!x.exists() || fs::metadata(&x).unwrap().mode() & 0o7000 == 0);
+
+    // A directory that contains itself.
+    change(disk, "unlink twice\nunlink twice\nln d d/loop\n");
+    let error = extract(disk, &[], &dir.path().join("loop")).unwrap_err();
+    assert!(
+        error.to_string().contains("directories in each other"),
+        "{error}"
+    );
+    // A file that claims to be larger than the disk, of blocks that it has not.
+    change(disk, "unlink d/loop\nsif x size 0x7fffffffff\n");
+    let error = extract(disk, &["x".to_owned()], &dir.path().join("large")).unwrap_err();
+    assert!(
+        error.to_string().contains("are more than the disk has"),
+        "{error}"
+    );
+    // Bytes changed at random: an error or files, never a panic.
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(disk)
+        .unwrap();
+    let mut state = 1u64;
+    for round in 0..200 {
+        let mut changed = Vec::new();
+        for _ in 0..20 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            // The first blocks, where superblock, tables and directories lie.
+            let at = (state >> 33) % (8 << 20);
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            changed.push((at, byte));
+            file.write_all_at(&[byte[0] ^ (state >> 25) as u8], at)
+                .unwrap();
+        }
+        let out = dir.path().join(format!("mutated-{round}"));
+        let _ = extract(disk, &["d".to_owned()], &out);
+        for (at, byte) in changed.into_iter().rev() {
+            file.write_all_at(&byte, at).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_journal_is_replayed_on_a_copy_unless_asked() {
+    let dir = TempDir::new().unwrap();
+    seed(dir.path());
+    let disks = prepare(&appliance(dir.path(), SEEDED), dir.path()).unwrap();
+    let disk = &disks[0].path;
+    let checked = check(disk, false).unwrap();
+    assert!(
+        checked.sound && checked.journal == Journal::Empty,
+        "{}",
+        checked.report
+    );
+
+    // A transaction that is in the journal alone: it makes block 1 of `a` (which holds "hello") hold something else.
+    let block = debugfs(disk, "blocks /a").trim().to_owned();
+    let content = dir.path().join("block");
+    fs::write(&content, [b"HELLO".to_vec(), vec![0; 4091]].concat()).unwrap();
+    change(
+        disk,
+        &format!("jo\njw -b {block} {}\njc\n", content.display()),
+    );
+    let before = fs::read(disk).unwrap();
+    let checked = check(disk, false).unwrap();
+    assert!(
+        checked.sound && checked.journal == Journal::OnCopy,
+        "{}",
+        checked.report
+    );
+    assert!(fs::read(disk).unwrap() == before, "the disk was changed");
+    assert_eq!(fs::read_dir(dir.path().join("t")).unwrap().count(), 1);
+    // Files come out as of the journal.
+    let out = dir.path().join("out");
+    extract(disk, &["a".to_owned()], &out).unwrap();
+    assert_eq!(fs::read_to_string(out.join("a")).unwrap(), "HELLO");
+    assert_eq!(debugfs(disk, "cat /a"), "hello");
+
+    let checked = check(disk, true).unwrap();
+    assert!(
+        checked.sound && checked.journal == Journal::Replayed,
+        "{}",
+        checked.report
+    );
+    assert_eq!(debugfs(disk, "cat /a"), "HELLO");
+    assert_eq!(check(disk, false).unwrap().journal, Journal::Empty);
+
+    // Damage is found.
+    change(disk, "sif <12> links_count 7\n");
+    let checked = check(disk, false).unwrap();
+    assert!(
+        !checked.sound && checked.report.contains("ref count is 7"),
+        "{}",
+        checked.report
+    );
+    assert!(matches!(
+        check(&dir.path().join("seed/a"), false),
+        Err(LookError::NotExt4(_))
+    ));
 }

@@ -21,7 +21,7 @@ const ROOT_INODE: u32 = 2;
 /// How much of a tool's output an error repeats, bytes.
 const MAX_OUTPUT: usize = 2000;
 /// Where programs of e2fsprogs lie; a user's PATH often lacks them.
-const SEARCH: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin";
+pub(super) const SEARCH: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin";
 
 /// Formats the file `path`, which has its size already and holds zeroes, and copies the seed to it. Files and the
 /// root directory belong to the program's user.
