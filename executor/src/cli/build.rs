@@ -2,7 +2,7 @@
 
 use quorate_images::BuildOptions;
 
-use super::progress::Progress;
+use super::progress::{Progress, line};
 use super::{BuildArgs, load};
 use crate::exit::{ExitCode, Failure};
 
@@ -17,6 +17,11 @@ pub fn build(args: &BuildArgs) -> Result<ExitCode, Failure> {
     let built = quorate_images::build(&appliance, &options);
     progress.done();
     let built = built.map_err(|error| Failure::new(ExitCode::Image, error))?;
+    // A seed that is missing or too large would otherwise be found at the first run only.
+    quorate_images::disks::check_seeds(&appliance)
+        .map_err(|error| Failure::new(ExitCode::Disk, error))?;
+    let lock = quorate_images::write_lock(&appliance, &built)
+        .map_err(|error| Failure::new(ExitCode::Image, error))?;
     let how = if built.cached {
         "was there already"
     } else {
@@ -24,11 +29,23 @@ pub fn build(args: &BuildArgs) -> Result<ExitCode, Failure> {
     };
     let digest = blake3::Hash::from_bytes(built.digest).to_hex();
     println!("{}", built.path.display());
-    super::progress::line(&format!(
-        "{}: {how}, {}, {} packages, digest {digest}",
+    line(&format!(
+        "{}: {how}, {}, digest {digest}",
         appliance.name,
-        quorate_images::size::format(built.length),
-        built.packages.len()
+        quorate_images::size::format(built.length)
     ));
+    if !built.packages.is_empty() {
+        let packages = built.packages.iter();
+        let list: Vec<String> = packages
+            .map(|package| format!("{} {}", package.name, package.version))
+            .collect();
+        line(&format!("{} packages: {}", list.len(), list.join(", ")));
+    }
+    if let Some(lock) = lock {
+        line(&format!(
+            "{}: these packages, for builds to come",
+            lock.display()
+        ));
+    }
     Ok(ExitCode::Success)
 }

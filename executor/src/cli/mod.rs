@@ -2,6 +2,7 @@
 
 mod build;
 mod control;
+mod disk;
 mod doctor;
 mod progress;
 mod run;
@@ -44,6 +45,8 @@ enum Command {
     Doctor(DoctorArgs),
     /// Build the image of an appliance
     Build(BuildArgs),
+    /// Look at, check, empty and make the disks of an appliance
+    Disk(disk::DiskArgs),
 }
 
 /// `quorate run`
@@ -160,7 +163,7 @@ struct DoctorArgs {
 struct BuildArgs {
     /// The appliance file
     appliance: PathBuf,
-    /// Resolve the packages again even though a lock file is there
+    /// Resolve the packages again and write the lock file (NAME.lock beside NAME.toml) anew
     #[arg(long)]
     update: bool,
 }
@@ -186,6 +189,7 @@ pub fn main() -> ExitCode {
         Command::Inject(args) => control::inject(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Build(args) => build::build(&args),
+        Command::Disk(args) => disk::disk(&args),
     });
     result.unwrap_or_else(|Failure { code, message }| {
         progress::line(&format!("error: {message}"));

@@ -1,4 +1,4 @@
-//! What the user sees while something takes time: a spinner on a terminal, plain lines elsewhere. All on standard error.
+//! What the user sees while something takes time: a bar or a spinner on a terminal, plain lines elsewhere. All on standard error.
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
@@ -24,9 +24,6 @@ impl Progress {
     pub fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
-                bar.set_style(style);
-            }
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
@@ -38,14 +35,36 @@ impl Progress {
 
     /// Says what is being done now. `detail` is for a terminal only: it changes too often for lines.
     pub fn step(&self, text: &str, detail: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(format!("{text} {detail}")),
-            None if *self.last.borrow() != text => {
-                line(text);
-                text.clone_into(&mut self.last.borrow_mut());
-            }
-            None => {}
+        self.show(text, detail, None);
+    }
+
+    /// As [`Progress::step`], with how far it is: so many parts of so many.
+    fn show(&self, text: &str, detail: &str, done: Option<(u64, u64)>) {
+        let changed = *self.last.borrow() != text;
+        if changed {
+            text.clone_into(&mut self.last.borrow_mut());
         }
+        let Some(bar) = &self.bar else {
+            if changed {
+                line(text);
+            }
+            return;
+        };
+        if changed {
+            let template = match done {
+                Some(_) => "{spinner} {prefix} [{bar:30}] {pos}/{len} {msg}",
+                None => "{spinner} {prefix} {msg}",
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar.set_prefix(text.to_owned());
+        }
+        if let Some((position, length)) = done {
+            bar.set_length(length);
+            bar.set_position(position);
+        }
+        bar.set_message(detail.to_owned());
     }
 
     /// A step of building an image.
@@ -54,14 +73,15 @@ impl Progress {
             Building::UpdatingLists => self.step("fetching package lists", ""),
             Building::Resolving => self.step("working out which packages are needed", ""),
             Building::Downloading { percent, what } => {
-                self.step("downloading packages", &format!("{percent} % {what}"));
+                let done = Some((percent.into(), 100));
+                self.show("downloading packages", what, done);
             }
             Building::Unpacking {
                 package,
                 index,
                 total,
             } => {
-                self.step("unpacking packages", &format!("{index}/{total} {package}"));
+                self.show("unpacking", package, Some((index as u64, total as u64)));
             }
             Building::Writing => self.step("writing the image", ""),
             _ => {}

@@ -84,6 +84,11 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         config.layout_mode,
         config.seed
     ));
+    say(&format!(
+        "image {}, {}, verified",
+        blake3::Hash::from_bytes(plan.image.digest).to_hex(),
+        quorate_images::size::format(plan.image.length)
+    ));
     let running = match plan.start(hooks) {
         Ok(running) => running,
         Err(failure) => {

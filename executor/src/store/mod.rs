@@ -25,7 +25,7 @@ mod extents;
 mod file;
 mod flow;
 mod job;
-mod lock;
+pub(crate) mod lock;
 mod spec;
 mod state;
 #[cfg(test)]
