@@ -23,6 +23,7 @@ pub mod flags {
     pub const O_APPEND: u32 = 0o2000;
     pub const O_NONBLOCK: u32 = 0o4000;
     pub const O_DSYNC: u32 = 0o10000;
+    pub const O_ASYNC: u32 = 0o20000;
     pub const O_DIRECT: u32 = 0o40000;
     pub const O_LARGEFILE: u32 = 0o100000;
     pub const O_DIRECTORY: u32 = 0o200000;
@@ -179,6 +180,8 @@ pub struct OpenFile {
     pub flags: Cell<u32>,
     /// Position of seekable files.
     pub position: Cell<u64>,
+    /// Whom `O_ASYNC` tells.
+    pub signalled: crate::fs::signalled::Signalled,
 }
 
 impl OpenFile {
@@ -188,6 +191,7 @@ impl OpenFile {
             file,
             flags: Cell::new(flags & !flags::O_CLOEXEC),
             position: Cell::new(0),
+            signalled: crate::fs::signalled::Signalled::default(),
         })
     }
 

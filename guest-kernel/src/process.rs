@@ -90,6 +90,8 @@ pub struct Process {
     pub orphaned: Cell<bool>,
     /// Has made an `execve`, after which its parent can no longer change its group.
     pub executed: Cell<bool>,
+    /// PR_SET_DUMPABLE was given 0 since the last `execve`; nothing is ever dumped.
+    pub undumpable: Cell<bool>,
     /// Nice value.
     pub nice: Cell<i32>,
     /// Processor time used, up to the last switch.
@@ -155,6 +157,7 @@ impl Process {
             reaper: Cell::new(false),
             orphaned: Cell::new(false),
             executed: Cell::new(false),
+            undumpable: Cell::new(false),
             nice: Cell::new(0),
             cpu_ns: Cell::new(0),
             children_cpu_ns: Cell::new(0),
@@ -210,6 +213,7 @@ impl Process {
         self.group.set(parent.group.get());
         self.session.set(parent.session.get());
         self.nice.set(parent.nice.get());
+        self.undumpable.set(parent.undumpable.get());
         *self.files.borrow_mut() = parent.files.borrow().clone();
         *self.place.borrow_mut() = parent.place.borrow().clone();
         *self.program.borrow_mut() = parent.program.borrow().clone();
@@ -243,6 +247,7 @@ impl Process {
             &self.reaper,
             &self.orphaned,
             &self.executed,
+            &self.undumpable,
         ] {
             flag.set(false);
         }

@@ -146,6 +146,7 @@ fn forget_old_program(me: ProcessRef) {
     }
     me.signals.borrow_mut().reset_handlers();
     me.executed.set(true);
+    me.undumpable.set(false);
     sched::with_current(|t| {
         t.clear_tid = 0;
         t.set_tid = 0;

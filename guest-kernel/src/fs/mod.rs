@@ -9,7 +9,7 @@
 //! | `mounts` | what is mounted where |
 //! | `path`, `tree`, `open`, `locks` | walking, changing, opening, locking |
 //! | `proc`, `proc_text`, `dev`, `random` | `/proc`, `/sys`, `/dev`, randomness |
-//! | `pipe`, `eventfd`, `timerfd`, `epoll`, `poll` | the other kinds of files, and waiting for them |
+//! | `pipe`, `eventfd`, `timerfd`, `epoll`, `poll`, `signalled` | the other kinds of files, and waiting for them |
 //! | `sys_…`, `dispatch` | system calls |
 
 mod anon;
@@ -31,6 +31,7 @@ mod poll;
 pub mod proc;
 pub mod proc_text;
 pub mod random;
+pub mod signalled;
 mod space;
 pub mod state;
 mod sys_copy;

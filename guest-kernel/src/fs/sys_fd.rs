@@ -5,6 +5,7 @@ use super::contents::seal;
 use super::locks::{F_RDLCK, F_UNLCK, F_WRLCK, Owner, Range};
 use super::open::InodeFile;
 use super::pipe::PipeEnd;
+use super::signalled;
 use crate::errno::*;
 use crate::file::{self, File, OpenFile, flags::*};
 use crate::user::{self, Plain};
@@ -97,6 +98,8 @@ pub fn fcntl(fd: i32, command: u32, arg: u64) -> SysResult {
     const F_GETLK: u32 = 5;
     const F_SETLK: u32 = 6;
     const F_SETLKW: u32 = 7;
+    const F_SETOWN: u32 = 8;
+    const F_GETOWN: u32 = 9;
     const F_OFD_GETLK: u32 = 36;
     const F_OFD_SETLK: u32 = 37;
     const F_OFD_SETLKW: u32 = 38;
@@ -136,8 +139,11 @@ pub fn fcntl(fd: i32, command: u32, arg: u64) -> SysResult {
         F_SETFL => {
             let kept = open.flags.get() & !SETTABLE;
             open.flags.set(kept | arg as u32 & SETTABLE);
+            signalled::switch(&open, arg as u32 & O_ASYNC != 0);
             Ok(0)
         }
+        F_SETOWN => signalled::set_owner(&open, arg as i32).map(|()| 0),
+        F_GETOWN => Ok(i64::from(signalled::owner(&open)) as u64),
         F_GETLK | F_OFD_GETLK => get_lock(&open, arg, command == F_OFD_GETLK),
         F_SETLK | F_OFD_SETLK => set_lock(&open, arg, command == F_OFD_SETLK, false),
         F_SETLKW | F_OFD_SETLKW => set_lock(&open, arg, command == F_OFD_SETLKW, true),
@@ -323,6 +329,7 @@ pub fn ioctl(fd: i32, command: u32, arg: u64) -> SysResult {
     const FIONCLEX: u32 = 0x5450;
     const FIOCLEX: u32 = 0x5451;
     const FIONBIO: u32 = 0x5421;
+    const FIOASYNC: u32 = 0x5452;
     fingerprint::number(u64::from(fd as u32) << 32 | u64::from(command));
     let open = file::get(fd)?;
     if open.flags.get() & O_PATH != 0 {
@@ -335,9 +342,10 @@ pub fn ioctl(fd: i32, command: u32, arg: u64) -> SysResult {
             let flags = open.flags.get() & !O_NONBLOCK;
             open.flags.set(if on { flags | O_NONBLOCK } else { flags });
         }
-        super::pipe::FIONREAD
-            if inode_file(&open).is_some_and(|f| f.inode.is_regular()) =>
-        {
+        FIOASYNC if open.file.wait_queue().is_some() => {
+            signalled::switch(&open, user::read::<i32>(arg)? != 0);
+        }
+        super::pipe::FIONREAD if inode_file(&open).is_some_and(|f| f.inode.is_regular()) => {
             let left = open.file.size()?.saturating_sub(open.position.get());
             user::write(arg, i32::try_from(left).unwrap_or(i32::MAX))?;
         }

@@ -102,10 +102,12 @@ pub fn prctl(a: [u64; 6]) -> SysResult {
         }
         // PR_GET_PDEATHSIG
         2 => user::write(a[1], process::current().death_signal.get()).map(|()| 0),
-        // PR_GET_DUMPABLE: never
-        3 => Ok(0),
-        // PR_SET_DUMPABLE 0: so it is
-        4 if a[1] == 0 => Ok(0),
+        // PR_GET_DUMPABLE, PR_SET_DUMPABLE
+        3 => Ok(u64::from(!process::current().undumpable.get())),
+        4 if a[1] <= 1 => {
+            process::current().undumpable.set(a[1] == 0);
+            Ok(0)
+        }
         // PR_SET_PDEATHSIG
         1 if a[1] <= 64 => {
             process::current().death_signal.set(a[1] as u32);
