@@ -8,7 +8,8 @@ use std::time::Instant;
 use super::file::shrunk;
 use super::job::{Content, Job, Outcome, Write};
 use super::spec::OnError;
-use super::state::{Flush, Redo, State, Task};
+use super::state::State;
+use super::task::{Flush, Redo, Task};
 use super::versions::{BLOCK, Image, blocks, round};
 
 /// Most writes under way at a time.

@@ -19,6 +19,7 @@
 //! Nothing of this depends on an address (R8): what a replica reads is a function of requests and releases, and *when*
 //! it is told is decided by the journal.
 
+mod core;
 mod disk;
 mod error;
 mod extents;
@@ -28,6 +29,7 @@ mod job;
 pub(crate) mod lock;
 mod spec;
 mod state;
+mod task;
 #[cfg(test)]
 mod tests;
 mod threads;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::disk::Core;
+use super::core::Core;
 use super::job::{Engine, Job};
 use crate::sync::lock;
 

@@ -12,7 +12,7 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::disk::Core;
+use super::core::Core;
 use super::file::{Io, shrunk};
 use super::job::{Content, Engine, Job, Outcome};
 use super::threads::Threads;

@@ -1,7 +1,5 @@
 //! R10: what happens at each bound. Over each backend.
 
-use std::time::Duration;
-
 use super::*;
 
 fn each(test: impl Fn(&Bench, DiskSpec, Backend)) {
@@ -16,14 +14,6 @@ fn two_of_three(disk: &Disk, request: &BlockRequest) {
     disk.submit(0, request).unwrap();
     disk.submit(1, request).unwrap();
     disk.release(request.clone());
-}
-
-fn wait_for(what: &str, is: impl Fn() -> bool) {
-    let start = std::time::Instant::now();
-    while !is() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::yield_now();
-    }
 }
 
 #[test]

@@ -92,9 +92,7 @@ fn a_flush_waits_for_the_writes_before_it_and_for_a_sync_that_began_after_them()
         assert!(!disk.has_due(0));
         assert!(weather.log(Io::Sync).is_empty());
         weather.hold(Some(Io::Sync));
-        while weather.log(Io::Sync).is_empty() {
-            std::thread::yield_now();
-        }
+        wait_for("a sync", || !weather.log(Io::Sync).is_empty());
         // Written, but not stable yet.
         assert_ne!(bench.bytes()[0], 0);
         assert!(!disk.has_due(0), "R4");
@@ -136,9 +134,7 @@ fn flushes_that_come_together_share_a_sync() {
         let disk = open(bench, &spec, backend, &weather);
         weather.hold(Some(Io::Sync));
         pass(&disk, 3, &flush(0));
-        while weather.log(Io::Sync).is_empty() {
-            std::thread::yield_now();
-        }
+        wait_for("a sync", || !weather.log(Io::Sync).is_empty());
         pass(&disk, 3, &write(1, 0, 1, 1));
         for seq in 2..10 {
             pass(&disk, 3, &flush(seq));

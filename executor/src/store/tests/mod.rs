@@ -138,6 +138,18 @@ pub fn pass(disk: &Disk, replicas: usize, request: &BlockRequest) {
     disk.release(request.clone());
 }
 
+/// Waits until it is so.
+pub fn wait_for(what: &str, is: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !is() {
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(20),
+            "{what}"
+        );
+        std::thread::yield_now();
+    }
+}
+
 /// Takes and forgets a read.
 pub fn fetch(disk: &Disk, replica: usize, seq: u64) -> Vec<u8> {
     let data = disk.take(replica, seq).unwrap();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::disk::Core;
+use crate::store::core::Core;
 use crate::store::file::{Fault, Faults, Io};
 use crate::store::job::{Content, Engine, Job, Outcome};
 

@@ -1,7 +1,7 @@
 //! Threads as in a set that runs: one per replica, a voter between them, everything at full speed; each read is checked against
 //! the history that there should be. Over each backend.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 
@@ -63,9 +63,27 @@ fn history(script: &[BlockRequest]) -> Vec<Vec<u8>> {
 struct Vote {
     released: Mutex<usize>,
     at: Vec<AtomicUsize>,
+    /// One has failed: the others need not wait for it.
+    over: AtomicBool,
+}
+
+/// Says so when a replica's thread panics.
+struct Guard<'a>(&'a Vote);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.over.store(true, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Vote {
+    fn pause(&self) {
+        assert!(!self.over.load(Ordering::SeqCst), "another has failed");
+        std::thread::yield_now();
+    }
+
     /// Releases what two have asked for.
     fn cast(&self, disk: &Disk, script: &[BlockRequest]) {
         let mut released = self.released.lock().unwrap();
@@ -83,6 +101,7 @@ impl Vote {
 
 fn replica(me: usize, disk: &Disk, vote: &Vote, script: &[BlockRequest], history: &[Vec<u8>]) {
     let mut dice = Dice(me as u64 + 77);
+    let _guard = Guard(vote);
     let mut outstanding: Vec<u64> = Vec::new();
     for request in script {
         let seq = request.seq as usize;
@@ -92,7 +111,7 @@ fn replica(me: usize, disk: &Disk, vote: &Vote, script: &[BlockRequest], history
             .iter()
             .any(|at| at.load(Ordering::SeqCst) + WINDOW < seq)
         {
-            std::thread::yield_now();
+            vote.pause();
         }
         disk.submit(me, request).unwrap();
         vote.at[me].store(seq + 1, Ordering::SeqCst);
@@ -104,7 +123,7 @@ fn replica(me: usize, disk: &Disk, vote: &Vote, script: &[BlockRequest], history
         }
         if me == 2 && dice.below(50) == 0 {
             // The slow one.
-            std::thread::yield_now();
+            vote.pause();
         }
         while !outstanding.is_empty() && (disk.has_due(me) || outstanding.len() > 20) {
             vote.cast(disk, script);
@@ -116,7 +135,7 @@ fn replica(me: usize, disk: &Disk, vote: &Vote, script: &[BlockRequest], history
             }
             disk.delivered(me, &due);
             if due.is_empty() {
-                std::thread::yield_now();
+                vote.pause();
                 if vote.at.iter().any(|at| at.load(Ordering::SeqCst) < seq) {
                     // Others have to come for it.
                     break;
@@ -159,6 +178,7 @@ fn replicas_at_full_speed_see_their_own_history() {
         let vote = Vote {
             released: Mutex::new(0),
             at: (0..REPLICAS).map(|_| AtomicUsize::new(0)).collect(),
+            over: AtomicBool::new(false),
         };
         std::thread::scope(|scope| {
             for me in 0..REPLICAS {
