@@ -143,11 +143,12 @@ fn one_wrong_byte_on_the_disk_would_be_seen() {
 /// Three replicas overwrite and read the same blocks; one of them is slowed while they do.
 fn with_a_slow_replica(versions: bool, victim: usize) -> Recorded {
     let directory = disk::directory().unwrap();
-    let words = ["churn", "/data/blocks", "48", "64", "9"];
-    let mut plan = disk_plan(&words, "64M", "128M", directory.path(), 3);
+    // More than the guest has memory, so that it reads from the disk.
+    let words = ["churn", "/data/blocks", "12288", "2", "9"];
+    let mut plan = disk_plan(&words, "128M", "64M", directory.path(), 3);
     plan.disk_bounds.versions = versions;
     let recorded = record(&plan, |running, said| {
-        assert!(said.wait_for("round 0", LONG), "{}", said.text());
+        assert!(said.wait_for("written once", LONG), "{}", said.text());
         let slow = Fault::Slow {
             millis: 2,
             boundaries: 400,
@@ -188,16 +189,16 @@ fn a_slow_replica_reads_the_disk_as_of_its_own_time() {
 }
 
 #[test]
-fn without_versions_the_same_replica_reads_what_others_wrote_later() {
+fn without_versions_a_replica_that_lags_reads_what_others_wrote_later() {
     let _turn = one_at_a_time("the same with the versions of the store switched off: it must fail");
     let recorded = with_a_slow_replica(false, 2);
-    println!(
-        "  {:?}",
-        recorded
-            .events
-            .iter()
-            .filter(|event| matches!(event, Event::Outvoted { .. }))
-            .collect::<Vec<_>>()
-    );
-    assert_eq!(recorded.stopped(), [2], "{}", recorded.said.text());
+    for event in &recorded.events {
+        if let Event::Outvoted { detail, .. } | Event::NoMajority { detail, .. } = event {
+            println!("  {detail}");
+        }
+    }
+    // Whoever lags at a wrong moment: replica 2, another one already at the start, or two of them.
+    let summary = &recorded.summary;
+    let no_quorum = summary.end.exit_code() == ExitCode::NoQuorum;
+    assert!(no_quorum || summary.status.running < 3, "{summary:?}");
 }
