@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use quorate_devices::{BlockOp, BlockRequest};
 use quorate_executor::store::{Backend, Bounds, Disk, DiskSpec, Notice, OnError, create};
 
@@ -118,13 +120,32 @@ fn scatter(i: u64, of: u64) -> u64 {
     (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % of
 }
 
-fn report(name: &str, count: u64, bytes: u64, took: Duration) {
-    let seconds = took.as_secs_f64();
+/// Time that passes, and processor time of the whole process, which a busy machine disturbs less.
+struct Stopwatch(Instant, Duration);
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self(Instant::now(), Self::cpu())
+    }
+
+    fn cpu() -> Duration {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(
+            time.tv_sec.unsigned_abs(),
+            time.tv_nsec.unsigned_abs() as u32,
+        )
+    }
+}
+
+fn report(name: &str, count: u64, bytes: u64, start: &Stopwatch) {
+    let seconds = start.0.elapsed().as_secs_f64();
+    let cpu = (Stopwatch::cpu() - start.1).as_secs_f64();
     println!(
-        "  {name:34} {:9.0} /s {:9.1} MiB/s {:9.1} us each",
+        "  {name:34} {:9.0} /s {:9.1} MiB/s {:9.1} us each, of processor time {:7.1}",
         count as f64 / seconds,
         (count * bytes) as f64 / seconds / f64::from(1 << 20),
-        seconds * 1e6 / count as f64
+        seconds * 1e6 / count as f64,
+        cpu * 1e6 / count as f64
     );
 }
 
@@ -133,7 +154,7 @@ fn plain(path: &Path, bytes: u64) -> Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let (small, large) = (vec![7; 4096], vec![8; 1 << 20]);
     let blocks = bytes / 4096;
-    let start = Instant::now();
+    let start = Stopwatch::start();
     for i in 0..bytes >> 20 {
         file.write_all_at(&large, i << 20)?;
     }
@@ -142,28 +163,23 @@ fn plain(path: &Path, bytes: u64) -> Result<()> {
         "1 MiB sequential writes, one sync",
         bytes >> 20,
         1 << 20,
-        start.elapsed(),
+        &start,
     );
     let count = (blocks / 2).min(20_000);
-    let start = Instant::now();
+    let start = Stopwatch::start();
     for i in 0..count {
         file.write_all_at(&small, scatter(i, blocks) * 4096)?;
     }
     file.sync_data()?;
-    report(
-        "4 KiB random writes, one sync",
-        count,
-        4096,
-        start.elapsed(),
-    );
-    let start = Instant::now();
+    report("4 KiB random writes, one sync", count, 4096, &start);
+    let start = Stopwatch::start();
     for i in 0..200 {
         file.write_all_at(&small, scatter(i, blocks) * 4096)?;
         file.sync_data()?;
     }
-    report("4 KiB write and sync", 200, 4096, start.elapsed());
+    report("4 KiB write and sync", 200, 4096, &start);
     let mut buffer = vec![0; 1 << 20];
-    let start = Instant::now();
+    let start = Stopwatch::start();
     for i in 0..bytes >> 20 {
         file.read_exact_at(&mut buffer, i << 20)?;
     }
@@ -171,13 +187,13 @@ fn plain(path: &Path, bytes: u64) -> Result<()> {
         "1 MiB sequential reads (cached)",
         bytes >> 20,
         1 << 20,
-        start.elapsed(),
+        &start,
     );
-    let start = Instant::now();
+    let start = Stopwatch::start();
     for i in 0..20_000 {
         file.read_exact_at(&mut buffer[..4096], scatter(i, blocks) * 4096)?;
     }
-    report("4 KiB random reads (cached)", 20_000, 4096, start.elapsed());
+    report("4 KiB random reads (cached)", 20_000, 4096, &start);
     Ok(())
 }
 
@@ -193,7 +209,7 @@ fn voted(path: &Path, bytes: u64, replicas: usize, backend: Backend) -> Result<(
         sector: at / 512,
         bytes,
     };
-    let start = Instant::now();
+    let start = Stopwatch::start();
     for i in 0..bytes >> 20 {
         bench.pass([write(i << 20, 1 << 20)])?;
     }
@@ -203,28 +219,23 @@ fn voted(path: &Path, bytes: u64, replicas: usize, backend: Backend) -> Result<(
         "1 MiB sequential writes, one sync",
         bytes >> 20,
         1 << 20,
-        start.elapsed(),
+        &start,
     );
     let count = (blocks / 2).min(20_000);
-    let start = Instant::now();
+    let start = Stopwatch::start();
     for i in 0..count {
         bench.pass([write(scatter(i, blocks) * 4096, 4096)])?;
     }
     bench.pass([BlockOp::Flush])?;
     bench.wait();
-    report(
-        "4 KiB random writes, one sync",
-        count,
-        4096,
-        start.elapsed(),
-    );
-    let start = Instant::now();
+    report("4 KiB random writes, one sync", count, 4096, &start);
+    let start = Stopwatch::start();
     for i in 0..200 {
         bench.pass([write(scatter(i, blocks) * 4096, 4096), BlockOp::Flush])?;
         bench.wait();
     }
-    report("4 KiB write and sync", 200, 4096, start.elapsed());
-    let start = Instant::now();
+    report("4 KiB write and sync", 200, 4096, &start);
+    let start = Stopwatch::start();
     for i in 0..bytes >> 20 {
         bench.pass([read(i << 20, 1 << 20)])?;
         bench.wait();
@@ -233,14 +244,14 @@ fn voted(path: &Path, bytes: u64, replicas: usize, backend: Backend) -> Result<(
         "1 MiB sequential reads (cached)",
         bytes >> 20,
         1 << 20,
-        start.elapsed(),
+        &start,
     );
-    let start = Instant::now();
+    let start = Stopwatch::start();
     for i in 0..20_000 {
         bench.pass([read(scatter(i, blocks) * 4096, 4096)])?;
         bench.wait();
     }
-    report("4 KiB random reads (cached)", 20_000, 4096, start.elapsed());
+    report("4 KiB random reads (cached)", 20_000, 4096, &start);
     bench.disk.close()?;
     let stats = bench.disk.stats();
     println!(

@@ -102,13 +102,16 @@ impl Disk {
                 Ok(())
             }),
             BlockOp::Write { .. } | BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => {
-                self.wait_for_room(replica, seq);
-                let write = write_of(request.clone());
+                let write = match self.wait_for_room(replica, seq) {
+                    Room::Past => None,
+                    Room::Shared(write) if is_same(&write, &request.op) => Some(write),
+                    Room::Shared(_) | Room::Free => write_of(request.clone()),
+                };
                 self.core.act(|state| {
                     state.number(replica, seq, false)?;
                     match write {
                         Some(write) => state.own(replica, write),
-                        // Nothing to write, but a step ahead.
+                        // Nothing to keep, but a step ahead.
                         None => state.moved(),
                     }
                     Ok(())
@@ -180,7 +183,7 @@ impl Disk {
 
     /// The bound on memory: whoever is ahead of the vote waits until the base file has caught up. A replica that is behind adds nothing,
     /// and must get on, since it may be what the others wait for.
-    fn wait_for_room(&self, replica: usize, seq: u64) {
+    fn wait_for_room(&self, replica: usize, seq: u64) -> Room {
         let mut state = lock(&self.core.state);
         let full = |state: &State| {
             seq >= state.released
@@ -199,6 +202,11 @@ impl Disk {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        if seq < state.released {
+            return Room::Past;
+        }
+        let another = state.replicas.iter().find_map(|r| r.own.get(&seq).cloned());
+        another.map_or(Room::Free, Room::Shared)
     }
 
     /// Whether something is complete for the replica that no entry has told it yet.
@@ -206,6 +214,12 @@ impl Disk {
     pub fn has_due(&self, replica: usize) -> bool {
         let flag = self.core.due.get(replica);
         flag.is_some_and(|flag| flag.load(Ordering::Acquire))
+    }
+
+    /// Whether the replica has asked for something that it has not been told of.
+    #[must_use]
+    pub fn waits(&self, replica: usize) -> bool {
+        lock(&self.core.state).waits(replica)
     }
 
     /// What is complete for the replica and not delivered yet: its reads that are done, and its flushes that are durable; ascending.
@@ -372,6 +386,25 @@ impl Drop for Pin {
             state.pins.remove(&(self.seq, self.id));
             state.moved();
         });
+    }
+}
+
+/// What a replica's write finds.
+enum Room {
+    /// It was released already: it is in everybody's past, and need not be kept.
+    Past,
+    /// Another replica has one of this number. If it says the same, one copy is enough for both.
+    Shared(Arc<Write>),
+    /// It is the first.
+    Free,
+}
+
+fn is_same(write: &Write, op: &BlockOp) -> bool {
+    match (&write.content, op) {
+        (Content::Data(ours), BlockOp::Write { sector, data }) => {
+            write.range.start == sector * SECTOR && ours == data
+        }
+        _ => false,
     }
 }
 

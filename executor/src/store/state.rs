@@ -395,6 +395,12 @@ impl State {
         all
     }
 
+    /// Whether the replica has asked for something that it has not been told of.
+    pub fn waits(&self, replica: usize) -> bool {
+        let replica = self.replicas.get(replica);
+        replica.is_some_and(|r| !r.reads.is_empty() || !r.flushes.is_empty())
+    }
+
     /// Sets the replica's flag; whether something is complete for it.
     pub fn mark(&mut self, replica: usize) -> bool {
         let Some(r) = self.replicas.get(replica) else {

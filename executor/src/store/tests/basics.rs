@@ -1,6 +1,8 @@
 //! What each call does, over each backend.
 
+use super::model::Manual;
 use super::*;
+use crate::store::job::{Engine, Job};
 
 #[test]
 fn writes_are_read_back_and_reach_the_file() {
@@ -25,6 +27,44 @@ fn writes_are_read_back_and_reach_the_file() {
         }
         disk.close().unwrap();
     }
+}
+
+/// R4, one job at a time.
+#[test]
+fn a_flush_comes_after_its_sync_and_that_after_the_writes() {
+    let bench = Bench::new(1 << 20);
+    let engine = Arc::new(Manual::default());
+    let mine = engine.clone();
+    let open = |_: &_| Ok(Box::new(mine) as Box<dyn Engine>);
+    let disk = Disk::open_with(0, &bench.spec(1), bench.notify(), None, open).unwrap();
+    let jobs = || std::mem::take(&mut *engine.jobs.lock().unwrap());
+    let perform = |job| engine.start(disk.core.perform(job));
+    pass(&disk, 1, &write(0, 0, 1, 8));
+    pass(&disk, 1, &write(1, 8, 1, 8));
+    pass(&disk, 1, &flush(2));
+    pass(&disk, 1, &write(3, 16, 1, 8));
+    let mut now = jobs();
+    assert!(matches!(
+        now[..],
+        [(Job::Write { .. }, None), (Job::Write { .. }, None)]
+    ));
+    perform(now.pop().unwrap().0);
+    assert!(jobs().is_empty() && !disk.has_due(0));
+    perform(now.pop().unwrap().0);
+    // Now what is behind the flush may be written, too.
+    let mut now = jobs();
+    assert!(matches!(
+        now[..],
+        [(Job::Write { .. }, None), (Job::Sync { .. }, None)]
+    ));
+    assert!(!disk.has_due(0));
+    perform(now.pop().unwrap().0);
+    assert_eq!(disk.due(0), [done(2, Waiting::Flush, BlockStatus::Ok)]);
+    // The write behind it ended after that sync began: the next flush needs one of its own.
+    perform(now.pop().unwrap().0);
+    pass(&disk, 1, &flush(4));
+    assert!(matches!(jobs()[..], [(Job::Sync { .. }, None)]));
+    assert_eq!(disk.due(0).len(), 1);
 }
 
 /// R6: a replica that lags reads what the disk held at its own position, also when the file has moved on.

@@ -17,8 +17,8 @@ const SECTORS: usize = 8 * 8 + 3;
 
 /// Jobs wait here until the test does them.
 #[derive(Default)]
-struct Manual {
-    jobs: Mutex<Vec<(Job, Option<Vec<u8>>)>>,
+pub struct Manual {
+    pub jobs: Mutex<Vec<(Job, Option<Vec<u8>>)>>,
 }
 
 impl Engine for Arc<Manual> {
