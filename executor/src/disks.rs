@@ -42,6 +42,11 @@ impl Disks {
         self.0.iter().any(|disk| disk.has_due(replica))
     }
 
+    /// Whether the replica waits for one of its disks.
+    pub fn waits(&self, replica: usize) -> bool {
+        self.0.iter().any(|disk| disk.waits(replica))
+    }
+
     /// What the replica that leads puts into its entry.
     pub fn due(&self, replica: usize) -> Vec<Completion> {
         if !self.has_due(replica) {

@@ -48,7 +48,9 @@ impl Shared {
         slot.output_bytes += ballot.bytes as u64;
         slot.wait_until_ns = ballot.wait_until_ns;
         slot.exited = ballot.exits;
-        if ballot.wait_until_ns != WAIT_NONE && !slot.has_waited {
+        // Who waits for a disk is not ready yet: it is mounting, or reading what it begins with.
+        let waits = ballot.wait_until_ns != WAIT_NONE && !slot.has_waited;
+        if waits && !self.disks().waits(me) {
             slot.has_waited = true;
             self.note_ready(&mut inner);
         }
