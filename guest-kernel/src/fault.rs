@@ -42,7 +42,7 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
                 process::end::process(number::KILL);
             }
         },
-        6 if rewrite::emulate_leak(frame) => return,
+        6 if rewrite::emulate_leak(frame) || rewrite::land(frame) => return,
         13 if emulate_cpuid(frame) => return,
         0 => (number::FPE, 1, frame.rip),
         1 => (number::TRAP, 2, frame.rip),

@@ -1,8 +1,10 @@
 //! Rewriting of the program's code.
 //!
-//! A `syscall` instruction traps once; then its site is rewritten to a jump to a trampoline, with the displaced
-//! instructions relocated there (as Nx does). Instructions that would leak real time or randomness (`rdtsc`, `rdtscp`, `rdrand`,
+//! A `syscall` instruction traps a few times; then its site is rewritten to a jump to a trampoline, with the displaced
+//! instructions relocated there (as Nx does): see `trampoline`. Instructions that would leak real time or randomness (`rdtsc`, `rdtscp`, `rdrand`,
 //! `rdseed`, `rdpmc`) are found when code is mapped executable and replaced by `ud2`, whose trap the kernel answers.
+
+mod trampoline;
 
 use crate::arch::TrapFrame;
 use crate::arch::entry::KIND_FAST;
@@ -13,29 +15,12 @@ use crate::mm::{self, Access};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use codescan::Leak;
-use iced_x86::{
-    BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, FlowControl, Instruction,
-    InstructionBlock, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Mnemonic, Register};
 use quorate_abi::image::ImageView;
+use trampoline::{Arena, Displaced, HEAD, NEIGHBOURHOOD, SLACK, branches_into, jump};
 
 /// Bytes of one arena for trampolines.
 pub const ARENA: u64 = 256 << 10;
-/// Length of a near jump.
-const JUMP: usize = 5;
-/// Bytes around a site that are searched for branches into it.
-const NEIGHBOURHOOD: u64 = 384;
-/// Most bytes of one trampoline.
-const TRAMPOLINE_MAX: u64 = 96;
-/// Bytes of a trampoline before the instruction at which the system call returns.
-const HEAD: u64 = 13;
-
-#[derive(Clone)]
-struct Arena {
-    next: u64,
-    end: u64,
-}
-
 /// Traps of a site after which it is rewritten. Rewriting costs as much as some twenty of them (a page copied, the TLB flushed), so
 /// that it does not pay for a program that soon ends or calls another.
 const TRAPS: u8 = 16;
@@ -48,8 +33,23 @@ pub struct Code {
     /// How often the others have trapped.
     traps: BTreeMap<u64, u8>,
     leaks: BTreeMap<u64, Leak>,
+    /// Rewritten sites.
+    patches: BTreeMap<u64, Patch>,
     /// Where trampolines return to, and the sites that they belong to.
     sites: BTreeMap<u64, u64>,
+}
+
+/// A rewritten site.
+#[derive(Clone)]
+struct Patch {
+    /// Address of its trampoline.
+    trampoline: u64,
+    /// Bytes of that.
+    trampoline_len: usize,
+    /// Bytes of the site.
+    len: usize,
+    /// Offsets of the displaced instructions at the site and in the trampoline.
+    moved: Vec<(u64, u64)>,
 }
 
 impl Code {
@@ -64,6 +64,22 @@ impl Code {
         if self.refused.range(start..end).next().is_some() {
             self.refused.retain(|at| *at < start || *at >= end);
         }
+        while let Some((&site, _)) = self.patches.range(start..end).next() {
+            if let Some(patch) = self.patches.remove(&site) {
+                self.sites.remove(&(patch.trampoline + HEAD));
+                for arena in &mut self.arenas {
+                    arena.give_back(patch.trampoline, patch.trampoline_len);
+                }
+            }
+        }
+    }
+
+    /// Where the instruction is now that a rewritten site had at `rip`.
+    fn moved_to(&self, rip: u64) -> Option<u64> {
+        let (site, patch) = self.patches.range(..rip).next_back()?;
+        let offset = rip - site;
+        let moved = patch.moved.iter().find(|(from, _)| *from == offset)?;
+        Some(patch.trampoline + moved.1)
     }
 }
 
@@ -85,10 +101,7 @@ pub fn add_arena(base: u64) -> Result<()> {
         base,
         &crate::arch::entry::fast_entry_address().to_le_bytes(),
     )?;
-    mm::space().code.arenas.push(Arena {
-        next: base + 16,
-        end: base + ARENA,
-    });
+    mm::space().code.arenas.push(Arena::new(base));
     Ok(())
 }
 
@@ -165,7 +178,11 @@ pub fn restart_address(rip: u64, kind: u64) -> u64 {
 
 /// Address behind the program's own SYSCALL instruction, for a system call that returns to `rip`.
 pub fn origin(rip: u64) -> u64 {
-    mm::space().code.sites.get(&rip).map_or(rip, |site| site + 2)
+    mm::space()
+        .code
+        .sites
+        .get(&rip)
+        .map_or(rip, |site| site + 2)
 }
 
 fn try_patch(site: u64) -> Option<u64> {
@@ -177,123 +194,89 @@ fn try_patch(site: u64) -> Option<u64> {
     if window.get(..2)? != [0x0f, 0x05] {
         return None;
     }
-    let (displaced, len) = displaced_instructions(window, site)?;
+    let displaced = Displaced::behind(window, site)?;
     let from = site.saturating_sub(NEIGHBOURHOOD).max(start);
     let to = (site + NEIGHBOURHOOD).min(end);
-    if branches_into(code(from, to - from)?, from, site, len) {
+    if branches_into(code(from, to - from)?, from, site, displaced.len) {
         return None;
     }
-    let (tramp, slot) = {
+    // Whoever goes there would run the jump's own bytes.
+    if let Some(target) = displaced.unguarded(site)
+        && called_from_afar(start, end, target)
+    {
+        return None;
+    }
+    let (slot, at, built) = {
         let space = mm::space();
-        let arena = space.code.arenas.iter().find(|a| {
-            a.next + TRAMPOLINE_MAX <= a.end && a.end.abs_diff(site) < (1 << 31) - (1 << 20)
-        })?;
-        (arena.next, arena.end - ARENA)
+        space.code.arenas.iter().find_map(|arena| {
+            let longest = displaced.trampoline(arena.base(), arena.base(), site)?;
+            let at = arena.find(site, longest.bytes.len() + SLACK)?;
+            let built = displaced.trampoline(at, arena.base(), site)?;
+            Some((arena.base(), at, built))
+        })?
     };
-    let bytes = trampoline(tramp, slot, site + len as u64, &displaced)?;
-    write_code(tramp, &bytes).ok()?;
-    let relative = i32::try_from(tramp as i64 - (site as i64 + JUMP as i64)).ok()?;
-    let mut jump = [0x90u8; 32];
-    jump[0] = 0xe9;
-    jump[1..5].copy_from_slice(&relative.to_le_bytes());
-    write_code(site, &jump[..len]).ok()?;
+    write_code(at, &built.bytes).ok()?;
+    write_code(site, &jump(site, at, displaced.len)?).ok()?;
     let mut space = mm::space();
     space.finish();
-    if let Some(arena) = space.code.arenas.iter_mut().find(|a| a.next == tramp) {
-        arena.next = (tramp + bytes.len() as u64).next_multiple_of(16);
+    let code = &mut space.code;
+    if let Some(arena) = code.arenas.iter_mut().find(|a| a.base() == slot) {
+        arena.take(at, built.bytes.len());
     }
-    Some(tramp + HEAD)
+    let patch = Patch {
+        trampoline: at,
+        trampoline_len: built.bytes.len(),
+        len: displaced.len,
+        moved: built.moved,
+    };
+    debug_assert!(patch.moved.iter().all(|(from, _)| *from < patch.len as u64));
+    code.patches.insert(site, patch);
+    Some(at + HEAD)
 }
 
-/// The instructions behind the `syscall` that a jump would overwrite, and how many bytes it overwrites in all.
-fn displaced_instructions(window: &[u8], site: u64) -> Option<(Vec<Instruction>, usize)> {
-    let mut displaced = Vec::new();
-    let mut len = 2;
-    let mut decoder = Decoder::with_ip(64, &window[2..], site + 2, DecoderOptions::NONE);
-    let mut ended = false;
-    while len < JUMP {
-        if !decoder.can_decode() {
-            return None;
-        }
-        let instruction = decoder.decode();
-        if instruction.is_invalid() {
-            return None;
-        }
-        if ended {
-            // Behind a return only padding may be overwritten.
-            if !matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3) {
-                return None;
+/// Whether some four bytes of a mapping could be the distance of a call or jump to `target`. What is not present was never run and
+/// cannot be on its way there; it is searched no more once the site has been rewritten, but lands at an invalid instruction at worst.
+fn called_from_afar(start: u64, end: u64, target: u64) -> bool {
+    // The last three bytes of the page before, which may begin a distance.
+    let mut bytes = Vec::with_capacity(4096 + 3);
+    let mut va = start & !4095;
+    while va < end {
+        let physical = match mm::paging::entry(mm::paging::current(), va) {
+            Some(e) if *e & mm::paging::PRESENT != 0 => *e & mm::paging::ADDRESS,
+            _ => {
+                bytes.clear();
+                va += 4096;
+                continue;
             }
-        } else {
-            if instruction.mnemonic() == Mnemonic::Syscall {
-                return None;
-            }
-            ended = matches!(
-                instruction.flow_control(),
-                FlowControl::Return
-                    | FlowControl::UnconditionalBranch
-                    | FlowControl::IndirectBranch
-            );
-            if matches!(
-                instruction.flow_control(),
-                FlowControl::Call | FlowControl::IndirectCall
-            ) {
-                // Its return address would lie in the trampoline, where an unwinder finds nothing.
-                return None;
-            }
-            displaced.push(instruction);
+        };
+        let kept = bytes.len().min(3);
+        bytes.drain(..bytes.len() - kept);
+        // SAFETY: a whole page that the kernel can read; nothing writes to it meanwhile.
+        bytes.extend_from_slice(unsafe {
+            core::slice::from_raw_parts(mm::readable(physical) as *const u8, 4096)
+        });
+        let first = va - kept as u64;
+        let hit = bytes.windows(4).enumerate().any(|(i, window)| {
+            let distance = i32::from_le_bytes([window[0], window[1], window[2], window[3]]);
+            let behind = first + i as u64 + 4;
+            behind.wrapping_add_signed(i64::from(distance)) == target
+        });
+        if hit {
+            return true;
         }
-        len += instruction.len();
+        va += 4096;
     }
-    Some((displaced, len))
+    false
 }
 
-/// Whether a branch nearby goes into the middle of `[site, site + len)`. Decodes from a place that is in step with `site`.
-fn branches_into(bytes: &[u8], base: u64, site: u64, len: usize) -> bool {
-    for skip in 0..24u64.min(site - base) {
-        let mut decoder = Decoder::with_ip(
-            64,
-            &bytes[skip as usize..],
-            base + skip,
-            DecoderOptions::NONE,
-        );
-        let mut in_step = false;
-        let mut hit = false;
-        let mut instruction = Instruction::default();
-        while decoder.can_decode() {
-            decoder.decode_out(&mut instruction);
-            in_step |= instruction.ip() == site;
-            let target = match instruction.op0_kind() {
-                OpKind::NearBranch64 => instruction.near_branch64(),
-                _ => continue,
-            };
-            hit |= target > site && target < site + len as u64;
-        }
-        if in_step {
-            return hit;
-        }
+/// An invalid instruction inside a rewritten site: somebody came from afar (or a thread was in this very system call when the site was
+/// rewritten), and goes on where the instruction is now. False if `frame` is at no such place.
+pub fn land(frame: &mut TrapFrame) -> bool {
+    let moved = mm::space().code.moved_to(frame.rip);
+    if let Some(at) = moved {
+        frame.rip = at;
     }
-    // Never in step: nothing is known, so nothing is rewritten.
-    site != base
-}
-
-/// `lea rcx, [after]; jmp [slot]; after: displaced…; jmp back`.
-fn trampoline(at: u64, slot: u64, back: u64, displaced: &[Instruction]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(64);
-    bytes.extend_from_slice(&[0x48, 0x8d, 0x0d, 6, 0, 0, 0]);
-    let relative = i32::try_from(slot as i64 - (at as i64 + HEAD as i64)).ok()?;
-    bytes.extend_from_slice(&[0xff, 0x25]);
-    bytes.extend_from_slice(&relative.to_le_bytes());
-    if !displaced.is_empty() {
-        let block = InstructionBlock::new(displaced, at + HEAD);
-        let encoded = BlockEncoder::encode(64, block, BlockEncoderOptions::NONE).ok()?;
-        bytes.extend_from_slice(&encoded.code_buffer);
-    }
-    let relative =
-        i32::try_from(back as i64 - (at as i64 + bytes.len() as i64 + JUMP as i64)).ok()?;
-    bytes.push(0xe9);
-    bytes.extend_from_slice(&relative.to_le_bytes());
-    (bytes.len() as u64 <= TRAMPOLINE_MAX).then_some(bytes)
+    moved.is_some()
 }
 
 /// Searches code that has become executable for instructions that leak, and replaces them. The caller flushes ([`Space::finish`]) before
@@ -348,7 +331,8 @@ pub fn scan(start: u64, end: u64) {
 /// do not lie in it.
 fn uniform_run(start: u64, end: u64) -> (u64, Option<u64>) {
     let offset_of = |va: u64| {
-        let physical = mm::paging::entry(mm::paging::current(), va).map_or(0, |e| *e & mm::paging::ADDRESS);
+        let physical =
+            mm::paging::entry(mm::paging::current(), va).map_or(0, |e| *e & mm::paging::ADDRESS);
         physical.checked_sub(quorate_abi::map::IMAGE_BASE)
     };
     let first = offset_of(start);
@@ -426,49 +410,5 @@ fn set_register(frame: &mut TrapFrame, register: Register, value: u64) {
         2 => *slot = *slot & !0xffff | value & 0xffff,
         4 => *slot = value & 0xffff_ffff,
         _ => *slot = value,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn glibc_site_is_displaced_and_relocated() {
-        // syscall; cmp rax, -4096; ja +0x20; ret
-        let code = [
-            0x0f, 0x05, 0x48, 0x3d, 0x00, 0xf0, 0xff, 0xff, 0x77, 0x20, 0xc3,
-        ];
-        let (displaced, len) = displaced_instructions(&code, 0x1000).unwrap();
-        assert_eq!((displaced.len(), len), (1, 8));
-        let tramp = trampoline(0x8000, 0x7000, 0x1008, &displaced).unwrap();
-        assert_eq!(
-            &tramp[..13],
-            &[
-                0x48, 0x8d, 0x0d, 6, 0, 0, 0, 0xff, 0x25, 0xf3, 0xef, 0xff, 0xff
-            ]
-        );
-        assert_eq!(&tramp[13..19], &code[2..8]);
-        assert_eq!(tramp[19], 0xe9);
-    }
-
-    #[test]
-    fn a_return_may_be_followed_by_padding_only() {
-        let padded = [0x0f, 0x05, 0xc3, 0x66, 0x90, 0x90];
-        assert_eq!(displaced_instructions(&padded, 0x1000).unwrap().1, 5);
-        let next_function = [0x0f, 0x05, 0xc3, 0x55, 0x48, 0x89, 0xe5];
-        assert!(displaced_instructions(&next_function, 0x1000).is_none());
-    }
-
-    #[test]
-    fn a_branch_to_the_return_point_forbids_rewriting() {
-        // nop ×8; syscall; cmp rax,-4096; jmp to site+2
-        let mut code = vec![0x90u8; 32];
-        code.extend([
-            0x0f, 0x05, 0x48, 0x3d, 0, 0xf0, 0xff, 0xff, 0xeb, 0xf8, 0xc3,
-        ]);
-        assert!(branches_into(&code, 0x1000, 0x1020, 8));
-        code[41] = 0xf6; // to the site itself: fine
-        assert!(!branches_into(&code, 0x1000, 0x1020, 8));
     }
 }

@@ -11,8 +11,8 @@ mod frame;
 mod pending;
 
 pub use calls::*;
-pub use frame::sigreturn;
 use frame::push_frame;
+pub use frame::sigreturn;
 
 use pending::Pending;
 
@@ -421,11 +421,7 @@ fn take(signal: u32, own: bool) -> Info {
     if own {
         sched::with_current(|t| t.signals.pending.take(signal))
     } else {
-        process::current()
-            .signals
-            .borrow_mut()
-            .pending
-            .take(signal)
+        process::current().signals.borrow_mut().pending.take(signal)
     }
 }
 

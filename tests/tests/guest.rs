@@ -108,6 +108,11 @@ fn threads() {
 }
 
 #[test]
+fn processes() {
+    behaves_as_on_linux("processes");
+}
+
+#[test]
 fn clocks() {
     behaves_as_on_linux("clocks");
 }

@@ -52,7 +52,11 @@ pub fn name(thread: u32) -> Vec<u8> {
     if set[0] == 0 {
         let exe = process_of(thread).map(|p| p.program.borrow().exe.clone());
         let exe = exe.unwrap_or_default();
-        name = exe.rsplit(|b| *b == b'/').next().unwrap_or_default().to_vec();
+        name = exe
+            .rsplit(|b| *b == b'/')
+            .next()
+            .unwrap_or_default()
+            .to_vec();
     }
     let len = name
         .iter()
@@ -255,7 +259,13 @@ pub fn limits(id: u32) -> Vec<u8> {
 pub fn mounts() -> Vec<u8> {
     let mut out = String::new();
     for line in mounts::lines() {
-        let mounts::Line { source, target, kind, options, .. } = line;
+        let mounts::Line {
+            source,
+            target,
+            kind,
+            options,
+            ..
+        } = line;
         let _ = writeln!(out, "{source} {target} {kind} {options} 0 0");
     }
     out.into_bytes()
@@ -274,7 +284,13 @@ pub fn mountinfo() -> Vec<u8> {
             "/" => 0,
             _ => FIRST_ID + lines[..i].iter().rposition(below).unwrap_or(0),
         };
-        let mounts::Line { source, target, kind, options, dev } = line;
+        let mounts::Line {
+            source,
+            target,
+            kind,
+            options,
+            dev,
+        } = line;
         let _ = writeln!(
             out,
             "{} {parent} 0:{dev} / {target} {options} - {kind} {source} {options}",
@@ -401,8 +417,7 @@ pub fn boot_id() -> Vec<u8> {
 
 /// `fdinfo/N`.
 pub fn fdinfo(id: u32, fd: i32) -> Vec<u8> {
-    let Some((process, open)) =
-        process_of(id).and_then(|p| Some((p, file::get_of(p, fd).ok()?)))
+    let Some((process, open)) = process_of(id).and_then(|p| Some((p, file::get_of(p, fd).ok()?)))
     else {
         return Vec::new();
     };

@@ -164,7 +164,11 @@ pub fn shared_memory(len: u64) -> Result<Rc<dyn File>> {
         contents.truncate(len).map_err(|_| ENOMEM)?;
     }
     let label = b"/dev/zero (deleted)".to_vec().into();
-    Ok(open::InodeFile::new(inode, open::Place::Label(label), false))
+    Ok(open::InodeFile::new(
+        inode,
+        open::Place::Label(label),
+        false,
+    ))
 }
 
 /// A number for a file without a name.

@@ -101,10 +101,7 @@ fn walk(root: u64, va: u64) -> Result<(&'static mut u64, bool)> {
         at = table(*e);
     }
     // SAFETY: as in `entry`.
-    Ok((
-        unsafe { &mut *at.add((va >> 12) as usize & 511) },
-        made,
-    ))
+    Ok((unsafe { &mut *at.add((va >> 12) as usize & 511) }, made))
 }
 
 /// As [`entry`], making the tables on the way.

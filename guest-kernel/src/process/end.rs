@@ -69,7 +69,7 @@ pub fn thread() -> ! {
     sched::exit_thread()
 }
 
-/// `exit`: ends the calling thread; the status counts if it is the last one.
+/// `exit`: ends the calling thread. The last one's status is the process's.
 pub fn thread_with(status: u32) -> ! {
     let me = current();
     if me.is_alive() {

@@ -39,6 +39,7 @@ impl Which {
 /// Waits until a child has ended; None if none has and the caller does not want to wait.
 fn wait(which: Which, options: u32) -> Result<Option<ProcessRef>> {
     let me = current();
+    let mut interrupted = false;
     loop {
         let children = me.children.borrow().clone();
         let mut any = false;
@@ -58,9 +59,11 @@ fn wait(which: Which, options: u32) -> Result<Option<ProcessRef>> {
         if options & WNOHANG != 0 {
             return Ok(None);
         }
-        if wait_on(&[&me.child_ended], None) == Wake::Signal {
+        // A child that has ended comes before the signal that says so.
+        if interrupted {
             return Err(EINTR);
         }
+        interrupted = wait_on(&[&me.child_ended], None) == Wake::Signal;
     }
 }
 

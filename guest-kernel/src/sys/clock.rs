@@ -274,7 +274,11 @@ pub fn setitimer(which: u64, new: u64, old: u64) -> SysResult {
 /// None.
 pub fn alarm(seconds: u64) -> SysResult {
     let (left, _) = remaining();
-    arm(process::current(), (seconds & 0xffff_ffff) * 1_000_000_000, 0);
+    arm(
+        process::current(),
+        (seconds & 0xffff_ffff) * 1_000_000_000,
+        0,
+    );
     Ok(left.div_ceil(1_000_000_000))
 }
 

@@ -83,7 +83,16 @@ pub fn clone3(frame: &TrapFrame, args: u64, size: u64) -> SysResult {
         return Err(E2BIG);
     }
     let a: [u64; 8] = user::read(args)?;
-    let [flags, _pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = a;
+    let [
+        flags,
+        _pidfd,
+        child_tid,
+        parent_tid,
+        exit_signal,
+        stack,
+        stack_size,
+        tls,
+    ] = a;
     if flags & CSIGNAL != 0 || exit_signal > CSIGNAL || (stack == 0) != (stack_size == 0) {
         return Err(EINVAL);
     }

@@ -253,5 +253,4 @@ impl Space {
         self.brk = to;
         to
     }
-
 }

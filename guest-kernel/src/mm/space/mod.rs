@@ -492,5 +492,4 @@ impl Space {
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Vma)> {
         self.vmas.iter().map(|(start, vma)| (*start, vma))
     }
-
 }
