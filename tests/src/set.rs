@@ -216,6 +216,7 @@ impl Options {
             started,
             address: None,
             _directory: directory,
+            _appliance: self.directory.clone(),
         })
     }
 }
@@ -233,6 +234,8 @@ pub struct Set {
     started: Instant,
     address: Option<SocketAddr>,
     _directory: tempfile::TempDir,
+    /// It is read after the process has been started.
+    _appliance: Option<Arc<tempfile::TempDir>>,
 }
 
 impl Set {
