@@ -158,6 +158,40 @@ fn the_same_inputs_give_the_same_image_and_others_another() {
     assert_ne!(one.build(source).unwrap().digest, first.digest);
 }
 
+/// Links of a directory are links of the image: what they would lead to on the host does not get in.
+#[test]
+fn links_of_a_directory_are_not_followed() {
+    let bench = Bench::new();
+    bench.program("root/bin/t", 0o755);
+    fs::create_dir(bench.path("root/etc")).unwrap();
+    fs::create_dir(bench.path("outside")).unwrap();
+    fs::write(bench.path("outside/secret"), "of the host").unwrap();
+    symlink(bench.path("outside"), bench.path("root/absolute")).unwrap();
+    symlink("../outside/secret", bench.path("root/up")).unwrap();
+    symlink("../../etc", bench.path("root/etcetera")).unwrap();
+    let image = "directory = \"root\"\nfiles = [{ path = \"/etcetera/x\", content = \"inside\" }]";
+    let built = bench.build(image).unwrap();
+    let bytes = fs::read(&built.path).unwrap();
+    let view = ImageView::parse(&bytes).unwrap();
+    assert_eq!(resolve(&view, "/absolute/secret"), None);
+    assert_eq!(resolve(&view, "/up"), None);
+    assert_eq!(text(&view, "/etc/x"), "inside");
+    assert!(!bytes.windows(11).any(|window| window == b"of the host"));
+}
+
+/// The image is mapped, not copied: it may be larger than the machine's memory, up to a bound of its own.
+#[test]
+fn an_image_may_be_larger_than_the_memory() {
+    let bench = Bench::new();
+    bench.program("root/bin/t", 0o755);
+    let large: Vec<u8> = (0..40u32 << 20).map(|i| (i >> 12) as u8).collect();
+    fs::write(bench.path("root/large"), large).unwrap();
+    let text = "version = 1\nname = \"t\"\n[image]\ndirectory = \"root\"\n[program]\ncommand = [\"/bin/t\"]\n[machine]\nmemory = \"32M\"\n";
+    let appliance = Appliance::parse(text, &bench.path("t.toml")).unwrap();
+    let built = build(&appliance, &BuildOptions::new(bench.path("cache"))).unwrap();
+    assert!(built.length > appliance.machine.memory);
+}
+
 #[test]
 fn a_damaged_image_in_the_cache_is_built_again() {
     let bench = Bench::new();

@@ -419,6 +419,60 @@ mod tests {
     }
 
     #[test]
+    fn superseded_packages_are_looked_for_in_debians_archive() {
+        let uri = |uri| snapshot_uri(uri, "https://snapshot.debian.org", "20260131T235959Z");
+        assert_eq!(
+            uri("http://deb.debian.org/debian/pool/main/r/redis/a_1_amd64.deb").as_deref(),
+            Some(
+                "https://snapshot.debian.org/archive/debian/20260131T235959Z/pool/main/r/redis/a_1_amd64.deb"
+            )
+        );
+        assert_eq!(
+            uri("http://x.org/mirror/debian-security/pool/updates/main/a.deb").as_deref(),
+            Some(
+                "https://snapshot.debian.org/archive/debian-security/20260131T235959Z/pool/updates/main/a.deb"
+            )
+        );
+        for other in [
+            "http://x.org/ubuntu/pool/a.deb",
+            "file:/a.deb",
+            "http://x.org/a.deb",
+        ] {
+            assert_eq!(uri(other), None, "{other}");
+        }
+    }
+
+    /// What the mirror has no longer is taken from the archive, if its digest is right.
+    #[test]
+    fn the_archive_is_asked_after_the_mirror() {
+        let directory = tempfile::tempdir().unwrap();
+        let archive = directory
+            .path()
+            .join("archive/debian/20260131T235959Z/pool/main");
+        fs::create_dir_all(&archive).unwrap();
+        fs::write(archive.join("a_1_all.deb"), "abc").unwrap();
+        let mut apt = Apt::new(directory.path(), "").unwrap();
+        apt.snapshot = format!("copy:{}", directory.path().display());
+        let mut package = Package {
+            name: "a".to_owned(),
+            version: "1".to_owned(),
+            architecture: "all".to_owned(),
+            file: "a_1_all.deb".to_owned(),
+            size: 3,
+            // sha256sum of "abc" (FIPS 180-2, appendix B.1).
+            sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".to_owned(),
+            uri: "copy:/nowhere/debian/pool/main/a_1_all.deb".to_owned(),
+        };
+        apt.download(&package, "20260131T235959Z").unwrap();
+        let path = deb_path(directory.path(), &package);
+        assert_eq!(fs::read(&path).unwrap(), b"abc");
+        fs::remove_file(&path).unwrap();
+        package.sha256.replace_range(0..1, "0");
+        let error = apt.download(&package, "20260131T235959Z").unwrap_err();
+        assert!(matches!(error, BuildError::Gone { .. }), "{error}");
+    }
+
+    #[test]
     fn status_lines() {
         assert_eq!(
             parse_status_line("dlstatus:3:37.5000:Retrieving file 4 of 16"),

@@ -165,6 +165,24 @@ fn compressions() {
     }
 }
 
+/// Links that would lead out of a root directory on a host lead to the tree's own root.
+#[test]
+fn links_do_not_lead_out() {
+    let data = tar_of(&[
+        Entry::Symlink("./up", "../../../.."),
+        Entry::File("./up/one", b"1"),
+        Entry::Symlink("./abs", "/etc"),
+        Entry::File("./abs/two", b"2"),
+        Entry::Link("./three", "../../../etc/two"),
+    ]);
+    let tree = unpack_bytes(&deb_of("data.tar", &data)).unwrap();
+    assert_eq!(content(&tree, "/one"), b"1");
+    assert_eq!(content(&tree, "/etc/two"), b"2");
+    assert_eq!(content(&tree, "/three"), b"2");
+    let outside = tar_of(&[Entry::Link("./a", "../../../../etc/passwd")]);
+    assert!(refusal(&deb_of("data.tar", &outside)).contains("which is not a file of the image"));
+}
+
 fn refusal(deb: &[u8]) -> String {
     unpack_bytes(deb).expect_err("must be refused").to_string()
 }
