@@ -66,20 +66,32 @@ impl Code {
         }
         while let Some((&site, _)) = self.patches.range(start..end).next() {
             if let Some(patch) = self.patches.remove(&site) {
-                self.sites.remove(&(patch.trampoline + HEAD));
-                for arena in &mut self.arenas {
-                    arena.give_back(patch.trampoline, patch.trampoline_len);
-                }
+                self.give_back(&patch);
             }
         }
     }
 
-    /// Where the instruction is now that a rewritten site had at `rip`.
-    fn moved_to(&self, rip: u64) -> Option<u64> {
+    /// The site that had an instruction at `rip`, and where that is now.
+    fn moved_to(&self, rip: u64) -> Option<(u64, &Patch, u64)> {
         let (site, patch) = self.patches.range(..rip).next_back()?;
         let offset = rip - site;
         let moved = patch.moved.iter().find(|(from, _)| *from == offset)?;
-        Some(patch.trampoline + moved.1)
+        Some((*site, patch, patch.trampoline + moved.1))
+    }
+
+    fn remember(&mut self, site: u64, patch: Patch) {
+        self.sites.insert(patch.trampoline + HEAD, site);
+        if let Some(before) = self.patches.insert(site, patch) {
+            // The program has put other code there meanwhile.
+            self.give_back(&before);
+        }
+    }
+
+    fn give_back(&mut self, patch: &Patch) {
+        self.sites.remove(&(patch.trampoline + HEAD));
+        for arena in &mut self.arenas {
+            arena.give_back(patch.trampoline, patch.trampoline_len);
+        }
     }
 }
 
@@ -157,7 +169,6 @@ pub fn patch_site(frame: &mut TrapFrame) -> bool {
         Some(resume) => {
             frame.rip = resume;
             frame.kind = KIND_FAST;
-            mm::space().code.sites.insert(resume, site);
             true
         }
         None => {
@@ -230,7 +241,7 @@ fn try_patch(site: u64) -> Option<u64> {
         moved: built.moved,
     };
     debug_assert!(patch.moved.iter().all(|(from, _)| *from < patch.len as u64));
-    code.patches.insert(site, patch);
+    code.remember(site, patch);
     Some(at + HEAD)
 }
 
@@ -272,11 +283,21 @@ fn called_from_afar(start: u64, end: u64, target: u64) -> bool {
 /// An invalid instruction inside a rewritten site: somebody came from afar (or a thread was in this very system call when the site was
 /// rewritten), and goes on where the instruction is now. False if `frame` is at no such place.
 pub fn land(frame: &mut TrapFrame) -> bool {
-    let moved = mm::space().code.moved_to(frame.rip);
-    if let Some(at) = moved {
-        frame.rip = at;
+    let Some((jump, site, at)) = ({
+        let space = mm::space();
+        let moved = space.code.moved_to(frame.rip);
+        moved.and_then(|(site, patch, at)| {
+            Some((jump(site, patch.trampoline, patch.len)?, site, at))
+        })
+    }) else {
+        return false;
+    };
+    // Unless the program has put something else there.
+    if code(site, jump.len() as u64) != Some(&jump[..]) {
+        return false;
     }
-    moved.is_some()
+    frame.rip = at;
+    true
 }
 
 /// Searches code that has become executable for instructions that leak, and replaces them. The caller flushes ([`Space::finish`]) before

@@ -34,12 +34,56 @@ site_branch_behind:
 2:  add eax, 1
     ret
 
+    // Jumps to behind the call from further away than anybody looks, to each of the instructions that stand there.
+    .p2align 4
+    .global site_far_behind
+site_far_behind:
+    mov eax, 39
+    syscall
+1:  cmp rax, -4096
+    ja 2f
+    ret
+2:  mov eax, 1
+    ret
+    .global site_short_behind
+site_short_behind:
+    mov eax, 39
+    syscall
+3:  test eax, eax
+4:  js 2b
+    nop
+    nop
+    ret
+    .skip 5000, 0xcc
+    .global site_far_jump
+site_far_jump:
+    mov eax, 77
+    jmp 1b
+    .global site_short_jump
+site_short_jump:
+    mov eax, 78
+    jmp 3b
+    .global site_shortest_jump
+site_shortest_jump:
+    mov eax, 79
+    test eax, eax
+    jmp 4b
+
     .p2align 4
     .global site_two_in_a_row
 site_two_in_a_row:
     mov eax, 39
     syscall
     syscall
+    ret
+
+    .p2align 4
+    .global site_read
+site_read:
+    xor eax, eax
+    syscall
+    cmp rax, -4096
+    ja 2b
     ret
 
     .p2align 4
@@ -137,6 +181,12 @@ site_rcx:
 
 unsafe extern "C" {
     fn site_return_then_code() -> i64;
+    fn site_far_behind() -> i64;
+    fn site_far_jump() -> i64;
+    fn site_short_behind() -> i64;
+    fn site_short_jump() -> i64;
+    fn site_shortest_jump() -> i64;
+    fn site_read(fd: i32, to: *mut u8, len: usize) -> i64;
     fn site_behind() -> i64;
     fn site_branch_behind(skip: u64) -> i64;
     fn site_two_in_a_row() -> i64;
@@ -149,6 +199,9 @@ unsafe extern "C" {
 }
 
 type Call = extern "C" fn() -> i64;
+
+/// Calls of each site: more than it takes until it is rewritten.
+const ROUNDS: usize = 40;
 
 /// Puts code into memory of its own: `at` bytes into two pages, so that it can end where the first ends.
 fn place(code: &[u8], at: usize) -> Result<(u64, Call), String> {
@@ -205,9 +258,9 @@ fn main() {
         check("speed", speed);
         finish();
     }
-    // Every check runs several times: the first call traps, later ones go through what it was rewritten to.
+    // Every check runs many times: the first calls trap, later ones go through what the site was rewritten to.
     check("code behind the return", || {
-        for _ in 0..4 {
+        for _ in 0..ROUNDS {
             same!(
                 unsafe { (site_return_then_code(), site_behind()) },
                 (pid, 1234)
@@ -216,7 +269,7 @@ fn main() {
         Ok(())
     });
     check("a branch to the instruction behind", || {
-        for _ in 0..4 {
+        for _ in 0..ROUNDS {
             same!(
                 unsafe { (site_branch_behind(0), site_branch_behind(1)) },
                 (pid + 1, 40)
@@ -224,8 +277,40 @@ fn main() {
         }
         Ok(())
     });
+    check("jumps to behind the call from far away", || unsafe {
+        for _ in 0..ROUNDS {
+            same!((site_far_behind(), site_far_jump()), (pid, 77));
+            same!(
+                (site_short_behind(), site_short_jump(), site_shortest_jump()),
+                (pid, 78, 79)
+            );
+        }
+        Ok(())
+    });
+    check("a thread in the call while others make it", || unsafe {
+        let mut ends = [0i32; 2];
+        must(pipe(ends.as_mut_ptr()))?;
+        let reader = ends[0];
+        let mut waiting = Vec::new();
+        for _ in 0..ROUNDS {
+            waiting.push(std::thread::spawn(move || {
+                let mut byte = [0u8; 1];
+                site_read(reader, byte.as_mut_ptr(), 1)
+            }));
+            std::thread::yield_now();
+        }
+        for _ in 0..ROUNDS {
+            must(write(ends[1], b"x".as_ptr().cast(), 1))?;
+        }
+        for each in waiting {
+            same!(each.join().map_err(|_| "panicked")?, 1);
+        }
+        close(ends[0]);
+        close(ends[1]);
+        Ok(())
+    });
     check("two calls in a row", || {
-        for _ in 0..4 {
+        for _ in 0..ROUNDS {
             // The second call's number is the first one's result.
             let expected = unsafe { syscall(pid, 0, 0, 0) };
             let _ = expected;
@@ -234,13 +319,13 @@ fn main() {
         Ok(())
     });
     check("the red zone", || {
-        for _ in 0..4 {
+        for _ in 0..ROUNDS {
             same!(unsafe { site_red_zone() }, 112_233);
         }
         Ok(())
     });
     check("neighbours that depend on where they stand", || {
-        for _ in 0..4 {
+        for _ in 0..ROUNDS {
             same!(unsafe { site_rip_relative() }, 4711);
             same!(
                 unsafe { (site_branch_right_behind(5), site_branch_right_behind(6)) },
@@ -253,7 +338,7 @@ fn main() {
     check("flags and registers", || {
         // CF, PF, AF, ZF, SF, OF, DF.
         let status = 0x8d5u64 | 0x400;
-        for _ in 0..4 {
+        for _ in 0..ROUNDS {
             for flags in [0u64, 1, 0x40, 0x80, 0x800, 0x400, 0x8d5, 0xcd5] {
                 same!(unsafe { site_flags(flags | 0x202) } & status, flags);
             }
@@ -273,13 +358,13 @@ fn main() {
         ];
         for back in [5usize, 6, 7, 8, 9, 10] {
             let (_, call) = place(&code, 4096 - back)?;
-            for _ in 0..3 {
+            for _ in 0..ROUNDS {
                 same!(call(), pid);
             }
         }
         // The last instruction of the last mapped page.
         let (base, call) = place(&code[..8], 8192 - 8)?;
-        for _ in 0..3 {
+        for _ in 0..ROUNDS {
             same!(call(), pid);
         }
         unsafe { munmap(base as *mut c_void, 8192) };
@@ -307,7 +392,7 @@ fn main() {
                 std::ptr::copy_nonoverlapping(code.as_ptr(), base.cast(), code.len());
                 must(mprotect(base, 4096, PROT_READ | PROT_EXEC))?;
                 let call = std::mem::transmute::<*mut c_void, Call>(base);
-                for _ in 0..3 {
+                for _ in 0..ROUNDS {
                     same!(call(), expected);
                 }
             }
@@ -345,17 +430,17 @@ fn main() {
         sigaction(SIGALRM, &action, std::ptr::null_mut());
         let mut ends = [0i32; 2];
         must(pipe(ends.as_mut_ptr()))?;
-        for _ in 0..3 {
+        for _ in 0..ROUNDS {
             let timer = itimerval {
                 it_interval: std::mem::zeroed(),
                 it_value: timeval {
                     tv_sec: 0,
-                    tv_usec: 5000,
+                    tv_usec: 1000,
                 },
             };
             syscall(SYS_setitimer, ITIMER_REAL, &timer, 0);
             let writer = std::thread::spawn(move || {
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(std::time::Duration::from_millis(3));
                 write(ends[1], b"x".as_ptr().cast(), 1)
             });
             let mut byte = [0u8; 1];
