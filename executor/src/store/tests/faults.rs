@@ -158,7 +158,6 @@ fn a_full_disk_stops_the_set_with_the_cause() {
         pass(&disk, 3, &flush(1));
         let _ = due(&disk, 0, &bench.notices);
         pass(&disk, 3, &write(2, 8, 2, 8));
-        pass(&disk, 3, &flush(3));
         let (cause, stop) = failed(bench);
         assert!(stop);
         let path = bench.path().display().to_string();
@@ -173,8 +172,10 @@ fn a_full_disk_stops_the_set_with_the_cause() {
         }
         weather.clear();
         // Nothing behind the failed write reaches the file, and no flush is promised.
-        pass(&disk, 3, &write(4, 16, 3, 8));
-        pass(&disk, 3, &flush(5));
+        pass(&disk, 3, &write(3, 16, 3, 8));
+        pass(&disk, 3, &flush(4));
+        pass(&disk, 3, &write(5, 24, 3, 8));
+        pass(&disk, 3, &flush(6));
         assert_eq!(disk.due(1), [done(1, Waiting::Flush, BlockStatus::Ok)]);
         assert!(disk.stats().failure.is_some());
         let error = disk.close().unwrap_err().to_string();
