@@ -4,7 +4,7 @@
 //! | file | contents |
 //! | --- | --- |
 //! | `space` | what files in memory may use (R10) |
-//! | `inode`, `directory`, `contents`, `image_fs` | the tree: inodes over the root image, changes in memory |
+//! | `superblock`, `inode`, `directory`, `contents`, `body`, `image_fs` | the tree: inodes over the root image, changes in memory |
 //! | `disk` | ext4 on disks, with a page cache; the image with changes on a disk |
 //! | `mounts` | what is mounted where |
 //! | `path`, `tree`, `open`, `locks` | walking, changing, opening, locking |
@@ -13,6 +13,7 @@
 //! | `sys_…`, `dispatch` | system calls |
 
 mod anon;
+mod body;
 mod contents;
 pub mod dev;
 mod directory;
@@ -34,6 +35,7 @@ pub mod random;
 pub mod signalled;
 mod space;
 pub mod state;
+mod superblock;
 mod sys_copy;
 mod sys_fd;
 mod sys_io;
@@ -47,9 +49,9 @@ mod timerfd;
 mod tree;
 mod wait_for;
 
+pub use disk::volume::Held as WriteLock;
 pub use dispatch::dispatch;
 pub use epoll::set_mask;
-pub use disk::volume::Held as WriteLock;
 pub use path::AT_FDCWD;
 pub use proc_text::{host as hostname, set_hostname};
 pub use random::set_source;

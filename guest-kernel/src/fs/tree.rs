@@ -330,7 +330,15 @@ pub fn rename(from: Walked, to: Walked, how: u32) -> Result<()> {
                     return Err(EINVAL);
                 }
                 if is_on_disk {
-                    return rename_on_disk(&from_dir, &from_name, &to_dir, &to_name, &moved, Some(other), how);
+                    return rename_on_disk(
+                        &from_dir,
+                        &from_name,
+                        &to_dir,
+                        &to_name,
+                        &moved,
+                        Some(other),
+                        how,
+                    );
                 }
                 return exchange((&from_dir, &from_name, &moved), (&to_dir, &to_name, other));
             }
@@ -353,7 +361,9 @@ pub fn rename(from: Walked, to: Walked, how: u32) -> Result<()> {
     }
     if is_on_disk {
         let replaced = replaced.as_ref();
-        return rename_on_disk(&from_dir, &from_name, &to_dir, &to_name, &moved, replaced, how);
+        return rename_on_disk(
+            &from_dir, &from_name, &to_dir, &to_name, &moved, replaced, how,
+        );
     }
     // The new name first: if there is no space for it, nothing has changed.
     to_dir.directory()?.insert(&to_dir, &to_name, &moved)?;

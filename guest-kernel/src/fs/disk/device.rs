@@ -21,6 +21,9 @@ pub const CACHED_BLOCKS: usize = 1024;
 /// Reads up to this many bytes are metadata and go through the cache; longer ones are not kept.
 const CACHED_READ: usize = 4 * BLOCK;
 
+/// Writes from this many bytes on are requests of their own.
+const GATHER: usize = 16 * BLOCK;
+
 const SECTORS_PER_BLOCK: u64 = BLOCK as u64 / SECTOR;
 
 /// The device failed; it has said so on the console.
@@ -179,18 +182,24 @@ impl Adapter {
                 cached.data[inside..inside + part.len()].copy_from_slice(part);
             }
         }
-        let mut at = sector;
-        for part in from.chunks(MAX_REQUEST) {
-            let next = self.gathered_at + self.gathered.len() as u64 / SECTOR;
-            if at != next || self.gathered.len() + part.len() > MAX_REQUEST {
-                self.submit()?;
+        if from.len() >= GATHER {
+            self.submit()?;
+            let mut at = sector;
+            for part in from.chunks(MAX_REQUEST) {
+                let result = self.device.write(at, part);
+                self.checked(result)?;
+                at += part.len() as u64 / SECTOR;
             }
-            if self.gathered.is_empty() {
-                self.gathered_at = at;
-            }
-            self.gathered.extend_from_slice(part);
-            at += part.len() as u64 / SECTOR;
+            return Ok(());
         }
+        let next = self.gathered_at + self.gathered.len() as u64 / SECTOR;
+        if sector != next || self.gathered.len() + from.len() > MAX_REQUEST {
+            self.submit()?;
+        }
+        if self.gathered.is_empty() {
+            self.gathered_at = sector;
+        }
+        self.gathered.extend_from_slice(from);
         Ok(())
     }
 

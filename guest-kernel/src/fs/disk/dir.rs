@@ -41,7 +41,8 @@ struct Listing {
     lower: BTreeMap<Box<[u8]>, u32>,
 }
 
-/// A directory.
+/// A directory whose entries are not known at first.
+#[derive(Default)]
 pub struct DiskDir {
     listing: RefCell<Option<Listing>>,
     /// File systems mounted on names in it.
@@ -153,14 +154,6 @@ impl Listing {
 }
 
 impl DiskDir {
-    /// A directory whose entries are not known yet.
-    pub fn new() -> Self {
-        Self {
-            listing: RefCell::new(None),
-            mounts: RefCell::new(BTreeMap::new()),
-        }
-    }
-
     /// Reads the entries if that has not been done, with the volume's lock held.
     pub fn load(&self, this: &Inode, guard: &Guard<'_>) -> Result<()> {
         if self.listing.borrow().is_none() {

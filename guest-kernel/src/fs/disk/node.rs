@@ -6,7 +6,7 @@ use super::file::{self, DiskFile};
 use super::volume::{Guard, Volume, number};
 use crate::errno::*;
 use crate::fs::image_fs::ImageFs;
-use crate::fs::inode::{Inode, Kind, Meta, S_IFSOCK, Super, is_device};
+use crate::fs::inode::{DirPlace, Inode, Kind, Meta, S_IFSOCK, Super, is_device};
 use crate::fs::pipe::Pipe;
 use crate::time::Timespec;
 use alloc::boxed::Box;
@@ -44,7 +44,7 @@ pub struct DiskNode {
     /// Number in the image.
     pub lower: Option<u32>,
     /// Where something of the image was found: where it is copied to.
-    origin: RefCell<Option<(Rc<Inode>, Box<[u8]>)>>,
+    origin: RefCell<Option<DirPlace>>,
 }
 
 impl DiskNode {
@@ -158,7 +158,7 @@ pub fn make(sup: &Rc<Super>, sides: Sides, guard: &Guard<'_>) -> Result<Rc<Inode
                     if lower.is_some() && is_opaque(guard, upper)? {
                         lower = None;
                     }
-                    Kind::DiskDir(DiskDir::new())
+                    Kind::DiskDir(DiskDir::default())
                 }
                 S_IFLNK => Kind::Symlink(read_link(guard, upper, info.size)?),
                 S_IFIFO => Kind::Fifo(Pipe::new()),
@@ -173,7 +173,7 @@ pub fn make(sup: &Rc<Super>, sides: Sides, guard: &Guard<'_>) -> Result<Rc<Inode
             let meta = image.meta(ino)?;
             let kind = match meta.mode & S_IFMT {
                 S_IFREG => Kind::DiskFile(DiskFile::new(0, 0, Some(image.extent(ino)?))),
-                S_IFDIR => Kind::DiskDir(DiskDir::new()),
+                S_IFDIR => Kind::DiskDir(DiskDir::default()),
                 S_IFLNK => Kind::Symlink(image.target(ino)?.into()),
                 S_IFIFO => Kind::Fifo(Pipe::new()),
                 mode if is_device(mode) => Kind::Device,

@@ -108,7 +108,11 @@ fn threads_have_directories_of_their_own() {
     assert_eq!(names("/proc/self/task").unwrap(), [pid.to_string()]);
     let of = |tid: u32, file: &str| format!("/proc/self/task/{tid}/{file}");
     let begins = format!("{pid} (sh) ");
-    assert!(slurp(&of(pid, "stat")).unwrap().starts_with(begins.as_bytes()));
+    assert!(
+        slurp(&of(pid, "stat"))
+            .unwrap()
+            .starts_with(begins.as_bytes())
+    );
     let line = format!("Pid:\t{pid}\n");
     let status = String::from_utf8(slurp(&of(pid, "status")).unwrap()).unwrap();
     assert!(status.contains(&line));
