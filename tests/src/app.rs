@@ -42,10 +42,19 @@ impl App {
         let table = text
             .parse()
             .map_err(|error| Error::Unexpected(format!("{}: {error}", path.display())))?;
-        Ok(App {
+        let mut app = App {
             table,
             name: name.to_owned(),
-        })
+        };
+        // The changed appliance is written elsewhere.
+        let directory = path.parent().unwrap_or(&path).to_owned();
+        for file in app.files() {
+            if let Some(source) = file.get_mut("source") {
+                let from = source.as_str().map(|text| directory.join(text));
+                *source = from.unwrap_or_default().display().to_string().into();
+            }
+        }
+        Ok(app)
     }
 
     /// The appliance's text now.
@@ -117,6 +126,21 @@ impl App {
                     "{name}: the appliance has no text for {path} in its files"
                 ))
             })
+    }
+
+    /// Puts the only disk into the file `path` of the host.
+    ///
+    /// # Errors
+    /// When the appliance has no disk.
+    pub fn put_disk(&mut self, path: &Path) -> Result<(), Error> {
+        let disks = self
+            .table
+            .get_mut("disk")
+            .and_then(|disks| disks.as_array_mut());
+        let disk = disks.and_then(|disks| disks.first_mut()?.as_table_mut());
+        let disk = disk.ok_or_else(|| Error::Unexpected(format!("{}: no disk", self.name)))?;
+        disk.insert("path".to_owned(), path.display().to_string().into());
+        Ok(())
     }
 
     /// The command line.

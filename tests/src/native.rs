@@ -86,15 +86,22 @@ pub fn command_of(root: &Path, path: &str) -> Result<Command, NativeError> {
     if !program.exists() {
         return Err(NativeError::NoSuchProgram(program));
     }
-    let mut command = Command::new(root.join(LOADER));
-    command
-        .arg("--argv0")
-        .arg(program.file_name().unwrap_or_default())
-        .arg("--library-path")
-        .arg(root.join(LIBRARIES))
-        .arg(program)
-        // The host's locale must not change what is printed.
-        .env("LC_ALL", "C");
+    let loader = root.join(LOADER);
+    let mut command = if loader.exists() {
+        let mut command = Command::new(loader);
+        command
+            .arg("--argv0")
+            .arg(program.file_name().unwrap_or_default())
+            .arg("--library-path")
+            .arg(root.join(LIBRARIES))
+            .arg(program);
+        command
+    } else {
+        // Without a C library there is nothing but static programs.
+        Command::new(program)
+    };
+    // The host's locale must not change what is printed.
+    command.env("LC_ALL", "C");
     Ok(command)
 }
 

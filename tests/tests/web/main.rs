@@ -2,6 +2,7 @@
 //! configuration: heads and bodies, as the real curl and as hand-made requests see them. Only the value of `Date` is masked.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod cgi;
 mod files;
 mod many;
 mod raw;
@@ -18,23 +19,22 @@ use quorate_tests::set::Set;
 #[derive(Clone, Copy, Debug)]
 enum Server {
     Nginx,
+    /// nginx with a master and two workers.
+    Workers,
     Lighttpd,
+    /// BusyBox, a process for each connection.
+    Busybox,
 }
 
 impl Server {
     fn app(self) -> App {
         App::load(match self {
             Server::Nginx => "nginx",
+            Server::Workers => "nginx-workers",
             Server::Lighttpd => "lighttpd",
+            Server::Busybox => "busybox-httpd",
         })
         .unwrap()
-    }
-
-    fn config(self) -> &'static str {
-        match self {
-            Server::Nginx => "/etc/nginx/nginx.conf",
-            Server::Lighttpd => "/etc/lighttpd/lighttpd.conf",
-        }
     }
 
     /// Arguments for the native server that serves `documents`.
@@ -48,46 +48,64 @@ impl Server {
         let root = native.root().display().to_string();
         let own = native.directory().display().to_string();
         let served = documents.directory.display().to_string();
-        let port = address.port();
-        let config = app.clone().content(self.config())?;
-        let config = match self {
-            Server::Nginx => replaced(
-                &config,
-                &[
-                    ("listen 80;", &format!("listen 127.0.0.1:{port};")),
-                    ("/srv/www", &served),
-                    ("/run/nginx.pid", &format!("{own}/pid")),
-                    (
-                        "/etc/nginx/mime.types",
-                        &format!("{root}/etc/nginx/mime.types"),
-                    ),
-                    ("http {", &format!("http {{\n{}", temporary(&own))),
-                ],
-            )?,
-            Server::Lighttpd => replaced(
-                &config,
-                &[
-                    ("server.port = 80", &format!("server.port = {port}")),
+        let path = format!("{own}/config");
+        let words = match self {
+            Server::Nginx | Server::Workers => {
+                let config = app.clone().content("/etc/nginx/nginx.conf")?;
+                std::fs::write(&path, self.nginx(&config, address, &root, &own, &served)?).unwrap();
+                vec!["-p", &own, "-e", "stderr", "-c", &path]
+            }
+            Server::Lighttpd => {
+                let config = app.clone().content("/etc/lighttpd/lighttpd.conf")?;
+                let port = format!("server.port = {}", address.port());
+                let changes = [
+                    ("server.port = 80", port.as_str()),
                     ("0.0.0.0", "127.0.0.1"),
                     ("/srv/www", &served),
-                ],
-            )?,
+                ];
+                std::fs::write(&path, replaced(&config, &changes)?).unwrap();
+                return Ok(
+                    ["-D", "-m", &format!("{root}/usr/lib/lighttpd"), "-f", &path]
+                        .map(str::to_owned)
+                        .to_vec(),
+                );
+            }
+            Server::Busybox => {
+                let words = app.command()?.join("\n");
+                let changes = [("\n80\n", format!("\n{address}\n")), ("/srv/www", served)];
+                let changes = changes.each_ref().map(|(from, to)| (*from, to.as_str()));
+                let words = replaced(&words, &changes)?;
+                return Ok(words.lines().skip(1).map(str::to_owned).collect());
+            }
         };
-        let path = format!("{own}/config");
-        std::fs::write(&path, config).unwrap();
-        let words = match self {
-            Server::Nginx => vec!["-p".to_owned(), own, "-e".to_owned(), "stderr".to_owned()],
-            Server::Lighttpd => vec![
-                "-D".to_owned(),
-                "-m".to_owned(),
-                format!("{root}/usr/lib/lighttpd"),
-            ],
-        };
-        let file = match self {
-            Server::Nginx => "-c",
-            Server::Lighttpd => "-f",
-        };
-        Ok([words, vec![file.to_owned(), path]].concat())
+        Ok(words.into_iter().map(str::to_owned).collect())
+    }
+
+    /// nginx' configuration for the native server.
+    fn nginx(
+        self,
+        config: &str,
+        address: SocketAddr,
+        root: &str,
+        own: &str,
+        served: &str,
+    ) -> Result<String, Error> {
+        let listen = format!("listen {address};");
+        let pid = format!("{own}/pid");
+        let types = format!("{root}/etc/nginx/mime.types");
+        let http = format!("http {{\n{}", temporary(own));
+        let mut changes = vec![
+            ("listen 80;", listen.as_str()),
+            ("/srv/www", served),
+            ("/run/nginx.pid", &pid),
+            ("/etc/nginx/mime.types", &types),
+            ("http {", &http),
+        ];
+        if let Server::Workers = self {
+            // Another user could not read the documents of everybody who runs the tests.
+            changes.push(("user www-data;", "user root;"));
+        }
+        replaced(config, &changes)
     }
 }
 

@@ -24,6 +24,11 @@ fn lighttpd_serves_200_connections_at_once() {
     at_once(Server::Lighttpd);
 }
 
+#[test]
+fn nginx_with_workers_serves_200_connections_at_once() {
+    at_once(Server::Workers);
+}
+
 fn at_once(server: Server) {
     let _turn = one_at_a_time(&format!(
         "{server:?}: {CONNECTIONS} keep-alive connections at once"

@@ -95,6 +95,11 @@ fn lighttpd_answers_single_requests() {
     single(Server::Lighttpd);
 }
 
+#[test]
+fn nginx_with_workers_answers_single_requests() {
+    single(Server::Workers);
+}
+
 fn single(server: Server) {
     let _turn = one_at_a_time(&format!(
         "{server:?}: ranges, conditions, methods and paths by curl"
