@@ -63,8 +63,15 @@ fn a_flush_comes_after_its_sync_and_that_after_the_writes() {
     // The write behind it ended after that sync began: the next flush needs one of its own.
     perform(now.pop().unwrap().0);
     pass(&disk, 1, &flush(4));
-    assert!(matches!(jobs()[..], [(Job::Sync { .. }, None)]));
+    let mut now = jobs();
+    assert!(matches!(now[..], [(Job::Sync { .. }, None)]));
     assert_eq!(disk.due(0).len(), 1);
+    perform(now.pop().unwrap().0);
+    assert_eq!(disk.due(0).len(), 2);
+    // Nothing was written since: this one costs nothing.
+    pass(&disk, 1, &flush(5));
+    assert!(matches!(jobs()[..], [(Job::Tell(_), None)]));
+    assert_eq!(disk.due(0).len(), 3);
 }
 
 /// R6: a replica that lags reads what the disk held at its own position, also when the file has moved on.
