@@ -107,6 +107,9 @@ pub const MAX_RAM_RANGES: usize = 2;
 /// Upper bound of [`BootInfo::strings`] in bytes (arguments and environment together).
 pub const MAX_STRINGS: usize = 32 * 1024;
 
+/// Upper bound of [`BootInfo::groups`].
+pub const MAX_GROUPS: usize = 63;
+
 /// What the VMM tells the kernel. Lies in the boot block; the kernel only reads it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +165,10 @@ pub struct BootInfo {
     pub cpuid_leaves: u32,
     /// Mounts among the strings; see [`crate::mount`].
     pub mounts: u32,
+    /// Entries used in `groups`.
+    pub group_count: u32,
+    /// Groups that the program is in besides `gid`.
+    pub groups: [u32; MAX_GROUPS],
 }
 
 const _: () = assert!(core::mem::size_of::<BootInfo>() <= PAGE_SIZE as usize);

@@ -437,6 +437,7 @@ fn program(appliance: &Appliance) -> ProgramSpec {
         hostname: appliance.hostname().to_owned(),
         uid: program.uid,
         gid: program.gid,
+        groups: program.gids.clone(),
         mounts: appliance
             .mounts()
             .into_iter()

@@ -141,6 +141,8 @@ extern "C" fn on_first_stack() -> ! {
         panic!("standard descriptors: error {}", error.0);
     }
     sched::set_credentials(boot.uid, boot.gid);
+    let groups = boot.groups.iter().take(boot.group_count as usize);
+    sched::set_groups(groups.copied().collect());
     fs::set_hostname(&strings.host);
     if !strings.cwd.is_empty()
         && let Err(error) = fs::set_cwd(&strings.cwd)

@@ -25,7 +25,11 @@ const PROGRAM: &str = r#"
 
 int main(int n, char **a) {
     char cwd[256];
-    printf("user %d:%d in %s, FOO %s, HOME %s\n", getuid(), getgid(), getcwd(cwd, sizeof cwd), getenv("FOO"), getenv("HOME"));
+    gid_t groups[64];
+    int count = getgroups(64, groups);
+    printf("user %d:%d", getuid(), getgid());
+    for (int i = 0; i < count; i++) printf("+%d", groups[i]);
+    printf(" in %s, FOO %s, HOME %s\n", getcwd(cwd, sizeof cwd), getenv("FOO"), getenv("HOME"));
     for (int i = 1; i < n; i++) {
         if (a[i][0] == '=') {
             static unsigned char buffer[65536];
@@ -112,11 +116,11 @@ fn a_program_that_is_not_root_keeps_its_files_on_a_disk() {
     let _one = one_at_a_time("a program of a user's own writes to a disk as www-data");
     let place = Place::new();
     let appliance = "[image]\ndirectory = \"root\"\n[program]\ncommand = [\"/bin/look\", \"/data/log\", \"/forbidden\"]\n\
-        user = \"www-data\"\ncwd = \"/data\"\nenv = { FOO = \"bar\" }\n[machine]\nmemory = \"64M\"\n\
+        user = \"www-data\"\ngroups = [\"adm\", 44]\ncwd = \"/data\"\nenv = { FOO = \"bar\" }\n[machine]\nmemory = \"64M\"\n\
         [[disk]]\nname = \"data\"\nsize = \"16M\"\nmount = \"/data\"\n";
     for length in 1..=2 {
         let said = place.run(appliance);
-        assert!(said.starts_with("user 33:33 in /data, FOO bar"), "{said}");
+        assert!(said.starts_with("user 33:33+4+44 in /data, FOO bar"), "{said}");
         assert!(said.contains(&format!("/data/log: {length}\n")), "{said}");
         assert!(said.contains("/forbidden: Permission denied"), "{said}");
     }

@@ -10,7 +10,7 @@ use crate::memory::{GuestMemory, LARGE_PAGE, Ram};
 use crate::paging::{Area, PageTables, Rights, table_bytes};
 use kvm_bindings::CpuId;
 use quorate_abi::boot::{
-    BOOT_MAGIC, BootInfo, CpuidLeaf, Layout, MAX_CPUID_LEAVES, MAX_RAM_RANGES, MAX_STRINGS, Range,
+    BOOT_MAGIC, BootInfo, CpuidLeaf, Layout, MAX_CPUID_LEAVES, MAX_GROUPS, MAX_RAM_RANGES, MAX_STRINGS, Range,
     selector,
 };
 use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT};
@@ -91,7 +91,7 @@ const _: () = assert!(
             + 4 * 8
             + 4 * 4
             + MAX_CPUID_LEAVES * size_of::<CpuidLeaf>()
-            + 2 * 4
+            + (3 + MAX_GROUPS) * 4
 );
 
 /// Puts kernel and boot block into guest memory.
@@ -336,6 +336,8 @@ fn write_info(
         cpuid: leaves,
         cpuid_leaves: cpuid.len().min(MAX_CPUID_LEAVES) as u32,
         mounts: program.mounts.len() as u32,
+        group_count: program.groups.len().min(MAX_GROUPS) as u32,
+        groups: std::array::from_fn(|i| program.groups.get(i).copied().unwrap_or(0)),
     };
     write(&memory.ram, boot.block + at::INFO, Info(info).as_slice())
 }

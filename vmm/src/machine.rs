@@ -50,6 +50,8 @@ pub struct ProgramSpec {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// Other groups; what is beyond `quorate_abi::boot::MAX_GROUPS` is left out.
+    pub groups: Vec<u32>,
     /// What the kernel mounts before the program starts, in this order; see `quorate_abi::mount`.
     pub mounts: Vec<Mount>,
 }

@@ -8,8 +8,7 @@ use serde::de::Deserializer;
 
 use super::{check, checked};
 
-/// Most groups that a program may be in besides its own (R10).
-pub const MAX_GROUPS: usize = 64;
+pub use quorate_abi::boot::MAX_GROUPS;
 
 /// `[program]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -27,6 +27,7 @@ pub fn config(does: Does) -> MachineConfig {
             hostname: "quorate".into(),
             uid: 1000,
             gid: 100,
+            groups: vec![4, 44],
             mounts: Vec::new(),
         },
         disks: Vec::new(),
