@@ -120,7 +120,10 @@ fn a_program_that_is_not_root_keeps_its_files_on_a_disk() {
         [[disk]]\nname = \"data\"\nsize = \"16M\"\nmount = \"/data\"\n";
     for length in 1..=2 {
         let said = place.run(appliance);
-        assert!(said.starts_with("user 33:33+4+44 in /data, FOO bar"), "{said}");
+        assert!(
+            said.starts_with("user 33:33+4+44 in /data, FOO bar"),
+            "{said}"
+        );
         assert!(said.contains(&format!("/data/log: {length}\n")), "{said}");
         assert!(said.contains("/forbidden: Permission denied"), "{said}");
     }

@@ -10,8 +10,8 @@ use crate::memory::{GuestMemory, LARGE_PAGE, Ram};
 use crate::paging::{Area, PageTables, Rights, table_bytes};
 use kvm_bindings::CpuId;
 use quorate_abi::boot::{
-    BOOT_MAGIC, BootInfo, CpuidLeaf, Layout, MAX_CPUID_LEAVES, MAX_GROUPS, MAX_RAM_RANGES, MAX_STRINGS, Range,
-    selector,
+    BOOT_MAGIC, BootInfo, CpuidLeaf, Layout, MAX_CPUID_LEAVES, MAX_GROUPS, MAX_RAM_RANGES,
+    MAX_STRINGS, Range, selector,
 };
 use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT};
 use quorate_abi::{ABI_VERSION, PAGE_SIZE, map};
