@@ -13,6 +13,9 @@ use quorate_executor::inject::Fault;
 use quorate_executor::launch::{Options, Plan};
 use quorate_executor::scratch::Scratch;
 use quorate_tests::inside::{Recorded, plan, record};
+use quorate_tests::load::Load;
+use quorate_tests::resp::{Client, shown, words};
+use quorate_tests::set::Options as SetOptions;
 use quorate_tests::{disk, one_at_a_time, programs};
 
 /// Upper bound for things whose time is not what is tested.
@@ -153,7 +156,9 @@ fn with_a_slow_replica(versions: bool, victim: usize) -> Recorded {
             millis: 2,
             boundaries: 400,
         };
-        running.set.inject(victim, slow).unwrap();
+        let injected = running.set.inject(victim, slow);
+        // Without versions it may be gone already.
+        assert!(injected.is_ok() || !versions, "{injected:?}");
     })
     .unwrap();
     println!("  {:?}", recorded.summary.status.disks);
@@ -201,4 +206,71 @@ fn without_versions_a_replica_that_lags_reads_what_others_wrote_later() {
     let summary = &recorded.summary;
     let no_quorum = summary.end.exit_code() == ExitCode::NoQuorum;
     assert!(no_quorum || summary.status.running < 3, "{summary:?}");
+}
+
+/// Redis with its append-only file in three replicas of the real command, under load; something is injected meanwhile, and
+/// after the stop everything is in the file.
+fn under_load(victim: usize, fault: &[&str], expect_stopped: bool) {
+    let directory = disk::directory().unwrap();
+    let path = directory.path().join("data.img");
+    let text =
+        disk::appliance("redis-aof", &[("path", path.display().to_string().into())]).unwrap();
+    let options = SetOptions::text(&text).unwrap().publish(6379).replicas(3);
+    let set = options.start().unwrap();
+    let load = Load::start(set.address(), 6, 21);
+    assert!(load.wait_for_progress(200, LONG), "{:?}", load.finish());
+    set.inject(victim, fault).unwrap();
+    if expect_stopped {
+        let line = set
+            .wait_for("outvoted", LONG, |line| {
+                line.contains("outvoted on the disk")
+            })
+            .unwrap();
+        println!("  {}", line.text);
+        let wanted = format!("replica {victim} stopped at boundary ");
+        set.wait_for(&wanted, LONG, |line| line.contains(&wanted))
+            .unwrap();
+    }
+    let went_on = load.wait_for_progress(1000, LONG);
+    let seen = load.finish();
+    assert!(
+        went_on && seen.wrong.is_empty() && seen.ended.is_empty(),
+        "{seen:?}"
+    );
+    let status = set.status().unwrap();
+    let (state, running) = if expect_stopped {
+        ("degraded", 2)
+    } else {
+        ("running", 3)
+    };
+    assert_eq!(status["state"], state, "{status:#}");
+    assert_eq!(status["running"], running, "{status:#}");
+    println!("  {}", status["disks"][0]);
+    let mut client = Client::connect(set.address()).unwrap();
+    let digest = client.call(&words("DEBUG DIGEST")).unwrap();
+    drop(client);
+    assert_eq!(set.stop().unwrap().code, 0);
+    disk::check_clean(&path).unwrap();
+    let again = options.start().unwrap();
+    let mut client = Client::connect(again.address()).unwrap();
+    assert_eq!(
+        shown(&client.call(&words("DEBUG DIGEST")).unwrap()),
+        shown(&digest)
+    );
+    assert_eq!(again.stop().unwrap().code, 0);
+}
+
+#[test]
+fn a_wrong_write_under_load_is_seen_by_no_client_and_gets_to_no_disk() {
+    let _turn =
+        one_at_a_time("quorate inject R wrong-write, Redis with an append-only file under load");
+    for victim in 0..3 {
+        under_load(victim, &["wrong-write"], true);
+    }
+}
+
+#[test]
+fn a_slow_replica_under_load_is_no_fault() {
+    let _turn = one_at_a_time("quorate inject R slow, Redis with an append-only file under load");
+    under_load(1, &["slow", "3", "150"], false);
 }
