@@ -22,6 +22,14 @@ impl<T> Global<T> {
         self.0.borrow()
     }
 
+    /// Exclusive access, if nobody has any.
+    ///
+    /// # Errors
+    /// If somebody has.
+    pub fn try_borrow_mut(&self) -> Result<RefMut<'_, T>, core::cell::BorrowMutError> {
+        self.0.try_borrow_mut()
+    }
+
     /// Exclusive access. Must not be held across a wait.
     #[track_caller]
     pub fn borrow_mut(&self) -> RefMut<'_, T> {

@@ -132,6 +132,8 @@ pub trait File: Any {
     fn lock_writes(&self) -> Option<crate::fs::WriteLock<'_>> {
         None
     }
+    /// What is kept of the disk in this range is read anew the next time (`O_DIRECT`, `POSIX_FADV_DONTNEED`).
+    fn forget_pages(&self, _offset: u64, _len: u64) {}
     /// Loads pages for which `map_page` has said `EAGAIN`. May wait.
     fn load_pages(&self, _index: u64, _count: u64) -> Result<()> {
         Ok(())

@@ -8,7 +8,7 @@ use super::{AllocDma, InitError};
 use crate::boundary;
 use crate::cell::Global;
 use crate::fs::disk::device::{BlockDevice, Failed, SECTOR};
-use crate::wait::{WaitQueue, wait_uninterruptible};
+use crate::wait::WaitQueue;
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -218,6 +218,19 @@ impl State {
     }
 }
 
+/// One boundary, at which the device works. (In unit tests the device is a function.)
+fn turn() {
+    #[cfg(test)]
+    if let Some(device) = *TEST_DEVICE.borrow() {
+        return device();
+    }
+    boundary::sync_now();
+}
+
+/// The device of unit tests.
+#[cfg(test)]
+pub static TEST_DEVICE: Global<Option<fn()>> = Global::new(None);
+
 impl Disk {
     fn slot(&self, len: usize) -> Result<u16, Failed> {
         // Only writes can fill the queue (those who wait are as many as there are volumes), and each boundary ends writes.
@@ -225,7 +238,7 @@ impl Disk {
             let taken = self.state.borrow_mut().take(len);
             match taken {
                 Some(slot) => return Ok(slot),
-                None if self.in_flight() => boundary::sync_now(),
+                None if self.in_flight() => turn(),
                 None => {
                     crate::klog!("disk{}: no memory for requests", self.number);
                     return Err(Failed);
@@ -241,10 +254,13 @@ impl Disk {
     }
 
     fn wait_once(&self) {
+        #[cfg(test)]
+        return turn();
+        #[cfg(not(test))]
         if ALONE.load(Ordering::Relaxed) {
             boundary::idle();
         } else {
-            wait_uninterruptible(&self.done);
+            crate::wait::wait_uninterruptible(&self.done);
         }
     }
 
@@ -372,4 +388,10 @@ pub fn reclaim() {
     for disk in DISKS.borrow().values() {
         disk.reclaim();
     }
+}
+
+/// Unit tests: no disks any more.
+#[cfg(test)]
+pub fn forget_all() {
+    DISKS.borrow_mut().clear();
 }

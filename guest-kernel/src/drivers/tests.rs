@@ -6,6 +6,8 @@ use super::*;
 use crate::errno::{ENOMEM, Result};
 use std::cell::{Cell, RefCell};
 
+const DISK_SECTORS: u32 = 64 << 10;
+
 /// Zeroed pages that are never freed, as `mm::alloc_dma` gives them.
 fn alloc(pages: usize) -> Result<(*mut u8, u64)> {
     let layout = std::alloc::Layout::from_size_align(pages * 4096, 4096).unwrap();
@@ -135,6 +137,9 @@ impl Window for Device {
             register::QUEUE_SIZE_MAX => queue.map_or(0, |_| self.largest),
             register::QUEUE_READY => queue.map_or(0, |q| q.ready.into()),
             register::STATUS => self.status.get(),
+            // Of a disk: its size.
+            register::CONFIG => DISK_SECTORS,
+            r if r == register::CONFIG + 4 => 0,
             _ => panic!("read of register {register:#x}"),
         }
     }
@@ -174,6 +179,127 @@ impl Window for Device {
             }
         }
     }
+}
+
+/// A disk behind [`Device`]: works through the queue as the real one does.
+struct FakeDisk {
+    device: Device,
+    bytes: RefCell<Vec<u8>>,
+    /// Kinds of requests in the order in which they came.
+    asked: RefCell<Vec<u32>>,
+    /// Requests at this sector fail.
+    bad_sector: Cell<u64>,
+}
+
+thread_local! {
+    static DISK: RefCell<Option<std::rc::Rc<FakeDisk>>> = const { RefCell::new(None) };
+}
+
+impl FakeDisk {
+    fn work(&self) {
+        block::publish();
+        while let Some(head) = self.next() {
+            let (mut chain, mut at) = (Vec::new(), Some(head));
+            let table = self.device.queues.borrow()[0].descriptors;
+            while let Some(id) = at {
+                let descriptor = table + 16 * u64::from(id);
+                let flags: u16 = Device::read_at(descriptor + 12);
+                let address: u64 = Device::read_at(descriptor);
+                let len: u32 = Device::read_at(descriptor + 8);
+                chain.push((address, len as usize, flags & 2 != 0));
+                at = (flags & 1 != 0).then(|| Device::read_at(descriptor + 14));
+            }
+            self.serve(&chain);
+            self.device.give(0, head, 1);
+        }
+        block::reclaim();
+    }
+
+    fn next(&self) -> Option<u16> {
+        let queue = &mut self.device.queues.borrow_mut()[0];
+        let published: u16 = Device::read_at(queue.available + 2);
+        if queue.taken == published {
+            return None;
+        }
+        let slot = u64::from(queue.taken) % u64::from(queue.size);
+        queue.taken = queue.taken.wrapping_add(1);
+        Some(Device::read_at(queue.available + 4 + 2 * slot))
+    }
+
+    fn serve(&self, chain: &[(u64, usize, bool)]) {
+        let (header, len, writable) = chain[0];
+        assert!(len == 16 && !writable);
+        let kind: u32 = Device::read_at(header);
+        let sector: u64 = Device::read_at(header + 8);
+        self.asked.borrow_mut().push(kind);
+        let (status, len, writable) = chain[chain.len() - 1];
+        assert!(len == 1 && writable);
+        let mut bytes = self.bytes.borrow_mut();
+        let mut at = sector as usize * 512;
+        for (address, len, writable) in &chain[1..chain.len() - 1] {
+            assert_eq!(*writable, kind == 0);
+            let disk = &mut bytes[at..at + len];
+            let memory = *address as *mut u8;
+            // SAFETY: the driver gave the address of its buffer, which is as long as it says.
+            unsafe {
+                if kind == 0 {
+                    core::ptr::copy_nonoverlapping(disk.as_ptr(), memory, *len);
+                } else {
+                    core::ptr::copy_nonoverlapping(memory, disk.as_mut_ptr(), *len);
+                }
+            }
+            at += len;
+        }
+        let bad = self.bad_sector.get() == sector && kind != 4;
+        Device::write_at(status, u8::from(bad));
+    }
+}
+
+#[test]
+fn a_disk_gets_requests_in_order_and_fails_the_flush_for_a_failed_write() {
+    use crate::fs::disk::device::{BlockDevice, Failed};
+    let _lock = crate::cell::test_lock();
+    let fake = std::rc::Rc::new(FakeDisk {
+        device: Device {
+            offered: F_VERSION_1 | 1 << 9,
+            ..Device::new(2, 1)
+        },
+        bytes: RefCell::new(vec![0; 512 * DISK_SECTORS as usize]),
+        asked: RefCell::default(),
+        bad_sector: Cell::new(u64::MAX),
+    });
+    block::init(7, &fake.device, alloc).unwrap();
+    let disk = block::disk(7).unwrap();
+    assert_eq!((disk.bytes(), disk.read_only()), (32 << 20, false));
+    DISK.with(|d| *d.borrow_mut() = Some(fake.clone()));
+    *block::TEST_DEVICE.borrow_mut() = Some(|| {
+        DISK.with(|d| d.borrow().as_ref().unwrap().work());
+    });
+    // More writes than there are slots, of all sizes; then a read that sees them and a flush behind them.
+    let sizes = [512, 4096, 16 << 10, 64 << 10, 1 << 20];
+    let mut sector = 0;
+    for (i, size) in sizes.iter().cycle().take(200).enumerate() {
+        sector = sector * 7 % 60_000 + 1;
+        disk.write(sector, &vec![i as u8; *size]).unwrap();
+    }
+    let last = sizes[199 % 5];
+    let mut got = vec![0; last];
+    disk.read(sector, &mut got).unwrap();
+    assert_eq!(got, vec![199; last]);
+    disk.flush().unwrap();
+    {
+        let asked = fake.asked.borrow();
+        assert!(asked[..200].iter().all(|k| *k == 1));
+        assert_eq!(asked[200..], [0, 4]);
+    }
+    fake.bad_sector.set(99);
+    disk.write(99, &[1; 512]).unwrap();
+    assert_eq!(disk.flush(), Err(Failed));
+    assert_eq!(disk.write(5, &[1; 512]), Err(Failed));
+    assert_eq!(disk.read(99, &mut [0; 512]), Err(Failed));
+    disk.read(5, &mut [0; 512]).unwrap();
+    *block::TEST_DEVICE.borrow_mut() = None;
+    block::forget_all();
 }
 
 #[test]

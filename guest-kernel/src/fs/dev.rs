@@ -1,13 +1,16 @@
 //! The devices in `/dev`, by device number.
 
+use super::disk::raw;
 use super::inode::{Inode, Kind, Meta, Super};
-use super::random;
+use super::{mounts, random};
 use crate::cell::Global;
 use crate::errno::*;
 use crate::file::MapPage;
 use crate::mm::Page;
 use alloc::rc::Rc;
-use quorate_abi::image::{S_IFCHR, S_IFLNK, S_IFMT};
+use quorate_abi::image::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT};
+use quorate_abi::map::MAX_DISKS;
+use quorate_abi::mount::DISK;
 
 const fn device(major: u64, minor: u64) -> u64 {
     major << 8 | minor
@@ -125,6 +128,13 @@ pub fn populate(root: &Rc<Inode>, sup: &Rc<Super>) -> Result<()> {
         meta.rdev = rdev;
         let inode = Inode::new(sup, sup.next_ino(), meta, Kind::Device)?;
         directory.insert(root, name, &inode)?;
+    }
+    for number in (0..MAX_DISKS).filter(|n| mounts::device(*n as usize).is_some()) {
+        let mut meta = Meta::new(S_IFBLK | 0o660);
+        meta.rdev = device(raw::MAJOR, number);
+        let name = alloc::format!("{DISK}{number}");
+        let inode = Inode::new(sup, sup.next_ino(), meta, Kind::Device)?;
+        directory.insert(root, name.as_bytes(), &inode)?;
     }
     let links: [(&[u8], &[u8]); 4] = [
         (b"fd", b"/proc/self/fd"),

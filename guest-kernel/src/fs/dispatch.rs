@@ -74,7 +74,7 @@ fn descriptors(nr: u64, args: [u64; 6]) -> Option<SysResult> {
         91 => sys_stat::fchmod(fd, b as u32),
         93 => sys_stat::fchown(fd, b as u32, c as u32),
         138 => sys_stat::fstatfs(fd, b),
-        221 => sys_fd::fadvise64(fd, d as u32),
+        221 => sys_fd::fadvise64(fd, b, c, d as u32),
         22 => sys_path::pipe2(a, 0),
         293 => sys_path::pipe2(a, b as u32),
         319 => sys_path::memfd_create(a, b as u32),

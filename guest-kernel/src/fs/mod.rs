@@ -216,7 +216,11 @@ pub fn find_socket(path: &[u8]) -> Result<Rc<dyn Any>> {
 /// # Errors
 /// As `fsync(2)`.
 pub fn sync_file(file: &dyn File) -> Result<()> {
-    match file.as_any().downcast_ref::<InodeFile>() {
+    let file = file.as_any();
+    if let Some(raw) = file.downcast_ref::<disk::raw::RawDisk>() {
+        return raw.flush();
+    }
+    match file.downcast_ref::<InodeFile>() {
         Some(file) => disk::fsync(&file.inode),
         None => Ok(()),
     }

@@ -47,15 +47,18 @@ impl Mount {
     /// The disk that it is about.
     fn disk(&self) -> core::result::Result<Rc<dyn disk::device::BlockDevice>, String> {
         let number = self.source.strip_prefix(DISK).and_then(|n| n.parse().ok());
-        #[cfg(test)]
-        if let Some(device) = number.and_then(|n: usize| TEST_DISKS.borrow().get(n).cloned()) {
-            return Ok(device);
-        }
-        match number.and_then(block::disk) {
-            Some(device) => Ok(device),
-            None => Err(alloc::format!("there is no {}", self.source)),
-        }
+        let found = number.and_then(device);
+        found.ok_or_else(|| alloc::format!("there is no {}", self.source))
     }
+}
+
+/// The disk with a number.
+pub fn device(number: usize) -> Option<Rc<dyn disk::device::BlockDevice>> {
+    #[cfg(test)]
+    if let Some(device) = TEST_DISKS.borrow().get(number).cloned() {
+        return Some(device);
+    }
+    block::disk(number).map(|disk| disk as Rc<dyn disk::device::BlockDevice>)
 }
 
 /// Disks of unit tests.

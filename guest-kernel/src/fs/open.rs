@@ -3,6 +3,7 @@
 use super::contents::seal;
 use super::dev;
 use super::disk::file::DiskFile;
+use super::disk::raw::RawDisk;
 use super::disk::volume::Held;
 use super::inode::{Inode, Kind, Meta, may};
 use super::locks::Owner;
@@ -18,7 +19,7 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::cell::RefCell;
-use quorate_abi::image::S_IFREG;
+use quorate_abi::image::{S_IFBLK, S_IFREG};
 
 /// How an open file came to be, for its path.
 #[derive(Clone)]
@@ -200,6 +201,12 @@ impl File for InodeFile {
         self.on_disk().map(DiskFile::lock_writes)
     }
 
+    fn forget_pages(&self, offset: u64, len: u64) {
+        if let Some(file) = self.on_disk() {
+            file.forget_clean(offset, len);
+        }
+    }
+
     fn load_pages(&self, index: u64, count: u64) -> Result<()> {
         match self.on_disk() {
             Some(file) => file.fill(&self.inode, index, count),
@@ -338,6 +345,7 @@ fn open_inode(inode: Rc<Inode>, place: Place, flags: u32, access: u32) -> Result
         Kind::Socket(_) => return Err(ENXIO),
         Kind::ProcFile(_) if writes => return Err(EACCES),
         Kind::Fifo(_) => open_fifo(&inode, place, flags)?,
+        Kind::Device if inode.file_type() == S_IFBLK => RawDisk::open(&inode, writes)?,
         Kind::Device => {
             dev::check(inode.meta.get())?;
             InodeFile::new(inode.clone(), place, false)

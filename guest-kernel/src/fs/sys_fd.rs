@@ -2,6 +2,7 @@
 
 use super::anon;
 use super::contents::seal;
+use super::disk::raw::RawDisk;
 use super::locks::{F_RDLCK, F_UNLCK, F_WRLCK, Owner, Range};
 use super::open::InodeFile;
 use super::pipe::PipeEnd;
@@ -399,6 +400,10 @@ fn synced(open: &OpenFile) -> Result<&InodeFile> {
 /// `fsync(2)`, `fdatasync(2)`: what lives in memory is as stable as it gets already.
 pub fn fsync(fd: i32) -> SysResult {
     let open = file::get(fd)?;
+    if let Some(raw) = open.file.as_any().downcast_ref::<RawDisk>() {
+        raw.flush()?;
+        return Ok(0);
+    }
     super::disk::fsync(&synced(&open)?.inode)?;
     Ok(0)
 }
@@ -416,9 +421,14 @@ pub fn sync() -> SysResult {
     Ok(0)
 }
 
-/// `fadvise64(2)`: advice on caching; there is no cache.
-pub fn fadvise64(fd: i32, advice: u32) -> SysResult {
+/// `fadvise64(2)`: of all advice only that something is not needed any more changes anything.
+pub fn fadvise64(fd: i32, offset: u64, len: u64, advice: u32) -> SysResult {
+    const DONTNEED: u32 = 4;
     let open = file::get(fd)?;
+    if advice == DONTNEED {
+        let len = if len == 0 { u64::MAX } else { len };
+        open.file.forget_pages(offset, len);
+    }
     match inode_file(&open) {
         None => Err(ESPIPE),
         Some(_) if advice > 5 => Err(EINVAL),

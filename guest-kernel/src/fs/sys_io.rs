@@ -87,6 +87,9 @@ fn read_into(open: &OpenFile, at: Option<u64>, buf: u64, len: usize) -> Result<u
                 .min(usize::try_from(left).unwrap_or(usize::MAX))
                 .min(MAX_RW);
             if open.file.may_wait() {
+                if open.flags.get() & O_DIRECT != 0 {
+                    open.file.forget_pages(at, len as u64);
+                }
                 return read_bounced(open, at, buf, len);
             }
             let bytes = user::bytes_mut(buf, len)?;

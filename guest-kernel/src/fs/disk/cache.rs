@@ -11,11 +11,12 @@ use crate::fs::inode::Inode;
 use crate::mm;
 use alloc::collections::VecDeque;
 use alloc::rc::{Rc, Weak};
+use core::sync::atomic::{AtomicU64, Ordering};
 use quorate_abi::PAGE_SIZE;
 
-/// The cache may fill what is free of memory divided by this (R10). When it is full, the pages that have not been used for
-/// longest go; those that are mapped stay.
-const SHARE_OF_FREE: u64 = 4;
+/// The cache may fill what is free of memory (itself included) divided by this (R10). When it is full, the pages that have not been
+/// used for longest go; those that are mapped stay. A program that needs memory gets that of clean pages, see [`give_back`].
+const SHARE_OF_FREE: u64 = 2;
 /// Least bound, pages.
 const LEAST_PAGES: u64 = 256;
 /// The bound is worked out anew after so many pages.
@@ -65,12 +66,12 @@ pub fn dirty_pages() -> u64 {
 
 /// Bound for tests; 0: the usual one.
 #[cfg(test)]
-pub static TEST_LIMIT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+pub static TEST_LIMIT: AtomicU64 = AtomicU64::new(0);
 
 fn limit() -> u64 {
     #[cfg(test)]
     {
-        let limit = TEST_LIMIT.load(core::sync::atomic::Ordering::Relaxed);
+        let limit = TEST_LIMIT.load(Ordering::Relaxed);
         if limit != 0 {
             return limit;
         }
@@ -78,7 +79,7 @@ fn limit() -> u64 {
     if CACHE.borrow().until_look == 0 {
         let free = mm::memory_info().1 / PAGE_SIZE;
         let mut cache = CACHE.borrow_mut();
-        cache.limit = (free / SHARE_OF_FREE).max(LEAST_PAGES);
+        cache.limit = ((free + cache.pages) / SHARE_OF_FREE).max(LEAST_PAGES);
         cache.until_look = PAGES_PER_LOOK;
     }
     CACHE.borrow().limit
@@ -151,6 +152,44 @@ pub fn dirty_files() -> usize {
 /// Puts a file (back) on the list of those with pages to write.
 pub fn list_dirty(file: &Rc<Inode>) {
     CACHE.borrow_mut().dirty_files.push_back(file.clone());
+}
+
+/// A page has left the cache inside of [`give_back`].
+pub fn counted_out() {
+    GIVEN.fetch_add(1, Ordering::Relaxed);
+}
+
+static GIVEN: AtomicU64 = AtomicU64::new(0);
+
+/// Memory is short: lets go of up to `count` clean pages, oldest first, without waiting. Returns how many.
+pub fn give_back(count: u64) -> u64 {
+    // The caller may be in the middle of the cache's own work; then there is nothing to be had.
+    let Ok(mut cache) = CACHE.try_borrow_mut() else {
+        return 0;
+    };
+    GIVEN.store(0, Ordering::Relaxed);
+    let mut order = core::mem::take(&mut cache.order);
+    drop(cache);
+    let mut kept = VecDeque::new();
+    while GIVEN.load(Ordering::Relaxed) < count
+        && let Some(entry) = order.pop_front()
+    {
+        let gone = match entry.file.upgrade() {
+            Some(file) => file::give_up(&file, entry.index, entry.stamp),
+            None => true,
+        };
+        if !gone {
+            kept.push_back(entry);
+        }
+    }
+    kept.append(&mut order);
+    let given = GIVEN.load(Ordering::Relaxed);
+    let mut cache = CACHE.borrow_mut();
+    // What came in meanwhile is younger.
+    kept.append(&mut cache.order);
+    cache.order = kept;
+    cache.pages = cache.pages.saturating_sub(given);
+    given
 }
 
 /// Makes room for so many pages. Waits where dirty ones have to be written first. Not to be called with a volume's lock held.

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `device`, `volume` | the ext4 library over a block device, behind a lock |
 //! | `cache`, `file` | the page cache: as a whole, and of one file |
+//! | `raw` | a disk without a file system, `/dev/diskN` |
 //! | `node`, `dir`, `tree` | inodes, directories, changes of the tree; over the image with whiteouts as overlayfs |
 //!
 //! Locks, in the order in which they are taken: a file's `lock_writes`, then its volume's. Room in the cache is made before the
@@ -14,6 +15,7 @@ pub mod device;
 pub mod dir;
 pub mod file;
 pub mod node;
+pub mod raw;
 #[cfg(test)]
 mod tests;
 pub mod tree;

@@ -98,6 +98,27 @@ pub fn evict(inode: &Rc<Inode>, index: u64, stamp: u64) -> bool {
     true
 }
 
+/// Takes a page out of the cache if nothing but memory is lost by it, for a caller that needs memory and cannot wait.
+pub fn give_up(inode: &Inode, index: u64, stamp: u64) -> bool {
+    let Some(file) = of(inode) else {
+        return true;
+    };
+    // The caller may be in the middle of this very file.
+    let Ok(mut state) = file.state.try_borrow_mut() else {
+        return false;
+    };
+    let Some(cached) = state.pages.get(&index).filter(|p| p.stamp == stamp) else {
+        return true;
+    };
+    let used = Rc::strong_count(&cached.page) > 1;
+    if used || state.dirty.contains(&index) || state.shared.contains_key(&index) {
+        return false;
+    }
+    state.pages.remove(&index);
+    cache::counted_out();
+    true
+}
+
 /// Digest of a page's bytes: tells whether a mapping has changed it.
 fn digest(page: &Page) -> u64 {
     let mut bytes = [0; PAGE_BYTES];
@@ -174,6 +195,24 @@ impl DiskFile {
     /// Keeps other writers out.
     pub fn lock_writes(&self) -> Held<'_> {
         self.writers.lock()
+    }
+
+    /// Takes clean pages of a range out of the cache, so that they are read anew.
+    pub fn forget_clean(&self, offset: u64, len: u64) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let (first, end) = (offset / PAGE, offset.saturating_add(len).div_ceil(PAGE));
+        let clean = |(index, cached): (&u64, &Cached)| {
+            let kept = Rc::strong_count(&cached.page) > 1
+                || state.dirty.contains(index)
+                || state.shared.contains_key(index);
+            (!kept).then_some(*index)
+        };
+        let gone: Vec<u64> = state.pages.range(first..end.max(first)).filter_map(clean).collect();
+        for index in &gone {
+            state.pages.remove(index);
+        }
+        cache::left(gone.len() as u64);
     }
 
     /// Whether it has no pages in the cache and nothing to write.

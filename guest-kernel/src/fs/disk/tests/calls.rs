@@ -502,3 +502,68 @@ fn mounts_that_cannot_be_are_told() {
     *TEST_DISKS.borrow_mut() = vec![MemDisk::new(format_with(16, "-t ext4 -b 1024"))];
     assert!(wrong(ext4()).contains("blocks of 1024"));
 }
+
+#[test]
+fn a_disk_without_a_file_system_is_a_file_of_its_size() {
+    let _guard = setup();
+    disk::forget_all();
+    let device = MemDisk::new(vec![0; 1 << 20]);
+    *TEST_DISKS.borrow_mut() = vec![device.clone()];
+    crate::fs::init(test_image(), IMAGE_PHYSICAL, None).unwrap();
+    let fd = open("/dev/disk0", O_RDWR).unwrap();
+    assert_eq!(sys(LSEEK, &[fd, 0, 2]), Ok(1 << 20));
+    pwrite(fd, b"odd bytes", 1000).unwrap();
+    pwrite(fd, &[3; 70_000], 4096).unwrap();
+    assert_eq!(pread(fd, 9, 1000).unwrap(), b"odd bytes");
+    assert_eq!(sys(FSYNC, &[fd]), Ok(0));
+    assert_eq!(device.flushes.get(), 1);
+    let bytes = device.bytes.borrow();
+    assert_eq!(&bytes[1000..1009], b"odd bytes");
+    assert!(bytes[4096..74_096].iter().all(|b| *b == 3) && bytes[74_096] == 0);
+    assert_eq!(pwrite(fd, b"x", 1 << 20), Err(ENOSPC));
+    assert_eq!(pread(fd, 9, (1 << 20) - 4).unwrap().len(), 4);
+    assert_eq!(open("/dev/disk1", O_RDONLY), Err(ENOENT));
+}
+
+#[test]
+fn direct_reads_and_advice_ask_the_disk_again() {
+    let (_guard, disk) = start(&ext4(), 32);
+    spit("/mnt/data/a", &vec![1; 40_960]).unwrap();
+    fsync("/mnt/data/a").unwrap();
+    let plain = open("/mnt/data/a", O_RDONLY).unwrap();
+    let reads = |act: &dyn Fn()| {
+        let before = disk.reads.get();
+        act();
+        disk.reads.get() - before
+    };
+    assert_eq!(reads(&|| drop(pread(plain, 4096, 0))), 0);
+    let direct = open("/mnt/data/a", O_RDONLY | O_DIRECT).unwrap();
+    assert!(reads(&|| drop(pread(direct, 4096, 0))) > 0);
+    assert!(reads(&|| drop(pread(direct, 4096, 0))) > 0);
+    assert_eq!(reads(&|| drop(pread(plain, 4096, 8192))), 0);
+    sys(221, &[plain, 0, 0, 4]).unwrap();
+    assert!(reads(&|| drop(pread(plain, 4096, 8192))) > 0);
+    // What is not written yet stays.
+    let fd = open("/mnt/data/a", O_RDWR).unwrap();
+    pwrite(fd, &[2; 4096], 8192).unwrap();
+    sys(221, &[fd, 0, 0, 4]).unwrap();
+    assert_eq!(pread(direct, 4096, 8192).unwrap(), [2; 4096]);
+    stop(&disk);
+}
+
+#[test]
+fn memory_that_is_needed_comes_out_of_the_cache() {
+    let (_guard, disk) = start(&ext4(), 32);
+    // What earlier tests have left.
+    cache::give_back(u64::MAX);
+    spit("/mnt/data/a", &vec![1; 200 * 4096]).unwrap();
+    let before = cache::pages();
+    assert!(before >= 200);
+    // What waits to be written is kept.
+    assert_eq!(cache::give_back(50), 0);
+    fsync("/mnt/data/a").unwrap();
+    assert_eq!(cache::give_back(50), 50);
+    assert_eq!(cache::pages(), before - 50);
+    assert_eq!(slurp("/mnt/data/a").unwrap(), vec![1; 200 * 4096]);
+    stop(&disk);
+}
