@@ -297,9 +297,8 @@ fn too_little_memory() {
 }
 
 /// Enough to start with, too little for what it is asked to do: the client is told, and all replicas do the same at the same point,
-/// wherever their page tables are (R8). The first seed is one with which they do not.
+/// wherever their page tables are (R8). The first seed is one with which they once did not.
 #[test]
-#[ignore = "known defect: free memory depends on the layout, so replicas part ways when it runs out"]
 fn memory_that_runs_out() {
     let _turn = one_at_a_time("a value of 100 MiB for guests of 64 MiB");
     for seed in [

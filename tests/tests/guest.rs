@@ -166,18 +166,33 @@ fn programs_end_as_on_linux() {
 }
 
 #[test]
-fn a_program_that_takes_all_memory_is_killed_with_a_message() {
-    let _alone = one_at_a_time("a program that takes all memory is killed with a message");
+fn a_program_that_takes_all_memory_is_refused_at_the_same_call_everywhere() {
+    let _alone = one_at_a_time("a program that takes all memory is refused");
     let guest = in_guest(&["memory", "oom"], "64M", 3, &[]);
+    assert_eq!(guest.code, 1, "{}", guest.stderr);
+    assert!(
+        guest.stderr.contains("ended with status 3"),
+        "{}",
+        guest.stderr
+    );
+    assert!(!guest.stderr.contains("verdict"), "{}", guest.stderr);
+    assert_eq!(said(&guest), ["8 MiB taken", "mmap refused"]);
+}
+
+#[test]
+fn a_program_that_touches_more_than_there_is_is_killed_with_a_message() {
+    let _alone = one_at_a_time("a program that touches more than there is is killed");
+    let guest = in_guest(&["memory", "oom-sparse"], "64M", 3, &[]);
     assert_eq!(guest.code, 1, "{}", guest.stderr);
     assert!(
         guest.stderr.contains("ended by signal 9"),
         "{}",
         guest.stderr
     );
+    assert!(!guest.stderr.contains("verdict"), "{}", guest.stderr);
     let text = String::from_utf8_lossy(&guest.stdout).into_owned();
     assert!(
-        text.contains("8 MiB taken") && text.contains("[kernel] out of memory"),
+        text.contains("8 MiB touched") && text.contains("[kernel] out of memory"),
         "{text}"
     );
 }

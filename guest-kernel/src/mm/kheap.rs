@@ -60,6 +60,7 @@ pub fn new_stack() -> Result<u64> {
     if top > BASE.load(Ordering::Relaxed) + 2 * HALF {
         return Err(ENOMEM);
     }
+    super::budget::take(STACK_SIZE / PAGE_SIZE)?;
     map(start, STACK_SIZE)?;
     STACKS_END.store(top, Ordering::Relaxed);
     Ok(top)

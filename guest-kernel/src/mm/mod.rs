@@ -1,4 +1,5 @@
 //! Memory: physical pages, page tables, the kernel's heap, the programs' address spaces.
+pub mod budget;
 pub mod frames;
 pub mod kheap;
 pub mod page;
@@ -60,6 +61,7 @@ pub fn init(boot: &BootInfo) {
         boot.layout.direct,
         &boot.layout_seed,
     );
+    budget::init(frames::counts().0 * quorate_abi::PAGE_SIZE);
     paging::init(boot.page_table_root);
     kheap::init(boot.layout.kernel_dynamic);
     IMAGE_VIRTUAL.store(boot.layout.image, Ordering::Relaxed);
@@ -76,6 +78,7 @@ pub fn new_space() -> Result<SpaceRef> {
         Some(space) => space,
         None => {
             let layout = (*LAYOUT.borrow()).ok_or(crate::errno::ENOMEM)?;
+            budget::take(budget::SPACE_CHARGE)?;
             &*Box::leak(Box::new(Global::new(Space::new(layout))))
         }
     };
@@ -241,11 +244,9 @@ pub fn memory_info() -> (u64, u64) {
         return (256 << 20, 128 << 20);
     }
     let (total, _) = frames::counts();
-    let spaces = SPACES.borrow();
-    let committed: u64 = spaces.live.iter().map(|s| s.borrow().committed()).sum();
-    let used = committed + crate::fs::memory_in_use();
-    let total = total * quorate_abi::PAGE_SIZE;
-    (total, total.saturating_sub(used))
+    let (limit, used) = budget::counts();
+    let page = quorate_abi::PAGE_SIZE;
+    (total * page, limit.saturating_sub(used) * page)
 }
 
 /// Bytes that are really free. Depends on the layout: for the kernel's own decisions only.

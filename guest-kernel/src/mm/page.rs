@@ -1,7 +1,7 @@
 //! Owned pages: for files in memory and mappings.
 use crate::errno::Result;
 
-/// One owned, zeroed 4 KiB page of RAM; freed when dropped.
+/// One owned, zeroed 4 KiB page of RAM, charged to the [budget](super::budget); freed when dropped.
 pub struct Page {
     #[cfg(test)]
     bytes: core::cell::UnsafeCell<alloc::boxed::Box<[u8; 4096]>>,
@@ -15,13 +15,14 @@ impl Page {
     /// # Errors
     /// `ENOMEM`.
     pub fn new_zeroed() -> Result<Self> {
+        super::budget::take(1)?;
         #[cfg(test)]
         return Ok(Self {
             bytes: core::cell::UnsafeCell::new(alloc::boxed::Box::new([0; 4096])),
         });
         #[cfg(not(test))]
         Ok(Self {
-            physical: super::frames::alloc()?,
+            physical: super::frames::alloc().inspect_err(|_| super::budget::give(1))?,
         })
     }
 
@@ -56,9 +57,10 @@ impl Page {
     }
 }
 
-#[cfg(not(test))]
 impl Drop for Page {
     fn drop(&mut self) {
+        super::budget::give(1);
+        #[cfg(not(test))]
         super::frames::free(self.physical);
     }
 }

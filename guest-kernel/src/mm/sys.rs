@@ -1,6 +1,7 @@
 //! System calls on memory.
 
-use super::space::{Arena, Backing, EXEC, Fault, LOWEST, WRITE_PROT};
+use super::budget;
+use super::space::{Arena, Backing, EXEC, Fault, LOWEST, SPARSE, WRITE_PROT};
 use crate::errno::*;
 use crate::{file, fs, rewrite};
 use quorate_abi::PAGE_SIZE;
@@ -11,6 +12,7 @@ const MAP_SHARED_VALIDATE: u64 = 3;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_GROWSDOWN: u64 = 0x100;
+const MAP_NORESERVE: u64 = 0x4000;
 const MAP_POPULATE: u64 = 0x8000;
 const MAP_STACK: u64 = 0x2_0000;
 const MAP_HUGETLB: u64 = 0x4_0000;
@@ -111,8 +113,11 @@ pub fn mmap(
         };
         space.place(addr, len, arena)?
     };
+    let private = matches!(backing, Backing::Anonymous);
     let name = if flags & MAP_STACK != 0 {
         "[thread stack]"
+    } else if private && flags & MAP_NORESERVE != 0 && len / PAGE_SIZE > budget::counts().0 {
+        SPARSE
     } else {
         ""
     };

@@ -3,12 +3,15 @@
 use super::demux::FlowKey;
 use super::link::Port;
 use super::options::Options;
+use crate::cell::Global;
 use crate::errno::Errno;
+use crate::mm::budget;
 use crate::wait::WaitQueue;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::cell::Cell;
+use quorate_abi::PAGE_SIZE;
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, CongestionControl, State};
 use smoltcp::time::{Duration, Instant};
@@ -97,6 +100,7 @@ pub struct Flow {
     pub seen: State,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    _charge: Charge,
 }
 
 /// What one step did to a flow.
@@ -137,9 +141,37 @@ fn nanoseconds(at: Instant) -> u64 {
     (at.total_micros().max(0) as u64).saturating_mul(1000)
 }
 
+/// Stands for a connection in the budget of memory. What its buffers leave in the kernel's heap is used by later ones and by nobody
+/// else, so the charge is for the most that there ever were at once.
+struct Charge;
+
+/// (connections now, most at once)
+static CHARGED: Global<(u64, u64)> = Global::new((0, 0));
+
+impl Charge {
+    /// One more connection; none if the budget is used up.
+    fn take() -> Option<Self> {
+        let mut charged = CHARGED.borrow_mut();
+        if charged.0 == charged.1 {
+            let bytes = (TCP_RX_BUFFER + TCP_TX_BUFFER) as u64;
+            budget::take(bytes.div_ceil(PAGE_SIZE)).ok()?;
+            charged.1 += 1;
+        }
+        charged.0 += 1;
+        Some(Self)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        CHARGED.borrow_mut().0 -= 1;
+    }
+}
+
 impl Flow {
     /// A closed connection with this key; none if there is no memory for its buffers.
     pub fn for_key(key: FlowKey) -> Option<Self> {
+        let charge = Charge::take()?;
         let rx = tcp::SocketBuffer::new(buffer(TCP_RX_BUFFER)?);
         let tx = tcp::SocketBuffer::new(buffer(TCP_TX_BUFFER)?);
         let mut socket = tcp::Socket::new(rx, tx);
@@ -170,6 +202,7 @@ impl Flow {
             seen: State::Closed,
             sockets,
             handle,
+            _charge: charge,
         })
     }
 

@@ -19,6 +19,7 @@ impl Space {
         self.split(start);
         self.split(end);
         let parts: Vec<u64> = self.vmas.range(start..end).map(|(s, _)| *s).collect();
+        self.charge_for(&parts, prot)?;
         for s in &parts {
             let Some(vma) = self.vmas.get_mut(s) else {
                 continue;
@@ -64,6 +65,29 @@ impl Space {
         Ok(())
     }
 
+    /// Charges the mappings at `parts` that have to be once they have protection `prot`: all or none.
+    fn charge_for(&mut self, parts: &[u64], prot: u8) -> Result<()> {
+        let newly = |start: &u64, vma: &Vma| -> u64 {
+            let charged = Vma {
+                charged: true,
+                ..vma.clone()
+            };
+            match !vma.charged && vma.wants_charge(prot) {
+                true => charged.charge(*start),
+                false => 0,
+            }
+        };
+        let found = parts.iter().filter_map(|s| Some((s, self.vmas.get(s)?)));
+        let more: u64 = found.map(|(start, vma)| newly(start, vma)).sum();
+        budget::take(more)?;
+        for start in parts {
+            if let Some(vma) = self.vmas.get_mut(start) {
+                vma.charged |= vma.wants_charge(prot);
+            }
+        }
+        Ok(())
+    }
+
     /// MADV_DONTNEED: the next access sees zeroes (or the file's content).
     ///
     /// # Errors
@@ -73,6 +97,7 @@ impl Space {
         while va < end {
             let (_, vma) = self.find(va).ok_or(ENOMEM)?;
             let stop = vma.end.min(end);
+            let name = vma.name;
             match vma.backing {
                 Backing::Anonymous if stop - va <= EAGER_ANONYMOUS => {
                     // Cheaper than a flush and new faults: clear in place.
@@ -83,7 +108,7 @@ impl Space {
                     });
                 }
                 Backing::File { shared: true, .. } => {}
-                _ => self.clear(va, stop),
+                _ => self.clear(va, stop, name),
             }
             va = stop;
         }
@@ -115,7 +140,7 @@ impl Space {
         }
         // The translations go before the pages can be used for anything else.
         for (from, to) in gone {
-            self.clear(from, to);
+            self.clear(from, to, "");
         }
     }
 
@@ -178,6 +203,9 @@ impl Space {
             Some(to) => to,
             None => self.place(0, new_len, arena)?,
         };
+        if vma.charged {
+            budget::check(new_len.saturating_sub(old_len) / PAGE_SIZE)?;
+        }
         if fixed.is_some() {
             self.unmap(to, to + new_len);
             if new_len < old_len {

@@ -11,6 +11,7 @@ impl Space {
     /// # Errors
     /// `ENOMEM`; then the child has a part of it.
     pub(in crate::mm) fn copy_to(&self, child: &mut Self) -> Result<()> {
+        budget::take(self.charge())?;
         child.vmas = self.vmas.clone();
         child.code = self.code.clone();
         child.interpreter = self.interpreter;
@@ -20,20 +21,23 @@ impl Space {
         for (start, vma) in &self.vmas {
             paging::for_each(self.root, *start, vma.end, |va, e| {
                 if result.is_ok() {
-                    result = child.copy_page(va, *e);
+                    result = child.copy_page(va, *e, vma.name == SPARSE);
                 }
             });
         }
         result
     }
 
-    fn copy_page(&mut self, va: u64, from: u64) -> Result<()> {
+    fn copy_page(&mut self, va: u64, from: u64, sparse: bool) -> Result<()> {
         let to = paging::entry_or_create(self.root, va)?;
         if from & OWNED == 0 {
             *to = from;
             return Ok(());
         }
-        *to = from & !paging::ADDRESS | copy_of(from & paging::ADDRESS)?;
+        let charge = u64::from(sparse);
+        budget::take(charge)?;
+        let copy = copy_of(from & paging::ADDRESS).inspect_err(|_| budget::give(charge))?;
+        *to = from & !paging::ADDRESS | copy;
         self.resident += 1;
         Ok(())
     }

@@ -6,7 +6,7 @@ mod change;
 mod fork;
 mod touch;
 
-use super::{Access, Page, frames, paging};
+use super::{Access, Page, budget, frames, paging};
 use crate::errno::*;
 use crate::file::{File, MapPage};
 use crate::rewrite::Code;
@@ -54,6 +54,9 @@ const STACK_ARENA: u64 = 1 << 30;
 /// Name of the mappings that hold trampolines, which fill slowly.
 pub const TRAMPOLINES: &str = "[trampolines]";
 
+/// Name of mappings larger than all of memory (MAP_NORESERVE), which are charged page by page when they are touched.
+pub const SPARSE: &str = "[sparse]";
+
 /// Where a mapping goes whose address the program left open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arena {
@@ -94,12 +97,34 @@ pub struct Vma {
     pub name: &'static str,
     /// `mprotect` may make it writable.
     may_write: bool,
+    /// It is charged to the budget, until it is unmapped.
+    charged: bool,
     /// Pages of a shared file that this mapping holds, by address.
     held: BTreeMap<u64, Rc<Page>>,
     sequential: (u64, u64),
 }
 
 impl Vma {
+    /// Pages that it is charged.
+    fn charge(&self, start: u64) -> u64 {
+        let len = self.end - start;
+        let charge = match self.charged {
+            false => 0,
+            true if self.name.contains("stack") => len.min(budget::STACK_CHARGE),
+            true => len,
+        };
+        charge / PAGE_SIZE
+    }
+
+    /// Whether it has to be charged once it has this protection.
+    fn wants_charge(&self, prot: u8) -> bool {
+        match &self.backing {
+            Backing::Anonymous => prot != 0 && !matches!(self.name, TRAMPOLINES | SPARSE),
+            Backing::File { shared: false, .. } => prot & WRITE_PROT != 0,
+            Backing::File { .. } => false,
+        }
+    }
+
     fn permissions(&self) -> u64 {
         permissions(self.prot)
     }
@@ -121,6 +146,7 @@ impl Vma {
             && self.prot == next.prot
             && self.name == next.name
             && self.may_write == next.may_write
+            && self.charged == next.charged
             && match (&self.backing, &next.backing) {
                 (Backing::Anonymous, Backing::Anonymous) => true,
                 (
@@ -221,6 +247,7 @@ impl Space {
         if self.root == 0 {
             self.root = paging::new_root(&self.arenas())?;
         }
+        budget::take(budget::PROCESS_CHARGE)?;
         self.id = id;
         self.users = 1;
         Ok(())
@@ -230,6 +257,7 @@ impl Space {
     pub(super) fn end(&mut self) {
         self.unmap(0, HIGHEST);
         self.finish();
+        budget::give(budget::PROCESS_CHARGE);
         self.code = Code::default();
         self.interpreter = (0, 0);
         self.brk = 0;
@@ -376,15 +404,18 @@ impl Space {
                 Backing::File { shared: true, .. } => false,
                 Backing::File { .. } => prot & WRITE_PROT == 0 || len <= EAGER_COPY,
             };
-        let vma = Vma {
+        let mut vma = Vma {
             end,
             prot,
             backing,
             name,
             may_write: true,
+            charged: false,
             held: BTreeMap::new(),
             sequential: (0, 0),
         };
+        vma.charged = vma.wants_charge(prot);
+        budget::take(vma.charge(start))?;
         self.size += len;
         self.vmas.insert(start, vma);
         if eager || (populate && prot != 0) {
@@ -421,7 +452,9 @@ impl Space {
         if let Some(mut tail) = self.vmas.remove(&second)
             && let Some(head) = self.vmas.get_mut(&first)
         {
+            let before = head.charge(first) + tail.charge(second);
             head.end = tail.end;
+            budget::change(before, head.charge(first));
             head.held.append(&mut tail.held);
             head.sequential = tail.sequential;
         }
@@ -433,7 +466,9 @@ impl Space {
             && vma.end > at
         {
             let start = *start;
+            let before = vma.charge(start);
             let tail = vma.split_off(start, at);
+            budget::change(before, vma.charge(start) + tail.charge(at));
             self.vmas.insert(at, tail);
         }
     }
@@ -448,15 +483,16 @@ impl Space {
         let gone: Vec<u64> = self.vmas.range(start..end).map(|(s, _)| *s).collect();
         for s in gone {
             if let Some(vma) = self.vmas.remove(&s) {
+                budget::give(vma.charge(s));
                 self.size -= vma.end - s;
-                self.clear(s, vma.end);
+                self.clear(s, vma.end, vma.name);
                 self.code.forget(s, vma.end);
             }
         }
     }
 
-    /// Removes the pages of a range, freeing those that belong to it.
-    fn clear(&mut self, start: u64, end: u64) {
+    /// Removes the pages of a range of a mapping called `name`, freeing those that belong to it.
+    fn clear(&mut self, start: u64, end: u64, name: &str) {
         let mut freed: Vec<u64> = Vec::new();
         let (mut present, mut resident) = (false, 0);
         paging::for_each(self.root, start, end, |_, e| {
@@ -468,6 +504,9 @@ impl Space {
             *e = 0;
         });
         self.resident -= resident;
+        if name == SPARSE {
+            budget::give(resident);
+        }
         if present {
             // Before the pages can be used for anything else.
             paging::flush(self.root);
@@ -485,6 +524,14 @@ impl Space {
             .filter(|(_, vma)| vma.prot & WRITE_PROT != 0 && !vma.name.contains("stack"))
             .filter(|(_, vma)| !matches!(vma.backing, Backing::File { shared: true, .. }))
             .map(|(start, vma)| vma.end - start)
+            .sum()
+    }
+
+    /// Pages that it is charged.
+    pub(super) fn charge(&self) -> u64 {
+        self.vmas
+            .iter()
+            .map(|(start, vma)| vma.charge(*start))
             .sum()
     }
 

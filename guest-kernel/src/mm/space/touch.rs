@@ -194,7 +194,15 @@ fn populate_page(
     }
     match &vma.backing {
         Backing::Anonymous => {
-            *e = frames::alloc().map_err(|_| Fault::NoMemory)? | OWNED | bits;
+            if vma.name == SPARSE {
+                budget::take(1).map_err(|_| Fault::NoMemory)?;
+            }
+            let frame = frames::alloc().inspect_err(|_| {
+                if vma.name == SPARSE {
+                    budget::give(1);
+                }
+            });
+            *e = frame.map_err(|_| Fault::NoMemory)? | OWNED | bits;
             Ok((true, false))
         }
         Backing::File {

@@ -1,4 +1,5 @@
-//! Page permissions, mappings and their system calls. `memory oom` takes memory until it is killed.
+//! Page permissions, mappings and their system calls. `memory oom` takes memory until it is refused, `memory oom-sparse` until
+//! it is killed.
 
 #![allow(clippy::undocumented_unsafe_blocks)]
 
@@ -680,9 +681,23 @@ fn take_everything() -> ! {
     }
 }
 
+/// Touches a mapping that is larger than all of memory until it is killed.
+fn touch_everything() -> ! {
+    if let Ok(at) = map(64 << 30, RW, ANON | MAP_NORESERVE, -1) {
+        for offset in (0..64u64 << 30).step_by(PAGE as usize) {
+            put(at + offset, 1);
+            if offset == 8 << 20 {
+                println!("8 MiB touched");
+            }
+        }
+    }
+    std::process::exit(4)
+}
+
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("oom") => take_everything(),
+        Some("oom-sparse") => touch_everything(),
         _ => {
             permissions();
             protection();
