@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::load::median;
 use crate::server::Kind;
+use crate::usage::Cpu;
 
 /// Who is compared.
 const KINDS: [Kind; 3] = [Kind::Native, Kind::Replicas(1), Kind::Replicas(3)];
@@ -56,6 +57,21 @@ struct Sample {
     p50_us: f64,
     p99_us: f64,
     max_us: f64,
+    /// Processor time of an operation: all replicas' threads, and everything else of the process. 0 if it is not known.
+    guests_us: f64,
+    rest_us: f64,
+}
+
+impl Sample {
+    /// With the processor time that all of its operations took.
+    fn costing(self, cpu: Cpu, operations: f64) -> Sample {
+        let each = cpu.times(1e6 / operations);
+        Sample {
+            guests_us: each.guests,
+            rest_us: each.gateway + each.other,
+            ..self
+        }
+    }
 }
 
 /// Everything that was measured: load and server, then its runs.
@@ -105,6 +121,7 @@ fn files(kind: Kind, quick: bool) -> Result<Vec<(&'static str, Sample)>, Error> 
     let directory = disk::directory()?;
     let operations = if quick { "2000" } else { "8000" };
     let mib = FILE_MIB.to_string();
+    let mut costs = Vec::new();
     let ended = match kind {
         Kind::Native => {
             let mut command = Command::new(programs::path("disk")?);
@@ -121,14 +138,29 @@ fn files(kind: Kind, quick: bool) -> Result<Vec<(&'static str, Sample)>, Error> 
             );
             let root = directory.path().join("root");
             let text = programs::appliance(&words, MEMORY, &root, &tables)?;
-            let set = Options::text(&text)?.replicas(replicas.into()).spawn()?;
-            set.process().wait(LONG)?
+            let set = Options::text(&text)?.replicas(replicas.into()).start()?;
+            let process = set.process();
+            let mut before = usage(process.pid())?;
+            for (load, ..) in LOADS {
+                process.wait_for_output(&format!("bench op={load} "), LONG)?;
+                // After the last one the process may have ended.
+                let now = usage(process.pid()).unwrap_or(before);
+                costs.push(now.since(before));
+                before = now;
+            }
+            process.wait(LONG)?
         }
     };
     let text = String::from_utf8_lossy(&ended.stdout);
-    let samples: Vec<_> = text.lines().filter_map(parse).collect();
+    let mut samples: Vec<_> = text.lines().filter_map(parse).collect();
+    for ((_, operations, sample), cost) in samples.iter_mut().zip(costs) {
+        *sample = sample.costing(cost, *operations);
+    }
     if ended.code == 0 && samples.len() == LOADS.len() {
-        Ok(samples)
+        Ok(samples
+            .into_iter()
+            .map(|(load, _, sample)| (load, sample))
+            .collect())
     } else {
         let code = ended.code;
         Err(Error::Unexpected(format!(
@@ -138,8 +170,13 @@ fn files(kind: Kind, quick: bool) -> Result<Vec<(&'static str, Sample)>, Error> 
     }
 }
 
+fn usage(pid: u32) -> Result<Cpu, Error> {
+    Cpu::of(pid).map_err(Error::Unexpected)
+}
+
 /// `bench op=seq-read block=1048576 ops=64 elapsed_ns=17569084 p50_ns=144325 p99_ns=8077851 max_ns=8077851`
-fn parse(line: &str) -> Option<(&'static str, Sample)> {
+/// The load, how many operations there were, and what they took.
+fn parse(line: &str) -> Option<(&'static str, f64, Sample)> {
     let fields: BTreeMap<&str, &str> = line
         .strip_prefix("bench ")?
         .split(' ')
@@ -153,8 +190,9 @@ fn parse(line: &str) -> Option<(&'static str, Sample)> {
         p50_us: number("p50_ns")? / 1e3,
         p99_us: number("p99_ns")? / 1e3,
         max_us: number("max_ns")? / 1e3,
+        ..Sample::default()
     };
-    Some((name, sample))
+    Some((name, number("ops")?, sample))
 }
 
 /// redis-benchmark's SET on a Redis that syncs its append-only file before each answer.
@@ -193,7 +231,10 @@ fn redis(kind: Kind, quick: bool) -> Result<Sample, Error> {
             let text = disk::appliance(REDIS, &[("path", file.clone().into())])?;
             let options = Options::text(&text)?.publish(6379);
             let set = options.replicas(replicas.into()).start()?;
+            let before = usage(set.process().pid())?;
             let sample = benchmark(set.address().port())?;
+            let cost = usage(set.process().pid())?.since(before);
+            let sample = sample.costing(cost, requests.parse().unwrap_or(1.0));
             let ended = set.stop()?;
             if ended.code != 0 {
                 return Err(Error::Unexpected(ended.stderr));
@@ -216,6 +257,7 @@ fn parse_csv(text: &str) -> Option<Sample> {
         p50_us: number(4)? * 1e3,
         p99_us: number(6)? * 1e3,
         max_us: number(7)? * 1e3,
+        ..Sample::default()
     })
 }
 
@@ -236,6 +278,8 @@ impl Disks {
             p50_us: of(|run| run.p50_us),
             p99_us: of(|run| run.p99_us),
             max_us: of(|run| run.max_us),
+            guests_us: of(|run| run.guests_us),
+            rest_us: of(|run| run.rest_us),
         })
     }
 
@@ -248,12 +292,20 @@ impl Disks {
         (!ratios.is_empty()).then(|| median(ratios))
     }
 
+    /// Operations per second that the processors allow for N=3: three times what a replica costs at N=1, and everything else
+    /// once; but not more than N=1 reached.
+    fn limit(&self, load: &'static str, cores: usize) -> Option<f64> {
+        let single = self.sample(load, Kind::Replicas(1))?;
+        let cost = 3.0 * single.guests_us + single.rest_us;
+        (cost > 0.0).then(|| single.per_second.min(1e6 * cores as f64 / cost))
+    }
+
     fn rows() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
         LOADS.into_iter().chain([(REDIS, REDIS_NAME, true)])
     }
 
     /// The report.
-    pub fn markdown(&self) -> String {
+    pub fn markdown(&self, cores: usize) -> String {
         let names = KINDS.map(Kind::name).to_vec();
         let head = |first: &str, more: &[&str]| -> Vec<String> {
             let more = more.iter().map(|&word| word.to_owned());
@@ -267,11 +319,17 @@ impl Disks {
             &["N=1 to native", "N=3 to N=1"],
         )];
         let mut latency = vec![head("each operation, us: p50 / p99 / most", &[])];
-        let mut aims = vec![
-            ["aim: N=3 to N=1", "at least", "measured", ""]
-                .map(str::to_owned)
-                .to_vec(),
-        ];
+        let texts = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let mut aims: Vec<Vec<String>> =
+            vec![texts(&["aim: N=3 to N=1", "at least", "measured", ""])];
+        let allow = format!("what {cores} cores allow N=3, to N=1");
+        let mut costs: Vec<Vec<String>> = vec![texts(&[
+            "processor time of an operation, us",
+            "N=1: guest + other",
+            "N=3: guests + other",
+            &allow,
+            "share of that reached",
+        ])];
         for (load, name, writes) in Self::rows() {
             let ratio = |kind, to| {
                 let ratio = self.ratio(load, kind, to);
@@ -300,6 +358,19 @@ impl Disks {
                 .concat(),
             );
             latency.push(row(1));
+            let limit = self.limit(load, cores);
+            if let (Some(one), Some(all), Some(limit)) =
+                (self.sample(load, single), self.sample(load, three), limit)
+            {
+                let cost = |s: Sample| format!("{:.0} + {:.0}", s.guests_us, s.rest_us);
+                costs.push(vec![
+                    name.to_owned(),
+                    cost(one),
+                    cost(all),
+                    format!("{:.2}", limit / one.per_second),
+                    format!("{:.2}", all.per_second / limit),
+                ]);
+            }
             if let Some(ratio) = self.ratio(load, three, single) {
                 let what = if writes { "writes" } else { "reads" };
                 aims.push(vec![
@@ -316,7 +387,7 @@ impl Disks {
              of guests with {MEMORY} of memory and ext4. The host has the file in its cache.\n\n",
             runs.into_iter().min().unwrap_or(0)
         );
-        for rows in [speed, latency, aims] {
+        for rows in [speed, latency, costs, aims] {
             crate::report::table(&mut text, &rows);
             text.push('\n');
         }
@@ -371,8 +442,8 @@ mod tests {
     #[test]
     fn outputs_are_understood_and_reported() {
         let line = "bench op=rand-read block=4096 ops=4000 elapsed_ns=2000000000 p50_ns=873 p99_ns=1580 max_ns=150308";
-        let (name, sample) = parse(line).unwrap();
-        assert_eq!(name, "rand-read");
+        let (name, operations, sample) = parse(line).unwrap();
+        assert_eq!((name, operations), ("rand-read", 4000.0));
         assert!((sample.per_second - 2000.0).abs() < 0.01 && sample.max_us > 150.0);
         assert!(parse("done").is_none() && parse("bench op=other").is_none());
         assert_eq!(rate(&sample), "8.2 (2,000/s)");
@@ -382,15 +453,19 @@ mod tests {
         let mut disks = Disks::default();
         for (kind, factor) in [(Kind::Replicas(1), 1.0), (Kind::Replicas(3), 0.5)] {
             let per_second = sample.per_second * factor;
+            // A replica that keeps one processor busy: three of them have two thirds of one each.
             let sample = Sample {
                 per_second,
+                guests_us: 500.0,
                 ..sample
             };
             disks
                 .samples
                 .insert(("rand-write", kind.name()), vec![sample]);
         }
-        let text = disks.markdown();
+        assert!((disks.limit("rand-write", 2).unwrap() - 2e6 / 1500.0).abs() < 0.01);
+        assert!(disks.limit("rand-write", 8).unwrap() <= 2000.0);
+        let text = disks.markdown(2);
         assert!(
             text.contains("writes: 4 KiB random writes") && text.contains("missed"),
             "{text}"

@@ -177,7 +177,7 @@ fn of_disks(options: &Options, host: &Host) -> bool {
         host.commit,
         host.load,
         host.line(),
-        disks.markdown()
+        disks.markdown(host.cpus)
     );
     println!("{text}");
     let json =
