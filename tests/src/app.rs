@@ -156,6 +156,23 @@ impl App {
             .ok_or_else(|| Error::Unexpected(format!("{}: no command", self.name)))
     }
 
+    /// The arguments of a program that takes its address by `-l` and its port by `-p`, as memcached does, with another address.
+    ///
+    /// # Errors
+    /// When there are no such options.
+    pub fn listening_at(&self, address: SocketAddr) -> Result<Vec<String>, Error> {
+        let mut words = self.command()?.split_off(1);
+        for (option, value) in [
+            ("-l", address.ip().to_string()),
+            ("-p", address.port().to_string()),
+        ] {
+            let at = words.iter().position(|word| word == option);
+            let place = at.and_then(|at| words.get_mut(at + 1));
+            *place.ok_or_else(|| Error::Unexpected(format!("{}: no {option}", self.name)))? = value;
+        }
+        Ok(words)
+    }
+
     /// How to start a set of it.
     ///
     /// # Errors

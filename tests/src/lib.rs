@@ -16,6 +16,7 @@ pub mod random;
 pub mod resp;
 pub mod server;
 pub mod set;
+pub mod web;
 pub mod wire;
 
 use std::io;

@@ -35,7 +35,7 @@ impl Both {
         let words = command.as_array_mut().unwrap();
         words.extend(more.iter().map(|&word| word.into()));
         let native = app
-            .native(|app, address, _| Ok(arguments(&app.command()?, address)))
+            .native(|app, address, _| app.listening_at(address))
             .unwrap();
         let set = app
             .options(PORT)
@@ -67,19 +67,6 @@ impl Both {
         let ended = self.set.stop().unwrap();
         assert_eq!(ended.code, 0, "{}", ended.stderr);
     }
-}
-
-/// The appliance's arguments with another address and port.
-fn arguments(command: &[String], address: SocketAddr) -> Vec<String> {
-    let mut words = command[1..].to_vec();
-    for (option, value) in [
-        ("-l", address.ip().to_string()),
-        ("-p", address.port().to_string()),
-    ] {
-        let at = words.iter().position(|word| word == option).unwrap();
-        words[at + 1] = value;
-    }
-    words
 }
 
 /// A connection to each.

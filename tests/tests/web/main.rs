@@ -10,111 +10,10 @@ mod requests;
 
 use std::net::SocketAddr;
 
-use quorate_tests::Error;
-use quorate_tests::app::{App, Native, replaced};
+use quorate_tests::app::Native;
 use quorate_tests::documents::Documents;
 use quorate_tests::set::Set;
-
-/// A web server.
-#[derive(Clone, Copy, Debug)]
-enum Server {
-    Nginx,
-    /// nginx with a master and two workers.
-    Workers,
-    Lighttpd,
-    /// BusyBox, a process for each connection.
-    Busybox,
-}
-
-impl Server {
-    fn app(self) -> App {
-        App::load(match self {
-            Server::Nginx => "nginx",
-            Server::Workers => "nginx-workers",
-            Server::Lighttpd => "lighttpd",
-            Server::Busybox => "busybox-httpd",
-        })
-        .unwrap()
-    }
-
-    /// Arguments for the native server that serves `documents`.
-    fn arguments(
-        self,
-        app: &App,
-        documents: &Documents,
-        address: SocketAddr,
-        native: &Native,
-    ) -> Result<Vec<String>, Error> {
-        let root = native.root().display().to_string();
-        let own = native.directory().display().to_string();
-        let served = documents.directory.display().to_string();
-        let path = format!("{own}/config");
-        let words = match self {
-            Server::Nginx | Server::Workers => {
-                let config = app.clone().content("/etc/nginx/nginx.conf")?;
-                std::fs::write(&path, self.nginx(&config, address, &root, &own, &served)?).unwrap();
-                vec!["-p", &own, "-e", "stderr", "-c", &path]
-            }
-            Server::Lighttpd => {
-                let config = app.clone().content("/etc/lighttpd/lighttpd.conf")?;
-                let port = format!("server.port = {}", address.port());
-                let changes = [
-                    ("server.port = 80", port.as_str()),
-                    ("0.0.0.0", "127.0.0.1"),
-                    ("/srv/www", &served),
-                ];
-                std::fs::write(&path, replaced(&config, &changes)?).unwrap();
-                return Ok(
-                    ["-D", "-m", &format!("{root}/usr/lib/lighttpd"), "-f", &path]
-                        .map(str::to_owned)
-                        .to_vec(),
-                );
-            }
-            Server::Busybox => {
-                let words = app.command()?.join("\n");
-                let changes = [("\n80\n", format!("\n{address}\n")), ("/srv/www", served)];
-                let changes = changes.each_ref().map(|(from, to)| (*from, to.as_str()));
-                let words = replaced(&words, &changes)?;
-                return Ok(words.lines().skip(1).map(str::to_owned).collect());
-            }
-        };
-        Ok(words.into_iter().map(str::to_owned).collect())
-    }
-
-    /// nginx' configuration for the native server.
-    fn nginx(
-        self,
-        config: &str,
-        address: SocketAddr,
-        root: &str,
-        own: &str,
-        served: &str,
-    ) -> Result<String, Error> {
-        let listen = format!("listen {address};");
-        let pid = format!("{own}/pid");
-        let types = format!("{root}/etc/nginx/mime.types");
-        let http = format!("http {{\n{}", temporary(own));
-        let mut changes = vec![
-            ("listen 80;", listen.as_str()),
-            ("/srv/www", served),
-            ("/run/nginx.pid", &pid),
-            ("/etc/nginx/mime.types", &types),
-            ("http {", &http),
-        ];
-        if let Server::Workers = self {
-            // Another user could not read the documents of everybody who runs the tests.
-            changes.push(("user www-data;", "user root;"));
-        }
-        replaced(config, &changes)
-    }
-}
-
-/// Where the native nginx puts its temporary files: the image's directories are not its own here.
-fn temporary(own: &str) -> String {
-    ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|kind| format!("  {kind}_temp_path {own}/{kind};\n"))
-        .concat()
-}
+use quorate_tests::web::Server;
 
 /// A native server and a set of three replicas with random layouts, which serve the same documents.
 struct Both {
@@ -127,13 +26,8 @@ struct Both {
 impl Both {
     fn start(server: Server) -> Both {
         let documents = Documents::make().unwrap();
-        let mut app = server.app();
-        for document in &documents.all {
-            app.add_file(&format!("/srv/www/{}", document.name), &document.path);
-        }
-        let native = app
-            .native(|app, address, native| server.arguments(app, &documents, address, native))
-            .unwrap();
+        let app = server.app(&documents).unwrap();
+        let native = server.native(&app, &documents).unwrap();
         let set = app
             .options(80)
             .unwrap()
