@@ -37,7 +37,7 @@ impl Notices {
             }
             let (next, timeout) = self
                 .more
-                .wait_timeout(list, std::time::Duration::from_secs(20))
+                .wait_timeout(list, std::time::Duration::from_secs(60))
                 .unwrap();
             assert!(!timeout.timed_out(), "no notice: {what}");
             list = next;
@@ -143,7 +143,7 @@ pub fn wait_for(what: &str, is: impl Fn() -> bool) {
     let start = std::time::Instant::now();
     while !is() {
         assert!(
-            start.elapsed() < std::time::Duration::from_secs(20),
+            start.elapsed() < std::time::Duration::from_secs(60),
             "{what}"
         );
         std::thread::yield_now();
