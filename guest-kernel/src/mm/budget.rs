@@ -16,6 +16,7 @@
 //! are touched, and the program is killed when there are none left.
 
 use crate::errno::{ENOMEM, Result};
+use crate::fs::disk::cache;
 use core::sync::atomic::{AtomicU64, Ordering};
 use quorate_abi::PAGE_SIZE;
 
@@ -50,11 +51,15 @@ pub fn counts() -> (u64, u64) {
 /// # Errors
 /// `ENOMEM`.
 pub fn check(pages: u64) -> Result<()> {
-    let (limit, used) = counts();
-    if used.saturating_add(pages) > limit {
-        Err(ENOMEM)
-    } else {
+    let missing = || {
+        let (limit, used) = counts();
+        used.saturating_add(pages).saturating_sub(limit)
+    };
+    // What the page cache has is only lent.
+    if missing() == 0 || (cache::give_back(missing()) > 0 && missing() == 0) {
         Ok(())
+    } else {
+        Err(ENOMEM)
     }
 }
 
