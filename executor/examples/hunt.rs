@@ -1,7 +1,8 @@
 //! Hunts for what depends on the layout (R8): records a run of one replica under a load, replays its journal in many other
 //! layouts, and names the first boundary at which one differs.
 //!
-//! `hunt APPLIANCE.toml PORT LAYOUTS COMMAND…`: runs COMMAND against the appliance, published at 127.0.0.1:PORT. With
+//! `hunt APPLIANCE.toml HOST:GUEST LAYOUTS COMMAND…`: runs COMMAND against the appliance, whose port GUEST is published at
+//! 127.0.0.1:HOST. With
 //! `QUORATE_KERNEL_TRACE` naming a kernel built with its `trace` feature, the system calls of that boundary are shown from both.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -22,7 +23,7 @@ fn main() {
     let layouts: usize = args[3].parse().unwrap();
     let options = Options {
         replicas: Some(1),
-        publish: vec![format!("{}:6379", args[2]).parse().unwrap()],
+        publish: vec![args[2].parse().unwrap()],
         ..Options::default()
     };
     let mut plan = Plan::new(&appliance, &options, &|_| {}).unwrap();
