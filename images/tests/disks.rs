@@ -87,6 +87,14 @@ fn a_seeded_disk_is_sound_private_sparse_and_kept() {
     assert!(debugfs(&disk.path, "stat /lost+found").contains("User:     0"));
     assert_eq!(debugfs(&disk.path, "cat /a"), "hello");
     assert!(debugfs(&disk.path, "stat /sub/link").contains("Fast link dest: \"../a\""));
+    // No time of the clock in the superblock: s_wtime, s_lastcheck, s_mkfs_time; nor when the files were made.
+    let superblock = &fs::read(&disk.path).unwrap()[1024..2048];
+    for at in [48, 64, 264] {
+        let time = u32::from_le_bytes(superblock[at..at + 4].try_into().unwrap());
+        assert_eq!(time, 1_767_225_600, "superblock byte {at}");
+    }
+    let stat = debugfs(&disk.path, "stat /a");
+    assert!(stat.contains("crtime: 0x6955b900:00000000"), "{stat}");
     // It is not made again, and nothing else was left in the directory.
     let before = fs::read(&disk.path).unwrap();
     let again = prepare(&appliance, &state).unwrap();
@@ -373,13 +381,27 @@ fn a_journal_is_replayed_on_a_copy_unless_asked() {
         checked.report
     );
 
-    // A transaction that is in the journal alone: it makes block 1 of `a` (which holds "hello") hold something else.
+    // Two blocks that are in the journal alone: the one of `a`, which holds "hello", and the one with its inode, which is
+    // damaged on the disk. So the file system is sound only if the journal counts.
     let block = debugfs(disk, "blocks /a").trim().to_owned();
     let content = dir.path().join("block");
     fs::write(&content, [b"HELLO".to_vec(), vec![0; 4091]].concat()).unwrap();
+    let place = debugfs(disk, "imap /a");
+    let table = place.split_once("at block ").unwrap().1;
+    let table: u64 = table.split(',').next().unwrap().parse().unwrap();
+    let mut inodes = vec![0; 4096];
+    let file = fs::File::open(disk).unwrap();
+    file.read_exact_at(&mut inodes, table * 4096).unwrap();
+    let inodes_file = dir.path().join("inodes");
+    fs::write(&inodes_file, &inodes).unwrap();
+    change(disk, "sif /a links_count 7\n");
     change(
         disk,
-        &format!("jo\njw -b {block} {}\njc\n", content.display()),
+        &format!(
+            "jo\njw -b {block} {}\njw -b {table} {}\njc\n",
+            content.display(),
+            inodes_file.display()
+        ),
     );
     let before = fs::read(disk).unwrap();
     let checked = check(disk, false).unwrap();
