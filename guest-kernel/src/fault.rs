@@ -90,6 +90,7 @@ fn page_fault(address: u64, error: u64, rip: u64) -> Result<(), Fault> {
     }
     space.finish();
     drop(space);
+    mm::search_fresh_code();
     if access == Access::Execute && result.is_ok() {
         // What has just become executable may have been written before (or read from a file anew).
         rewrite::scan(page(address), page(address) + PAGE_SIZE);

@@ -346,6 +346,7 @@ pub fn scan(start: u64, end: u64) {
             mm::space().code.leaks.insert(at, leak);
         }
     }
+    mm::space().searched(start, end);
 }
 
 /// The longest run of present pages from `start` on that lie in a row in the root image (with their offset there), or that

@@ -172,8 +172,23 @@ pub fn check_user(addr: u64, len: usize, access: Access) -> Result<()> {
         let result = space().check(addr, len as u64, access);
         match result {
             Err(Fault::NotLoaded) => load_wanted().map_err(|_| crate::errno::EFAULT)?,
-            result => return result.map_err(|_| crate::errno::EFAULT),
+            result => {
+                search_fresh_code();
+                return result.map_err(|_| crate::errno::EFAULT);
+            }
         }
+    }
+}
+
+/// Searches code that has become present for leaking instructions, before anything of it runs.
+pub fn search_fresh_code() {
+    loop {
+        let fresh = space().take_fresh_code();
+        match fresh {
+            Some((start, end)) => crate::rewrite::scan(start, end),
+            None => break,
+        }
+        space().finish();
     }
 }
 

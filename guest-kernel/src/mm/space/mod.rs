@@ -105,6 +105,11 @@ pub struct Vma {
 }
 
 impl Vma {
+    /// Whether its pages can be executed as soon as they are present.
+    fn is_code(&self) -> bool {
+        self.prot & (EXEC | WRITE_PROT) == EXEC && self.name != TRAMPOLINES
+    }
+
     /// Pages that it is charged.
     fn charge(&self, start: u64) -> u64 {
         let len = self.end - start;
@@ -196,6 +201,14 @@ pub enum Fault {
     NotLoaded,
 }
 
+/// Notes that the page at `va` is code to be searched.
+fn note_code(fresh: &mut Vec<(u64, u64)>, va: u64) {
+    match fresh.last_mut() {
+        Some((_, end)) if *end == va => *end += PAGE_SIZE,
+        _ => fresh.push((va, va + PAGE_SIZE)),
+    }
+}
+
 /// An address space. Processes share one between `vfork` and `execve`.
 pub struct Space {
     /// Names the space; never used again for another.
@@ -209,6 +222,8 @@ pub struct Space {
     /// Where the dynamic linker's code lies.
     pub interpreter: (u64, u64),
     vmas: BTreeMap<u64, Vma>,
+    /// Executable pages that have become present and were not searched for leaking instructions yet.
+    fresh_code: Vec<(u64, u64)>,
     layout: Layout,
     brk: u64,
     /// Pages that belong to the program. Which pages a program touches can depend on addresses (an allocator's radix tree does),
@@ -230,6 +245,7 @@ impl Space {
             code: Code::default(),
             interpreter: (0, 0),
             vmas: BTreeMap::new(),
+            fresh_code: Vec::new(),
             layout,
             brk: 0,
             resident: 0,
@@ -259,8 +275,19 @@ impl Space {
         self.finish();
         budget::give(budget::PROCESS_CHARGE);
         self.code = Code::default();
+        self.fresh_code.clear();
         self.interpreter = (0, 0);
         self.brk = 0;
+    }
+
+    /// Takes out a range of executable pages that have to be searched.
+    pub fn take_fresh_code(&mut self) -> Option<(u64, u64)> {
+        self.fresh_code.pop()
+    }
+
+    /// The range has been searched.
+    pub fn searched(&mut self, start: u64, end: u64) {
+        self.fresh_code.retain(|(a, b)| *a < start || *b > end);
     }
 
     /// Whether code at this address is the dynamic linker's own.

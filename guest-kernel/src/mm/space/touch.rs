@@ -21,6 +21,9 @@ impl Space {
                     let (owned, changed) = populate_page(vma_start, vma, va, e)?;
                     self.resident += u64::from(owned);
                     self.flush |= changed;
+                    if vma.is_code() {
+                        note_code(&mut self.fresh_code, va);
+                    }
                 }
                 va += PAGE_SIZE;
             }
@@ -60,6 +63,9 @@ impl Space {
         }
         let (owned, _) = populate_page(start, vma, page, e)?;
         self.resident += u64::from(owned);
+        if vma.is_code() {
+            note_code(&mut self.fresh_code, page);
+        }
         // Around it: more while the program walks upwards.
         let (expected, mut around) = vma.sequential;
         around = if expected == page {
