@@ -1,10 +1,10 @@
 //! From the VMM's entry to the program's first instruction.
 
 use crate::arch::{entry, monitor};
+use crate::fs::mounts::Mount;
 use crate::{boundary, drivers, exec, fs, klog, mm, net, sched, time};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use crate::fs::mounts::Mount;
 use quorate_abi::boot::{BOOT_MAGIC, BootInfo, Layout};
 use quorate_abi::mount::MAX_MOUNTS;
 
@@ -161,7 +161,10 @@ extern "C" fn on_first_stack() -> ! {
         .and_then(|program| exec::load_program(&program, &strings.envp));
     #[cfg(not(test))]
     if let Err(error) = fs::disk::start_background() {
-        panic!("no memory for the thread that writes to disks (error {})", error.0);
+        panic!(
+            "no memory for the thread that writes to disks (error {})",
+            error.0
+        );
     }
     let frame = match started {
         Ok(frame) => frame,
@@ -188,7 +191,12 @@ fn mount(boot: &BootInfo, image: &'static [u8], mounts: &[Mount]) {
     }
     for mount in mounts.iter().filter(|m| !at_root(m)) {
         if let Err(why) = fs::mounts::add(mount) {
-            klog!("cannot mount {} {} on {}: {why}", mount.kind, mount.source, mount.target);
+            klog!(
+                "cannot mount {} {} on {}: {why}",
+                mount.kind,
+                mount.source,
+                mount.target
+            );
             boundary::exit_program(127 << 8);
         }
     }

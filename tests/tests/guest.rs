@@ -123,6 +123,11 @@ fn files() {
 }
 
 #[test]
+fn mappings_of_files() {
+    behaves_as_on_linux("mapped");
+}
+
+#[test]
 fn sockets() {
     behaves_as_on_linux("sockets");
 }

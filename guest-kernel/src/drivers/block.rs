@@ -38,7 +38,7 @@ const SMALL: Class = Class {
 };
 /// Requests of any size.
 const LARGE: Class = Class {
-    slots: 8,
+    slots: 4,
     bytes: crate::fs::disk::device::MAX_REQUEST,
 };
 /// Large requests when the guest has little memory.
@@ -122,13 +122,15 @@ pub fn init(number: usize, window: &impl Window, alloc: AllocDma) -> Result<(), 
     let sectors = u64::from(window.read(register::CONFIG))
         | u64::from(window.read(register::CONFIG + 4)) << 32;
     let control = alloc(1).map_err(|_| InitError::Memory)?;
-    mmio::start(window);
     let large_slots = if crate::mm::memory_info().0 < SMALL_GUEST {
         LARGE_SLOTS_SMALL_GUEST
     } else {
         LARGE.slots
     };
     let slots = SMALL.slots + large_slots;
+    let bytes = usize::from(SMALL.slots) * SMALL.bytes + usize::from(large_slots) * LARGE.bytes;
+    crate::mm::budget::take((bytes / PAGE) as u64).map_err(|_| InitError::Memory)?;
+    mmio::start(window);
     let state = State {
         queue,
         alloc,

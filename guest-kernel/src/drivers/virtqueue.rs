@@ -101,7 +101,14 @@ impl Virtqueue {
     pub fn link(&mut self, id: u16, next: Option<u16>) {
         let at = usize::from(id % self.size) * DESCRIPTOR;
         let flags: u16 = self.read::<u16>(at + 12) & !F_NEXT;
-        self.write(at + 12, if next.is_some() { flags | F_NEXT } else { flags });
+        self.write(
+            at + 12,
+            if next.is_some() {
+                flags | F_NEXT
+            } else {
+                flags
+            },
+        );
         self.write(at + 14, next.unwrap_or(0));
     }
 

@@ -307,13 +307,14 @@ pub fn filesystems() -> Vec<u8> {
 pub fn meminfo() -> Vec<u8> {
     let (total, free) = mm::memory_info();
     let (_, files) = state::space().page_counts();
+    let cached = super::disk::cache::pages() * PAGE;
     let mut out = String::new();
     for (label, bytes) in [
         ("MemTotal:", total),
         ("MemFree:", free),
-        ("MemAvailable:", free),
+        ("MemAvailable:", free + cached),
         ("Buffers:", 0),
-        ("Cached:", files * PAGE),
+        ("Cached:", files * PAGE + cached),
         ("SwapCached:", 0),
         ("Active:", total - free.min(total)),
         ("Inactive:", 0),

@@ -9,6 +9,7 @@
 //! | pages of files in memory and in the page cache, shared memory | when they are made |
 //! | connections | their buffers |
 //! | a process, a thread | [`SPACE_CHARGE`], [`PROCESS_CHARGE`]; the kernel stack |
+//! | disks | buffers for requests and metadata, when they are started and mounted |
 //! | page tables, the kernel and its heap, rewritten code | nothing: they live on the reserve |
 //!
 //! The reserve is [`RESERVE_LEAST`] and [`RESERVE_SHARE`] of memory. What asks for more than the rest has gets `ENOMEM` (a file: `ENOSPC`),

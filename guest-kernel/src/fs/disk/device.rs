@@ -16,8 +16,8 @@ pub const SECTOR: u64 = 512;
 pub const BLOCK: usize = 4096;
 /// Most bytes of one request to the device.
 pub const MAX_REQUEST: usize = 1 << 20;
-/// Blocks that the cache of metadata holds (R10): 4 MiB. Beyond that the ones that have not been used for longest go.
-pub const CACHED_BLOCKS: usize = 1024;
+/// Blocks that the cache of metadata holds (R10): 2 MiB. Beyond that the ones that have not been used for longest go.
+pub const CACHED_BLOCKS: usize = 512;
 /// Reads up to this many bytes are metadata and go through the cache; longer ones are not kept.
 const CACHED_READ: usize = 4 * BLOCK;
 

@@ -187,15 +187,13 @@ pub fn fsync(inode: &Rc<Inode>) -> Result<()> {
     let Some(disk) = &inode.sup.disk else {
         return Ok(());
     };
-    let guard = disk.volume.lock();
-    let file = file::of(inode);
-    if let Some(file) = file {
-        // The error is told below.
-        let _ = file.write_back_locked(inode, &guard);
-    }
-    let committed = guard.commit();
-    drop(guard);
-    if let Some(file) = file {
+    let committed = disk.volume.commit_with(inode, |inode, guard| {
+        if let Some(file) = file::of(inode) {
+            // The error is told to whoever asked for this file.
+            let _ = file.write_back_locked(inode, guard);
+        }
+    });
+    if let Some(file) = file::of(inode) {
         file.take_error()?;
     }
     committed

@@ -1,7 +1,9 @@
 //! A mounted ext4 file system: the library behind one lock on which threads sleep, and its errors as Linux gives them.
 
-use super::device::{Adapter, BLOCK, BlockDevice, Handle, SECTOR};
+use super::device::{Adapter, BLOCK, BlockDevice, CACHED_BLOCKS, Handle, SECTOR};
 use crate::errno::*;
+use crate::fs::inode::Inode;
+use crate::mm;
 use crate::time::{self, Timespec};
 use crate::wait::{WaitQueue, wait_uninterruptible};
 use alloc::collections::BTreeSet;
@@ -22,6 +24,8 @@ pub type Fs = Ext4<Handle, MountedServices<(), NoopObserver, ()>>;
 /// Commits after which the file system is taken down and up again if that is possible, which empties the journal at once. (The
 /// library frees the journal's space transaction by transaction, two flushes each, when it has wrapped.)
 const COMMITS_PER_CHECKPOINT: u32 = 128;
+/// Pages that the library's own caches and journal may take.
+const LIBRARY_PAGES: u64 = 512;
 /// Extents of one answer about where a file lies.
 const EXTENTS: usize = 64;
 
@@ -100,6 +104,11 @@ pub struct Volume {
     reap: RefCell<Vec<u32>>,
     /// The error that ended writing was told.
     told: Cell<bool>,
+    /// Files that somebody waits for to be committed.
+    asked: RefCell<Vec<Rc<Inode>>>,
+    /// Calls of [`Self::commit_with`], and up to which they are served.
+    tickets: Cell<u64>,
+    committed: Cell<u64>,
 }
 
 /// The lock of a volume, held. Threads may wait while they hold it.
@@ -173,6 +182,9 @@ impl Volume {
         read_only: bool,
     ) -> core::result::Result<Rc<Self>, String> {
         let read_only = read_only || device.read_only();
+        let pages = CACHED_BLOCKS as u64 + LIBRARY_PAGES;
+        mm::budget::take(pages)
+            .map_err(|_| alloc::format!("{name}: not enough memory ([machine] memory)"))?;
         let adapter = Rc::new(RefCell::new(Adapter::new(device)));
         let fs = mount(Handle(adapter.clone()), read_only)
             .map_err(|error| alloc::format!("{name}: {error}"))?;
@@ -195,6 +207,9 @@ impl Volume {
             orphans: RefCell::new(BTreeSet::new()),
             reap: RefCell::new(Vec::new()),
             told: Cell::new(false),
+            asked: RefCell::default(),
+            tickets: Cell::new(0),
+            committed: Cell::new(0),
         }))
     }
 
@@ -232,6 +247,32 @@ impl Volume {
     /// Whether there is something that a commit would write.
     pub fn needs_commit(&self) -> bool {
         self.changed.get() || !self.reap.borrow().is_empty()
+    }
+
+    /// Writes a file and commits. Who comes while another commits is written together with all others who come meanwhile, in one commit.
+    ///
+    /// # Errors
+    /// As [`Guard::commit`].
+    pub fn commit_with(
+        &self,
+        inode: &Rc<Inode>,
+        write: impl Fn(&Rc<Inode>, &Guard<'_>),
+    ) -> Result<()> {
+        let ticket = self.tickets.get() + 1;
+        self.tickets.set(ticket);
+        self.asked.borrow_mut().push(inode.clone());
+        let guard = self.lock();
+        if self.committed.get() >= ticket {
+            return Ok(());
+        }
+        let last = self.tickets.get();
+        let all = core::mem::take(&mut *self.asked.borrow_mut());
+        for inode in &all {
+            write(inode, &guard);
+        }
+        guard.commit()?;
+        self.committed.set(last);
+        Ok(())
     }
 
     /// Says once what went wrong, and refuses changes from now on.

@@ -1,4 +1,4 @@
-//! Mappings of files in a directory, which may be on a disk: `mapped DIRECTORY` does everything, `mapped DIRECTORY check` looks, after
+//! Mappings of files in a directory, which may be on a disk: `mapped [DIRECTORY]` does everything, `mapped DIRECTORY check` looks, after
 //! another start, for what the first run has left there.
 
 #![allow(clippy::undocumented_unsafe_blocks)]
@@ -202,13 +202,16 @@ fn look(dir: &str) {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let dir = arguments.get(1).map_or("/tmp", String::as_str);
+    let own = format!("/tmp/mapped-{}", std::process::id());
+    let dir = arguments.get(1).unwrap_or(&own);
     if arguments.get(2).map(String::as_str) == Some("check") {
         look(dir);
-    } else {
-        shared(dir);
-        big(dir);
-        look(dir);
+        finish();
     }
+    let _ = fs::create_dir(&own);
+    shared(dir);
+    big(dir);
+    look(dir);
+    let _ = fs::remove_dir_all(&own);
     finish()
 }

@@ -208,7 +208,11 @@ impl DiskFile {
                 || state.shared.contains_key(index);
             (!kept).then_some(*index)
         };
-        let gone: Vec<u64> = state.pages.range(first..end.max(first)).filter_map(clean).collect();
+        let gone: Vec<u64> = state
+            .pages
+            .range(first..end.max(first))
+            .filter_map(clean)
+            .collect();
         for index in &gone {
             state.pages.remove(index);
         }
