@@ -21,16 +21,21 @@ use quorate_tests::{disk, one_at_a_time, programs};
 /// Upper bound for things whose time is not what is tested.
 const LONG: Duration = Duration::from_secs(120);
 
-/// A set that runs `disk WORDS…` with an ext4 disk of `size` in `directory`.
-fn disk_plan(words: &[&str], size: &str, memory: &str, directory: &Path, replicas: u8) -> Plan {
+/// A disk with a file system, and the table that says so.
+const EXT4: &str = "size = \"64M\"\nmount = \"/data\"\n";
+/// A disk that the program has for itself.
+const RAW: &str = "size = \"1M\"\nfilesystem = \"none\"\n";
+
+/// A set that runs `disk WORDS…` with one disk, whose file is `data.img` in `directory`.
+fn disk_plan(words: &[&str], kind: &str, directory: &Path, replicas: u8) -> Plan {
     let words: Vec<&str> = std::iter::once("disk")
         .chain(words.iter().copied())
         .collect();
     let more = format!(
-        "[[disk]]\nname = \"data\"\nsize = \"{size}\"\nmount = \"/data\"\npath = {:?}\n",
+        "[[disk]]\nname = \"data\"\npath = {:?}\n{kind}",
         directory.join("data.img").display().to_string()
     );
-    let text = programs::appliance(&words, memory, &directory.join("root"), &more).unwrap();
+    let text = programs::appliance(&words, "128M", &directory.join("root"), &more).unwrap();
     let options = Options {
         replicas: Some(replicas),
         seed: Some("disks".to_owned()),
@@ -76,13 +81,7 @@ fn a_replica_that_writes_something_else_is_outvoted_and_the_disk_holds_what_the_
     for victim in 0..3 {
         let directory = disk::directory().unwrap();
         let file = directory.path().join("data.img");
-        let plan = disk_plan(
-            &["tree", "/data", "400", "5"],
-            "64M",
-            "128M",
-            directory.path(),
-            3,
-        );
+        let plan = disk_plan(&["tree", "/data", "400", "5"], EXT4, directory.path(), 3);
         let recorded = record(&plan, |running, said| {
             assert!(said.wait_for("round 63", LONG), "{}", said.text());
             running.set.inject(victim, Fault::WrongWrite).unwrap();
@@ -124,13 +123,7 @@ fn one_wrong_byte_on_the_disk_would_be_seen() {
     let _turn = one_at_a_time("the comparison of disks notices one byte");
     let directory = disk::directory().unwrap();
     let file = directory.path().join("data.img");
-    let plan = disk_plan(
-        &["tree", "/data", "40", "6"],
-        "64M",
-        "128M",
-        directory.path(),
-        1,
-    );
+    let plan = disk_plan(&["tree", "/data", "40", "6"], EXT4, directory.path(), 1);
     let recorded = record(&plan, |_, _| {}).unwrap();
     assert_eq!(recorded.summary.end.exit_code(), ExitCode::Success);
     let (replayed, scratch) = recorded.replay(0).unwrap();
@@ -143,12 +136,10 @@ fn one_wrong_byte_on_the_disk_would_be_seen() {
     assert_eq!(sectors_that_differ(&file, &scratch), [5_000_000 / 512]);
 }
 
-/// Three replicas overwrite and read the same blocks; one of them is slowed while they do.
-fn with_a_slow_replica(versions: bool, victim: usize) -> Recorded {
+/// Three replicas overwrite and read the same blocks, past the guest's cache; one of them is slowed while they do.
+fn with_a_slow_replica(file: &str, kind: &str, versions: bool, victim: usize) -> Recorded {
     let directory = disk::directory().unwrap();
-    // More than the guest has memory, so that it reads from the disk.
-    let words = ["churn", "/data/blocks", "12288", "2", "9"];
-    let mut plan = disk_plan(&words, "128M", "64M", directory.path(), 3);
+    let mut plan = disk_plan(&["churn", file, "48", "48", "9"], kind, directory.path(), 3);
     plan.disk_bounds.versions = versions;
     let recorded = record(&plan, |running, said| {
         assert!(said.wait_for("written once", LONG), "{}", said.text());
@@ -161,8 +152,16 @@ fn with_a_slow_replica(versions: bool, victim: usize) -> Recorded {
         assert!(injected.is_ok() || !versions, "{injected:?}");
     })
     .unwrap();
-    println!("  {:?}", recorded.summary.status.disks);
-    if versions {
+    println!(
+        "  {}; {:?}",
+        recorded.summary.end, recorded.summary.status.disks
+    );
+    for event in &recorded.events {
+        if let Event::Outvoted { detail, .. } | Event::NoMajority { detail, .. } = event {
+            println!("  {detail}");
+        }
+    }
+    if versions && kind == EXT4 {
         disk::check_clean(&directory.path().join("data.img")).unwrap();
     }
     recorded
@@ -171,8 +170,12 @@ fn with_a_slow_replica(versions: bool, victim: usize) -> Recorded {
 #[test]
 fn a_slow_replica_reads_the_disk_as_of_its_own_time() {
     let _turn = one_at_a_time("inject R slow: the others go on writing what it has yet to read");
-    for victim in [2, 0] {
-        let recorded = with_a_slow_replica(true, victim);
+    for (file, kind, victim) in [
+        ("/dev/disk0", RAW, 2),
+        ("/dev/disk0", RAW, 0),
+        ("/data/blocks", EXT4, 1),
+    ] {
+        let recorded = with_a_slow_replica(file, kind, true, victim);
         let summary = &recorded.summary;
         let said = recorded.said.text();
         assert_eq!(
@@ -184,28 +187,48 @@ fn a_slow_replica_reads_the_disk_as_of_its_own_time() {
         assert!(said.ends_with("done\n"), "{said}");
         assert_eq!(recorded.stopped(), [0; 0]);
         assert_eq!(summary.status.running, 3);
-        // It did read old versions, else this showed nothing.
-        assert!(
-            summary.status.disks[0].versions > 0,
-            "{:?}",
-            summary.status.disks
+        let disk = &summary.status.disks[0];
+        println!(
+            "  it is {} boundaries behind at the end",
+            summary.status.replicas[victim].lag
         );
+        // It did read what others had overwritten, else this showed nothing.
+        assert!(disk.versions > 0 && disk.reads > 2 * 48 * 49, "{disk:?}");
     }
 }
 
 #[test]
 fn without_versions_a_replica_that_lags_reads_what_others_wrote_later() {
     let _turn = one_at_a_time("the same with the versions of the store switched off: it must fail");
-    let recorded = with_a_slow_replica(false, 2);
-    for event in &recorded.events {
-        if let Event::Outvoted { detail, .. } | Event::NoMajority { detail, .. } = event {
-            println!("  {detail}");
-        }
-    }
+    let recorded = with_a_slow_replica("/dev/disk0", RAW, false, 2);
     // Whoever lags at a wrong moment: replica 2, another one already at the start, or two of them.
     let summary = &recorded.summary;
     let no_quorum = summary.end.exit_code() == ExitCode::NoQuorum;
     assert!(no_quorum || summary.status.running < 3, "{summary:?}");
+}
+
+#[test]
+fn a_disk_is_the_same_with_and_without_a_wrong_write() {
+    let _turn =
+        one_at_a_time("two runs of one program, one of them with a wrong write: the same sectors");
+    let directories = [disk::directory().unwrap(), disk::directory().unwrap()];
+    let mut files = Vec::new();
+    for (directory, fault) in directories.iter().zip([false, true]) {
+        let words = ["churn", "/dev/disk0", "64", "16", "4"];
+        let plan = disk_plan(&words, RAW, directory.path(), 3);
+        let recorded = record(&plan, |running, said| {
+            assert!(said.wait_for("round 0", LONG), "{}", said.text());
+            if fault {
+                running.set.inject(1, Fault::WrongWrite).unwrap();
+            }
+        })
+        .unwrap();
+        assert_eq!(recorded.summary.end.exit_code(), ExitCode::Success);
+        assert_eq!(recorded.stopped().len(), usize::from(fault));
+        files.push(directory.path().join("data.img"));
+    }
+    let differ = disk::differing_sectors(&files[0], &files[1], 10).unwrap();
+    assert_eq!(differ, [0; 0]);
 }
 
 /// Redis with its append-only file in three replicas of the real command, under load; something is injected meanwhile, and

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use quorate_tests::process::run;
 use quorate_tests::random::Random;
-use quorate_tests::set::Options;
+use quorate_tests::set::{Options, quorate_run};
 use quorate_tests::{disk, one_at_a_time};
 
 /// Inserts in all, and in a transaction.
@@ -103,6 +103,17 @@ fn inserts(journal: &str) {
     disk::check_clean(&path).unwrap();
     let database = directory.path().join("app.db");
     disk::extract(&path, "/app.db", &database).unwrap();
+    // And in the way that users have.
+    let out = directory.path().join("out");
+    let words = [
+        "disk",
+        "extract",
+        path.to_str().unwrap(),
+        out.to_str().unwrap(),
+    ];
+    let extracted = quorate_run(&words).unwrap();
+    assert_eq!(extracted.code, 0, "{}", extracted.stderr);
+    assert!(std::fs::read(out.join("app.db")).unwrap() == std::fs::read(&database).unwrap());
     let there = format!("PRAGMA journal_mode;\n{SUMMARY}PRAGMA integrity_check;");
     assert_eq!(host_sqlite(&database, &there), expected);
 }

@@ -374,6 +374,8 @@ fn churn(path: &Path, blocks: u64, rounds: u64, seed: u64) -> Done {
             println!("round {round}");
         }
     }
+    // A replica that lags catches up here, and takes part in what follows.
+    std::thread::sleep(Duration::from_secs(1));
     for block in 0..blocks {
         content(block, versions[block as usize], written.bytes());
         at(

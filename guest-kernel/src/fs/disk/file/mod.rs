@@ -199,8 +199,8 @@ impl DiskFile {
 
     /// Takes clean pages of a range out of the cache, so that they are read anew.
     pub fn forget_clean(&self, offset: u64, len: u64) {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         let (first, end) = (offset / PAGE, offset.saturating_add(len).div_ceil(PAGE));
         let clean = |(index, cached): (&u64, &Cached)| {
             let kept = Rc::strong_count(&cached.page) > 1
@@ -216,6 +216,8 @@ impl DiskFile {
         for index in &gone {
             state.pages.remove(index);
         }
+        // The cache may look at this very file.
+        drop(borrowed);
         cache::left(gone.len() as u64);
     }
 

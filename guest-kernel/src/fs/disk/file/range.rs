@@ -36,8 +36,8 @@ impl DiskFile {
     }
 
     fn drop_pages(&self, first: u64, end: u64) {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         let gone: Vec<u64> = state.pages.range(first..end).map(|(i, _)| *i).collect();
         let mut clean = 0;
         for index in &gone {
@@ -45,6 +45,8 @@ impl DiskFile {
             state.shared.remove(index);
             clean += u64::from(state.dirty.remove(index));
         }
+        // The cache may look at this very file.
+        drop(borrowed);
         cache::cleaned(clean);
         cache::left(gone.len() as u64);
     }

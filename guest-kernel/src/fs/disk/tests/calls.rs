@@ -567,3 +567,18 @@ fn memory_that_is_needed_comes_out_of_the_cache() {
     assert_eq!(slurp("/mnt/data/a").unwrap(), vec![1; 200 * 4096]);
     stop(&disk);
 }
+
+#[test]
+fn a_file_of_thousands_of_cached_pages_is_cut_or_given_up_at_once() {
+    // So many that the cache tidies its list up, and looks at the file that is being changed.
+    const LEN: usize = 3000 * 4096;
+    let (_guard, disk) = start(&ext4(), 32);
+    spit("/mnt/data/a", &vec![1; LEN]).unwrap();
+    fsync("/mnt/data/a").unwrap();
+    let fd = open("/mnt/data/a", O_RDWR).unwrap();
+    sys(221, &[fd, 0, 0, 4]).unwrap();
+    assert_eq!(slurp("/mnt/data/a").unwrap(), vec![1; LEN]);
+    assert_eq!(sys(77, &[fd, 0]), Ok(0));
+    assert_eq!(slurp("/mnt/data/a").unwrap(), b"");
+    stop(&disk);
+}
