@@ -2,7 +2,7 @@
 
 use quorate_images::BuildOptions;
 
-use super::progress::{Progress, line};
+use super::progress::{Progress, answer, line};
 use super::{BuildArgs, load};
 use crate::exit::{ExitCode, Failure};
 
@@ -28,7 +28,7 @@ pub fn build(args: &BuildArgs) -> Result<ExitCode, Failure> {
         "built"
     };
     let digest = blake3::Hash::from_bytes(built.digest).to_hex();
-    println!("{}", built.path.display());
+    answer(&built.path.display().to_string());
     line(&format!(
         "{}: {how}, {}, digest {digest}",
         appliance.name,

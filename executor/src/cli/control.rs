@@ -1,6 +1,6 @@
 //! `quorate status`, `stop`, `kill` and `inject`: one question to a running set each.
 
-use super::progress::line;
+use super::progress::{answer, line};
 use super::{InjectArgs, KillArgs, StatusArgs, StopArgs, table};
 use crate::control::ControlError;
 use crate::control::client::Client;
@@ -29,9 +29,9 @@ pub fn status(args: &StatusArgs) -> Result<ExitCode, Failure> {
                 format!("the status is no JSON: {error}"),
             )
         })?;
-        println!("{json}");
+        answer(&json);
     } else {
-        print!("{}", table::status(&status, args.layout));
+        answer(&table::status(&status, args.layout));
     }
     Ok(ExitCode::Success)
 }

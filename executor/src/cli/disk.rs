@@ -9,7 +9,7 @@ use quorate_images::disks::{self, Journal};
 use quorate_images::{Appliance, DiskSpec, ImageSource, size};
 
 use super::load;
-use super::progress::{Progress, line};
+use super::progress::{Progress, answer, line};
 use crate::exit::{ExitCode, Failure};
 use crate::store::lock;
 
@@ -132,12 +132,12 @@ fn list(appliance: &Appliance) -> Result<ExitCode, Failure> {
             None => "not mounted".to_owned(),
         };
         let access = if disk.read_only { ", read-only" } else { "" };
-        println!(
+        answer(&format!(
             "{number} {}: {} {mount}{access}, {state}, {}",
             disk.name,
             size::format(disk.bytes),
             path.display()
-        );
+        ));
     }
     Ok(ExitCode::Success)
 }
@@ -220,7 +220,7 @@ fn check(at: &Target, replay: bool) -> Result<ExitCode, Failure> {
             Journal::Replayed => "its journal was replayed",
         };
         let verdict = if checked.sound { "sound" } else { "DAMAGED" };
-        println!("{}: {verdict}, {journal}", path.display());
+        answer(&format!("{}: {verdict}, {journal}", path.display()));
         if !checked.sound {
             eprint!("{}", checked.report);
         }
@@ -243,14 +243,14 @@ fn extract(at: &Target, to: &Path, paths: &[String]) -> Result<ExitCode, Failure
     };
     let _lock = lock(path, Use::Read)?;
     let done = disks::extract(path, paths, to).map_err(failed)?;
-    println!(
+    answer(&format!(
         "{}: {} files, {} directories, {} links, {} KiB of data",
         to.display(),
         done.files,
         done.directories,
         done.links,
         done.bytes.div_ceil(1024)
-    );
+    ));
     if done.skipped > 0 {
         line(&format!(
             "note: {} devices, pipes and sockets were left out",
@@ -296,12 +296,12 @@ fn make(appliance: &Appliance, disk: &DiskSpec) -> Result<(), Failure> {
     };
     let made = disks::prepare_one(appliance, disk, &state_dir).map_err(failed)?;
     let how = if made.created { "made" } else { "is there" };
-    println!(
+    answer(&format!(
         "{}: {how}, {}, {}",
         made.name,
         size::format(made.bytes),
         made.path.display()
-    );
+    ));
     Ok(())
 }
 

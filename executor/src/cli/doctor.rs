@@ -4,6 +4,7 @@ use quorate_vmm::{Backend, HostReport, KvmAccess, ProbeReport, host, open_kvm, p
 use serde::Serialize;
 
 use super::DoctorArgs;
+use super::progress::answer;
 use crate::exit::{ExitCode, Failure};
 
 const MIB: u64 = 1 << 20;
@@ -40,9 +41,9 @@ pub fn doctor(args: &DoctorArgs) -> Result<ExitCode, Failure> {
                 format!("the findings are no JSON: {error}"),
             )
         })?;
-        println!("{json}");
+        answer(&json);
     } else {
-        print!("{}", describe(&findings));
+        answer(&describe(&findings));
     }
     Ok(if findings.embedded_guest {
         ExitCode::Success

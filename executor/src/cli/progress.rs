@@ -13,6 +13,11 @@ pub fn line(text: &str) {
     let _ = writeln!(std::io::stderr(), "quorate: {text}");
 }
 
+/// Writes an answer to standard output. A reader that has had enough (`quorate status | head`) is no error of anybody's.
+pub fn answer(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n'));
+}
+
 /// See the module.
 pub struct Progress {
     bar: Option<ProgressBar>,
