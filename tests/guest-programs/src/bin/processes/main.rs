@@ -282,6 +282,9 @@ fn main() {
     if arguments.len() > 1 {
         exec::as_child(&arguments);
     }
+    // Under `nohup` the native run would inherit that it is ignored.
+    // SAFETY: sets the default action.
+    unsafe { signal(SIGHUP, SIG_DFL) };
     endings();
     share::memory();
     share::descriptors();
