@@ -38,6 +38,11 @@ impl State {
             return self.fail(cause, true);
         }
         self.released += 1;
+        if self.redo_bytes >= self.bounds.unwritten_bytes {
+            // Who waits for room and has been overtaken by the vote just now adds nothing any more and must get on: a host that
+            // writes slowly is not that replica's fault (R5).
+            self.out.wake = true;
+        }
         for r in &mut self.replicas {
             if let Some(write) = r.own.remove(&seq) {
                 r.own_index.remove(seq, &write.range);

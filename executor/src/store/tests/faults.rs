@@ -107,6 +107,33 @@ fn a_flush_waits_for_the_writes_before_it_and_for_a_sync_that_began_after_them()
 }
 
 #[test]
+fn whom_the_vote_has_overtaken_does_not_wait_for_a_slow_host() {
+    each(|bench, mut spec, backend, weather| {
+        spec.bounds.unwritten_bytes = 8192;
+        let disk = open(bench, &spec, backend, &weather);
+        weather.hold(Some(Io::Write));
+        let requests: Vec<_> = (0..3).map(|seq| write(seq, seq * 8, 1, 8)).collect();
+        for request in &requests {
+            disk.submit(0, request).unwrap();
+            disk.submit(1, request).unwrap();
+        }
+        disk.submit(2, &requests[0]).unwrap();
+        disk.submit(2, &requests[1]).unwrap();
+        disk.release(requests[0].clone());
+        disk.release(requests[1].clone());
+        // Now there is no room, and the host writes nothing.
+        let (slow, last) = (disk.clone(), requests[2].clone());
+        let slow = std::thread::spawn(move || slow.submit(2, &last));
+        wait_for("it waits", || disk.stats().waits > 0);
+        disk.release(requests[2].clone());
+        wait_for("it goes on", || slow.is_finished());
+        slow.join().unwrap().unwrap();
+        weather.hold(None);
+        disk.close().unwrap();
+    });
+}
+
+#[test]
 fn a_flush_that_was_not_released_is_never_due() {
     each(|bench, mut spec, backend, weather| {
         spec.replicas = 2;
