@@ -150,6 +150,24 @@ pub fn shown(bytes: &[u8]) -> String {
     }
 }
 
+/// Requires that the two answers are the same; where they differ is shown.
+///
+/// # Panics
+/// If they are not.
+pub fn agree(what: &str, native: &[u8], set: &[u8]) {
+    if native == set {
+        return;
+    }
+    let at = native.iter().zip(set).take_while(|(a, b)| a == b).count();
+    panic!(
+        "{what}: {} and {} bytes differ from byte {at} on\n--- native:\n{}\n--- set:\n{}",
+        native.len(),
+        set.len(),
+        shown(&native[at.saturating_sub(400)..]),
+        shown(&set[at.saturating_sub(400)..])
+    );
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]

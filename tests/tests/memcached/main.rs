@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use quorate_tests::app::{App, Native};
 use quorate_tests::set::Set;
-use quorate_tests::wire::{Wire, shown};
+use quorate_tests::wire::{Wire, agree, shown};
 
 const PORT: u16 = 11211;
 /// For tests of random commands: without the threads that move items between lists of their age. While one holds an item, a
@@ -147,20 +147,6 @@ fn packet(wire: &mut Wire) -> Vec<u8> {
     let length = u32::from_be_bytes([whole[8], whole[9], whole[10], whole[11]]);
     whole.extend(wire.take(length as usize).unwrap());
     whole
-}
-
-fn agree(what: &str, native: &[u8], set: &[u8]) {
-    if native == set {
-        return;
-    }
-    let at = native.iter().zip(set).take_while(|(a, b)| a == b).count();
-    panic!(
-        "{what}: {} and {} bytes differ from byte {at} on\n--- native:\n{}\n--- set:\n{}",
-        native.len(),
-        set.len(),
-        shown(&native[at.saturating_sub(100)..]),
-        shown(&set[at.saturating_sub(100)..])
-    );
 }
 
 /// A storage command of the text protocol.

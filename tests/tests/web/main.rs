@@ -14,6 +14,7 @@ use quorate_tests::app::Native;
 use quorate_tests::documents::Documents;
 use quorate_tests::set::Set;
 use quorate_tests::web::Server;
+use quorate_tests::wire::agree;
 
 /// A native server and a set of three replicas with random layouts, which serve the same documents.
 struct Both {
@@ -57,20 +58,4 @@ impl Both {
         let ended = self.set.stop().unwrap();
         assert_eq!(ended.code, 0, "{}", ended.stderr);
     }
-}
-
-/// The two answers are the same; where they differ is shown.
-fn agree(what: &str, native: &[u8], set: &[u8]) {
-    use quorate_tests::wire::shown;
-    if native == set {
-        return;
-    }
-    let at = native.iter().zip(set).take_while(|(a, b)| a == b).count();
-    panic!(
-        "{what}: {} and {} bytes differ from byte {at} on\n--- native:\n{}\n--- set:\n{}",
-        native.len(),
-        set.len(),
-        shown(&native[at.saturating_sub(400)..]),
-        shown(&set[at.saturating_sub(400)..])
-    );
 }
