@@ -124,6 +124,40 @@ pub enum BlockStatus {
     IoError,
 }
 
+/// Where a replica stands on one of its disks: what its checkpoint says of it, and where it begins again there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPosition {
+    /// Number of the disk.
+    pub disk: u8,
+    /// Number of the request that comes next.
+    pub next: u64,
+    /// Requests before it that the guest waits for, ascending.
+    pub outstanding: Vec<Outstanding>,
+}
+
+impl DiskPosition {
+    /// The first request whose read data may still be needed from here on.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        let reads = self.outstanding.iter();
+        let reads = reads.filter(|o| o.kind == Waiting::Read).map(|o| o.seq);
+        reads.chain([self.next]).min().unwrap_or(self.next)
+    }
+}
+
+/// A request that a guest waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outstanding {
+    /// Its number.
+    pub seq: u64,
+    /// First sector of a read; 0 for a flush.
+    pub sector: u64,
+    /// Bytes of a read; 0 for a flush.
+    pub bytes: u32,
+    /// What it is.
+    pub kind: Waiting,
+}
+
 /// Where the data of completed reads come from: each replica's own view of the disk as of its request (R6).
 pub trait DiskReads {
     /// The data of a read that an entry calls complete with [`BlockStatus::Ok`]; exactly as long as was asked. May wait.

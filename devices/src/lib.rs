@@ -30,8 +30,9 @@ pub use console::{
     CONSOLE_QUEUE_SIZE, CONSOLE_RX_WAITING_BYTES, CONSOLE_TX_CHAIN_BYTES, ConsoleState,
 };
 pub use disk::{
-    BlockOp, BlockRequest, BlockStatus, Completion, DiskConfig, DiskReads, MAX_DISK_BYTES,
-    MAX_IO_BYTES, MAX_ZERO_SECTORS, NoDisks, NotARequest, SECTOR, Waiting,
+    BlockOp, BlockRequest, BlockStatus, Completion, DiskConfig, DiskPosition, DiskReads,
+    MAX_DISK_BYTES, MAX_IO_BYTES, MAX_ZERO_SECTORS, NoDisks, NotARequest, Outstanding, SECTOR,
+    Waiting,
 };
 pub use entropy::{ENTROPY_BYTES_PER_BOUNDARY, ENTROPY_QUEUE_SIZE, EntropyState};
 pub use error::{DeviceError, DiskFault, QueueFault, RegisterFault, RestoreError, SyncFault};
