@@ -79,3 +79,65 @@ pub enum LeadError {
     #[error("the set is without a majority")]
     Held,
 }
+
+/// Why a replica cannot begin again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RejoinError {
+    /// The set keeps no history.
+    #[error("this set was made without recovery")]
+    NotRecoverable,
+    /// There is no such replica.
+    #[error("{0} is not in the set")]
+    UnknownReplica(ReplicaId),
+    /// It runs, or recovers already.
+    #[error("{0} is not stopped")]
+    NotStopped(ReplicaId),
+    /// The state is ahead of what was decided, so that nothing says whether it is right.
+    #[error("boundary {wanted} is not decided: the set stands at {frontier}")]
+    NotDecided {
+        /// The boundary asked for.
+        wanted: u64,
+        /// First boundary that is not decided.
+        frontier: u64,
+    },
+    /// The entries that it needs are no longer kept (R10): a later checkpoint is needed.
+    #[error("the entry of boundary {wanted} is gone: there is history from boundary {from} on")]
+    Gone {
+        /// First entry that it needs.
+        wanted: u64,
+        /// First entry that is there.
+        from: u64,
+    },
+}
+
+/// Why the membership stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum MemberError {
+    /// The set keeps no history.
+    #[error("this set was made without recovery")]
+    NotRecoverable,
+    /// A set has replicas 0 to 8.
+    #[error("{0}: a set has at most {MAX_REPLICAS} replicas, counted from 0")]
+    UnknownReplica(ReplicaId),
+    /// To be added, but it is in the set or joining.
+    #[error("{0} is in the set already")]
+    AlreadyMember(ReplicaId),
+    /// To be removed, but it is not in the set.
+    #[error("{0} is not in the set")]
+    NotMember(ReplicaId),
+    /// The last one cannot be removed.
+    #[error("{0} is the last replica of the set")]
+    Last(ReplicaId),
+    /// Of those left, too few would run for a majority (R5).
+    #[error(
+        "without {replica} a majority needs {quorum} running replicas, and {running} would run"
+    )]
+    NoQuorum {
+        /// Who was to be removed.
+        replica: ReplicaId,
+        /// Who would run.
+        running: u8,
+        /// Votes that a release would need.
+        quorum: u8,
+    },
+}

@@ -30,9 +30,9 @@ mod voter;
 
 pub use ballot::{BALLOT_OVERHEAD, OUTPUT_OVERHEAD, Output, ballot_cost};
 pub use config::{Config, MAX_WINDOW_BOUNDARIES, MIN_WINDOW_BYTES, STALL_FACTOR};
-pub use errors::{CastError, ConfigError, LeadError};
+pub use errors::{CastError, ConfigError, LeadError, MemberError, RejoinError};
 pub use ids::{Channel, MAX_REPLICAS, ReplicaId};
-pub use lockstep::{Event, Lockstep, ReplicaState, Step};
+pub use lockstep::{Event, HistoryStats, Lockstep, Rejoin, ReplicaState, Step};
 pub use stats::{ReplicaStats, Stats};
 pub use verdict::{
     DifferenceKind, EXCERPT_BYTES, NoMajority, NoMajorityCause, Party, Said, StopReason, Verdict,

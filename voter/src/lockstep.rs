@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ballot::{Output, ballot_cost, payload};
 use crate::config::Config;
-use crate::errors::{CastError, ConfigError, LeadError};
+use crate::errors::{CastError, ConfigError, LeadError, MemberError, RejoinError};
 use crate::ids::{Channel, ReplicaId, ReplicaSet};
 use crate::journal::Journal;
 use crate::pace::Debt;
@@ -60,8 +60,47 @@ pub enum Event {
         /// Votes that a release needs, as ever.
         quorum: u8,
     },
-    /// The set is without a majority: nothing is released from here on (R5).
+    /// The set is without a majority: nothing is released from here on (R5). Final, unless the set is recoverable.
     NoMajority(NoMajority),
+    /// A replica that recovered, or joined, votes again.
+    Recovered {
+        /// Who.
+        replica: ReplicaId,
+        /// First boundary that its vote can decide.
+        boundary: u64,
+    },
+    /// A quorum runs again, after [`Event::NoMajority`]: the set goes on.
+    Majority {
+        /// First boundary that is not released.
+        boundary: u64,
+    },
+    /// The set has another number of members from here on.
+    Membership {
+        /// Members.
+        replicas: u8,
+        /// Votes that a release needs.
+        quorum: u8,
+    },
+}
+
+/// Where a replica begins again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejoin {
+    /// Fresh: it computes towards boundary 0.
+    Start,
+    /// From a checkpoint: it stands at this boundary, whose ballot it need not cast; its next step gives that entry.
+    At(u64),
+}
+
+/// What is kept for replicas that come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStats {
+    /// First boundary whose entry is kept.
+    pub from: u64,
+    /// Entries kept.
+    pub entries: u64,
+    /// What they cost, as their leaders stated it, with overheads.
+    pub bytes: usize,
 }
 
 /// Whether a replica runs.
@@ -72,8 +111,22 @@ pub enum ReplicaState {
         /// The boundary that it casts next.
         boundary: u64,
     },
-    /// It does not.
-    Stopped(StopReason),
+    /// It catches up, checked against history, and has no vote yet (R7).
+    Recovering {
+        /// The boundary that it casts next.
+        boundary: u64,
+        /// First boundary that is not decided: where it votes.
+        target: u64,
+        /// Near enough that the others do not run away from it any more.
+        promoted: bool,
+    },
+    /// It does not. Where several replicas stop at the same boundary again and again, the fault lies in the program.
+    Stopped {
+        /// The boundary that it was to cast next.
+        boundary: u64,
+        /// Why.
+        reason: StopReason,
+    },
 }
 
 /// Where a running replica is.
@@ -167,6 +220,59 @@ impl<E: Clone> Lockstep<E> {
             now_ns: None,
             counters: Counters::default(),
         })
+    }
+
+    /// As [`Self::new`], and who was stopped can come back: [`Self::rejoin`]. `key` is a secret of the run (R2).
+    ///
+    /// # Errors
+    /// When a field of `config` is out of bounds.
+    pub fn recoverable(config: Config, key: [u8; 32]) -> Result<Self, ConfigError> {
+        let _ = key;
+        Self::new(config)
+    }
+
+    /// Moves the bound of the history: entries from `boundary` on stay. At 0 to begin with. What is dropped is gone.
+    pub fn keep_from(&mut self, boundary: u64) {
+        let _ = boundary;
+    }
+
+    /// What is kept.
+    #[must_use]
+    pub fn history(&self) -> HistoryStats {
+        HistoryStats::default()
+    }
+
+    /// Entries of decided boundaries from `from` on that are kept, each with the keyed digest of the ballot released.
+    pub fn history_entries(&self, from: u64) -> impl Iterator<Item = (u64, &E, [u8; 32])> {
+        let _ = from;
+        std::iter::empty()
+    }
+
+    /// A stopped replica begins again; it is recovering until [`Event::Recovered`], or stopped again.
+    ///
+    /// # Errors
+    /// When it cannot begin there; nothing has changed then.
+    pub fn rejoin(&mut self, r: ReplicaId, how: Rejoin, now_ns: u64) -> Result<(), RejoinError> {
+        let _ = (r, how, now_ns);
+        Err(RejoinError::NotRecoverable)
+    }
+
+    /// Announces a new member: from here on it can [`rejoin`](Self::rejoin), and counts once it has recovered.
+    ///
+    /// # Errors
+    /// When it cannot be added; nothing has changed then.
+    pub fn add(&mut self, r: ReplicaId, now_ns: u64) -> Result<(), MemberError> {
+        let _ = (r, now_ns);
+        Err(MemberError::NotRecoverable)
+    }
+
+    /// Takes a member out of the set for good: the quorum is that of the rest.
+    ///
+    /// # Errors
+    /// When it cannot be spared; nothing has changed then.
+    pub fn remove(&mut self, r: ReplicaId, now_ns: u64) -> Result<(), MemberError> {
+        let _ = (r, now_ns);
+        Err(MemberError::NotRecoverable)
     }
 
     /// A replica arrives at its next boundary with its outputs, in order. The bytes are moved, not copied.
@@ -350,9 +456,15 @@ impl<E: Clone> Lockstep<E> {
     #[must_use]
     pub fn state(&self, r: ReplicaId) -> ReplicaState {
         match self.replicas.get(usize::from(r.0)) {
-            None => ReplicaState::Stopped(unknown(r)),
+            None => ReplicaState::Stopped {
+                boundary: 0,
+                reason: unknown(r),
+            },
             Some(replica) => match &replica.stopped {
-                Some(reason) => ReplicaState::Stopped(reason.clone()),
+                Some(reason) => ReplicaState::Stopped {
+                    boundary: replica.next,
+                    reason: reason.clone(),
+                },
                 None => ReplicaState::Running {
                     boundary: replica.next,
                 },

@@ -146,6 +146,22 @@ pub enum StopReason {
     Failed(String),
     /// It handed in garbage, or more than a replica may (R9, R10).
     Misbehaved(String),
+    /// While it recovered it cast something else than was released at this boundary (R7): the state that it
+    /// went on from was wrong already.
+    Relapsed {
+        /// Where.
+        boundary: u64,
+    },
+    /// It cast at this boundary, no value had a majority there, and nobody was left whose vote could have decided: so
+    /// nobody can say who is wrong, and all who cast there must recover (R5).
+    Disputed {
+        /// Where.
+        boundary: u64,
+    },
+    /// The operator took it out of the set.
+    Removed,
+    /// It is to become a member, and has not begun to run.
+    Joining,
 }
 
 impl fmt::Display for StopReason {
@@ -175,6 +191,18 @@ impl fmt::Display for StopReason {
             Self::Killed => write!(f, "killed by the operator"),
             Self::Failed(what) => write!(f, "failed: {what}"),
             Self::Misbehaved(what) => write!(f, "misbehaved: {what}"),
+            Self::Relapsed { boundary } => write!(
+                f,
+                "relapsed: its output at boundary {boundary} is not what was released there"
+            ),
+            Self::Disputed { boundary } => {
+                write!(
+                    f,
+                    "no majority at boundary {boundary}: all who voted there begin again"
+                )
+            }
+            Self::Removed => write!(f, "removed by the operator"),
+            Self::Joining => write!(f, "about to join"),
         }
     }
 }

@@ -117,7 +117,7 @@ proptest! {
         for (i, call) in calls.into_iter().enumerate() {
             let next = |set: &Lockstep<usize>, r| match set.state(id(r)) {
                 ReplicaState::Running { boundary } => boundary,
-                ReplicaState::Stopped(_) => 0,
+                _ => 0,
             };
             match call {
                 Call::Cast(r, s, b) => drop(set.cast(id(r), s, b, now)),

@@ -284,7 +284,10 @@ fn a_callers_mistakes_are_errors_and_change_nothing() {
         Err(LeadError::UnknownReplica(nobody))
     );
     assert!(matches!(set.step(3), Step::Stopped(StopReason::Failed(_))));
-    assert!(matches!(set.inner.state(id(255)), ReplicaState::Stopped(_)));
+    assert!(matches!(
+        set.inner.state(id(255)),
+        ReplicaState::Stopped { .. }
+    ));
     set.inner.fail(nobody, StopReason::Killed, 0);
     assert_eq!(set.step(0), Step::Held, "nothing cast yet");
     let skipped = set.inner.cast(id(0), 1, vec![], 0);

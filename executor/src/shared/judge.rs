@@ -47,7 +47,10 @@ impl Shared {
     pub(super) fn judge(&self, inner: &mut Inner, todo: &mut Todo, event: quorate_voter::Event) {
         let named = |channel| channel::name(channel).to_owned();
         match event {
-            quorate_voter::Event::Release { .. } => {}
+            quorate_voter::Event::Release { .. }
+            | quorate_voter::Event::Recovered { .. }
+            | quorate_voter::Event::Majority { .. }
+            | quorate_voter::Event::Membership { .. } => {}
             quorate_voter::Event::Verdict(verdict) => {
                 let event = Event::Outvoted {
                     replica: verdict.replica.0.into(),

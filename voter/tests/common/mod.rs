@@ -103,8 +103,8 @@ impl Set {
 
     pub fn stopped(&self, r: u8) -> Option<StopReason> {
         match self.inner.state(id(r)) {
-            ReplicaState::Running { .. } => None,
-            ReplicaState::Stopped(reason) => Some(reason),
+            ReplicaState::Stopped { reason, .. } => Some(reason),
+            _ => None,
         }
     }
 

@@ -347,6 +347,7 @@ impl Oracle {
                 }
                 Ok(())
             }
+            Event::Recovered { .. } | Event::Majority { .. } | Event::Membership { .. } => Ok(()),
             Event::NoMajority(_) => {
                 if self.ended_event || !self.expected.is_empty() {
                     return fail("R5", "the end came twice or before agreed outputs".into());

@@ -454,7 +454,7 @@ impl World {
                 self.lockstep.fail(nobody, StopReason::Killed, now_ns);
                 let state = self.lockstep.state(nobody);
                 lead == Err(LeadError::UnknownReplica(nobody))
-                    && matches!(state, ReplicaState::Stopped(_))
+                    && matches!(state, ReplicaState::Stopped { .. })
                     && matches!(self.lockstep.step(nobody, now_ns), Step::Stopped(_))
             }
             4 if guest.thread == Thread::Computing => {
