@@ -220,12 +220,15 @@ impl EventLog {
             at_ms: since_start.as_millis() as u64,
             event,
         };
-        (self.sink)(&logged);
-        let mut kept = lock(&self.kept);
-        if kept.len() == EVENTS_KEPT {
-            kept.pop_front();
+        {
+            let mut kept = lock(&self.kept);
+            if kept.len() == EVENTS_KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(logged.clone());
         }
-        kept.push_back(logged);
+        // Last: who sees its line finds it in the log.
+        (self.sink)(&logged);
     }
 
     /// The events kept, oldest first.

@@ -6,6 +6,7 @@ pub mod app;
 pub mod curl;
 pub mod disk;
 pub mod documents;
+pub mod faults;
 pub mod inside;
 pub mod kills;
 pub mod load;
@@ -16,8 +17,10 @@ pub mod random;
 pub mod resp;
 pub mod server;
 pub mod set;
+pub mod watch;
 pub mod web;
 pub mod wire;
+pub mod writes;
 
 use std::io;
 use std::path::PathBuf;

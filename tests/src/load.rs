@@ -135,6 +135,12 @@ impl Load {
                     .push("a client panicked".to_owned());
             }
         }
+        self.so_far()
+    }
+
+    /// What they have seen by now.
+    #[must_use]
+    pub fn so_far(&self) -> Seen {
         let failures = failures(&self.shared);
         Seen {
             checked: self.shared.checked.load(Ordering::SeqCst),

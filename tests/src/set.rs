@@ -162,6 +162,12 @@ impl Options {
         self
     }
 
+    /// A replica that was stopped stays stopped: for tests of how it is found.
+    #[must_use]
+    pub fn without_recovery(self) -> Options {
+        self.arguments(&["--recovery", "off"])
+    }
+
     /// Starts the set and waits until it is ready.
     ///
     /// # Errors
@@ -300,7 +306,11 @@ impl Set {
         run(command, COMMAND_TIMEOUT)
     }
 
-    fn successful(&self, words: &[&str]) -> Result<Ended, Error> {
+    /// The same, which must succeed.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn must(&self, words: &[&str]) -> Result<Ended, Error> {
         let ended = self.command(words)?;
         if ended.code == 0 {
             Ok(ended)
@@ -319,7 +329,7 @@ impl Set {
     /// # Errors
     /// When the set does not answer.
     pub fn status(&self) -> Result<serde_json::Value, Error> {
-        let ended = self.successful(&["status", "--json"])?;
+        let ended = self.must(&["status", "--json"])?;
         serde_json::from_slice(&ended.stdout)
             .map_err(|error| Error::Unexpected(format!("the status is no JSON: {error}")))
     }
@@ -331,8 +341,16 @@ impl Set {
     pub fn inject(&self, replica: usize, words: &[&str]) -> Result<(Instant, String), Error> {
         let replica = replica.to_string();
         let words: Vec<&str> = ["inject", &replica].iter().chain(words).copied().collect();
-        let ended = self.successful(&words)?;
+        let ended = self.must(&words)?;
         Ok((Instant::now(), ended.stderr))
+    }
+
+    /// `quorate kill REPLICA`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn kill(&self, replica: usize) -> Result<(), Error> {
+        self.must(&["kill", &replica.to_string()]).map(|_| ())
     }
 
     /// `quorate stop`, then the exit code of `quorate run`.
@@ -340,7 +358,7 @@ impl Set {
     /// # Errors
     /// When it does not stop in time.
     pub fn stop(&self) -> Result<Ended, Error> {
-        self.successful(&["stop"])?;
+        self.must(&["stop"])?;
         self.wait()
     }
 

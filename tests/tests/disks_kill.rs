@@ -31,7 +31,7 @@ fn kill(replicas: usize, few: usize, seed: u64) {
     let killed = report.killed + report.killed_at_start;
     // Where the machine is slow, the time ends the short run; but it is no run without some kills.
     assert!(killed == kills || asked.is_none() && killed >= 3);
-    assert!(report.acknowledged > killed && report.compared > 0);
+    assert!(report.writes.acknowledged > killed && report.writes.compared > 0);
 }
 
 #[test]
