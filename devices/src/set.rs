@@ -2,7 +2,7 @@
 
 use crate::block::{Block, BlockState};
 use crate::console::{Console, ConsoleState};
-use crate::disk::{DiskConfig, DiskReads};
+use crate::disk::{DiskConfig, DiskPosition, DiskReads};
 use crate::entropy::{Entropy, EntropyState};
 use crate::error::{DeviceError, DiskFault, RegisterFault, RestoreError};
 use crate::net::{Net, NetCounters, NetState};
@@ -49,6 +49,15 @@ pub struct DeviceSetState {
     pub blocks: Vec<BlockState>,
     /// The sync device.
     pub sync: SyncState,
+}
+
+impl DeviceSetState {
+    /// Where the guest stands on each disk, in the order of their numbers.
+    #[must_use]
+    pub fn disk_positions(&self) -> Vec<DiskPosition> {
+        let blocks = (0..).zip(&self.blocks);
+        blocks.map(|(disk, block)| block.position(disk)).collect()
+    }
 }
 
 /// All devices of one machine.
@@ -227,6 +236,14 @@ impl DeviceSet {
             }
         }
         self.sync.reply(mem, entry)
+    }
+
+    /// Where the guest stands on each disk, in the order of their numbers.
+    #[must_use]
+    pub fn disk_positions(&self) -> Vec<DiskPosition> {
+        let blocks = (0..).zip(&self.blocks);
+        let states = blocks.map(|(disk, block)| block.save_block().position(disk));
+        states.collect()
     }
 
     /// All devices as plain data.

@@ -2,7 +2,7 @@
 
 use crate::layout::LayoutError;
 use quorate_abi::{ABI_VERSION, map};
-use quorate_devices::DeviceError;
+use quorate_devices::{DeviceError, RestoreError};
 use std::io;
 use thiserror::Error;
 
@@ -34,8 +34,14 @@ pub enum MachineError {
         source: io::Error,
     },
     /// KVM took only some of the MSRs.
-    #[error("KVM refused model-specific register {0:#x}")]
+    #[error("KVM refused to set model-specific register {0:#x}")]
     Msr(u32),
+    /// KVM gave only some of the MSRs.
+    #[error("KVM refused to read model-specific register {0:#x}")]
+    MsrRead(u32),
+    /// This KVM lacks something that has been there for more than ten years.
+    #[error("this host's KVM does not offer {0}")]
+    MissingCapability(&'static str),
     /// The host's processors address less memory than the machine's map needs.
     #[error("this host's processors have {0} physical address bits, Quorate needs 39")]
     PhysicalAddressBits(u32),
@@ -105,6 +111,32 @@ pub enum MachineError {
     /// The machine is not at a boundary, so it takes no entry.
     #[error("the machine is not at a boundary")]
     NotAtBoundary,
+    /// What the saved devices say cannot be.
+    #[error("the checkpoint does not fit: {0}")]
+    Restore(#[from] RestoreError),
+    /// The checkpoint is of another machine.
+    #[error(
+        "the checkpoint is of another machine: its {what} is {saved}, this machine's is {here}"
+    )]
+    Identity {
+        /// What differs.
+        what: &'static str,
+        /// As the checkpoint has it.
+        saved: String,
+        /// As this machine has it.
+        here: String,
+    },
+    /// The guest is in the middle of an I/O instruction that repeats itself.
+    #[error(
+        "the guest is in the middle of an I/O instruction that does not end: nothing can be saved there"
+    )]
+    HalfDone,
+    /// The host does not say which pages of guest memory there are.
+    #[error("/proc/self/pagemap cannot be read: {0}")]
+    Pagemap(io::Error),
+    /// Pages of the root image could not be given back.
+    #[error("pages of guest memory cannot be given back: {0}")]
+    Forget(io::Error),
     /// A guest that only measures did not do what it should: this KVM does not work as it must.
     #[error("the probe's step `{what}` failed on this KVM: {how}")]
     Probe {

@@ -5,6 +5,7 @@
 //! and TSS that are made here (`docs/design.md`, section 7).
 
 mod boot;
+mod checkpoint;
 mod cpuid;
 mod crash;
 mod error;
@@ -22,6 +23,7 @@ mod stub;
 mod tests;
 mod vcpu;
 
+pub use checkpoint::{Checkpoint, Pause, Precopy, Restore, Restored};
 pub use crash::{CrashKind, CrashReport};
 pub use error::{KernelFault, MachineError};
 pub use inject::Register;
@@ -32,5 +34,7 @@ pub use machine::{
 };
 pub use probe::{Backend, HostReport, KvmAccess, ProbeReport, host, probe};
 pub use quorate_abi::boot::Layout;
-pub use quorate_devices::{DeviceError, DiskConfig, DiskReads, Entry, NoDisks, Output};
+pub use quorate_devices::{
+    DeviceError, DiskConfig, DiskPosition, DiskReads, Entry, NoDisks, Output, Outstanding,
+};
 pub use registers::Registers;

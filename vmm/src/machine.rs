@@ -1,6 +1,7 @@
 //! One virtual machine: made from a [`MachineConfig`], run from boundary to boundary.
 
 use crate::boot::{Boot, exception_frame, prepare};
+use crate::checkpoint::{Identity, Image, Offers, Phase, Tracking, set_slot};
 use crate::cpuid::guest_cpuid;
 use crate::crash::{CrashKind, CrashReport};
 use crate::error::MachineError;
@@ -10,10 +11,7 @@ use crate::memory::GuestMemory;
 use crate::paging::translate;
 use crate::registers::Registers;
 use crate::vcpu;
-use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-    kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use quorate_abi::boot::Layout;
 use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT};
@@ -125,13 +123,6 @@ pub enum Outcome {
     Misbehaved(DeviceError),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Runnable,
-    AtBoundary,
-    Ended,
-}
-
 /// What KVM returned with, as far as it is acted upon.
 enum Exit {
     Boundary,
@@ -149,13 +140,20 @@ enum Exit {
 pub struct Machine {
     // In this order they are dropped: the vCPU and the VM before the memory that they use.
     pub(crate) vcpu: VcpuFd,
-    _vm: VmFd,
+    pub(crate) vm: VmFd,
     pub(crate) memory: GuestMemory,
     pub(crate) boot: Boot,
-    devices: DeviceSet,
+    pub(crate) devices: DeviceSet,
     kicker: Kicker,
-    phase: Phase,
+    pub(crate) phase: Phase,
     vcpu_bytes: u64,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) image: Option<Arc<Image>>,
+    pub(crate) offers: Offers,
+    pub(crate) tracking: Option<Tracking>,
+    /// The vCPU has not run and no checkpoint was restored: KVM has cached nothing, and memory holds what was put there by
+    /// [`Machine::new`].
+    pub(crate) pristine: bool,
 }
 
 const _: () = {
@@ -210,16 +208,7 @@ impl Machine {
         vm.set_tss_address(KVM_TSS)
             .map_err(MachineError::kvm("KVM_SET_TSS_ADDR"))?;
         for (index, slot) in (0..).zip(&memory.slots) {
-            let region = kvm_userspace_memory_region {
-                slot: index,
-                guest_phys_addr: slot.guest,
-                memory_size: slot.len,
-                userspace_addr: slot.mapping.addr(),
-                flags: 0,
-            };
-            // SAFETY: The memory stays mapped as long as the VM: both are fields of the result, the VM is dropped first.
-            unsafe { vm.set_user_memory_region(region) }
-                .map_err(MachineError::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+            set_slot(&vm, index, slot, false)?;
         }
         // No interrupt controller: the embedded guest takes no interrupts and never halts.
         let vcpu = vm
@@ -233,9 +222,17 @@ impl Machine {
         let vcpu_bytes = kvm
             .get_vcpu_mmap_size()
             .map_err(MachineError::kvm("KVM_GET_VCPU_MMAP_SIZE"))? as u64;
+        let offers = Offers::find(kvm, &vcpu)?;
+        let image = config.image.clone().map(Image::new).transpose();
+        let image = image.map_err(MachineError::Image)?.map(Arc::new);
         Ok(Self {
+            identity: Arc::new(Identity::of(config, &cpuid, memory.image.len)),
+            image,
+            offers,
+            tracking: None,
+            pristine: true,
             vcpu,
-            _vm: vm,
+            vm,
             memory,
             boot,
             devices,
@@ -269,6 +266,7 @@ impl Machine {
         let immediate_exit = unsafe { AtomicU8::from_ptr(immediate_exit) };
         // SAFETY: As above; `_entered` is dropped at the end of this function.
         let _entered = unsafe { self.kicker.enter(immediate_exit) };
+        self.pristine = false;
         loop {
             if self.kicker.take(immediate_exit) {
                 return None;
@@ -511,17 +509,26 @@ impl Machine {
         text
     }
 
-    /// Completes an `out` that is half done, so that the registers can be changed or saved: KVM does that when it is
+    /// Completes an I/O instruction that is half done, so that the registers can be changed or saved: KVM does that when it is
     /// entered, and leaves at once since it is told to.
     pub(crate) fn settle(&mut self) -> Result<(), MachineError> {
+        // KVM says EINTR when nothing is left to be completed. Only an instruction that repeats itself needs more than two calls.
+        const MOST_CALLS: usize = 64;
         self.vcpu.set_kvm_immediate_exit(1);
-        let done = self.vcpu.run().map(|exit| format!("{exit:?}"));
-        self.vcpu.set_kvm_immediate_exit(0);
-        match done {
-            Err(error) if error.errno() == libc::EINTR => Ok(()),
-            Err(error) => Err(MachineError::kvm("KVM_RUN (to complete an I/O)")(error)),
-            Ok(_) => Ok(()),
+        let mut done = Err(MachineError::HalfDone);
+        for _ in 0..MOST_CALLS {
+            let error = match self.vcpu.run() {
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            done = match error.errno() {
+                libc::EINTR => Ok(()),
+                _ => Err(MachineError::kvm("KVM_RUN (to complete an I/O)")(error)),
+            };
+            break;
         }
+        self.vcpu.set_kvm_immediate_exit(0);
+        done
     }
 }
 

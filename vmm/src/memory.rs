@@ -8,11 +8,15 @@ use quorate_abi::map::{HIGH_RAM_START, LOW_RAM_END, MAX_RAM, MIN_RAM};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::ptr;
+use std::sync::Arc;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-/// Guest RAM as the VMM and the devices access it.
-pub(crate) type Ram = GuestMemoryMmap<()>;
+/// Guest RAM as the VMM and the devices access it. Every write through it is noted in the region's bitmap: KVM's dirty log
+/// names only what the guest writes.
+pub(crate) type Ram = GuestMemoryMmap<AtomicBitmap>;
 
 /// Size of a large page in bytes: the direct map uses them on the guest's side, transparent huge pages on the host's.
 pub(crate) const LARGE_PAGE: u64 = 2 << 20;
@@ -27,6 +31,8 @@ pub(crate) struct Mapping {
 // SAFETY: The pointer is only an address range that this value owns. Accesses go through vm-memory, which
 // is made for memory that other parties (the guest) change at any time.
 unsafe impl Send for Mapping {}
+// SAFETY: As above: through a shared reference nothing is handed out but the address and copies of bytes.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Reserves and maps `len` bytes (a multiple of the page size) of zeroes.
@@ -69,6 +75,57 @@ impl Mapping {
         self.addr as u64
     }
 
+    pub(crate) fn pages(&self) -> usize {
+        self.len / PAGE_SIZE as usize
+    }
+
+    /// Where a page is; `None` beyond the mapping. The pointer is valid for a page as long as `self` lives.
+    pub(crate) fn page(&self, index: usize) -> Option<*mut u8> {
+        // SAFETY: The page lies within the mapping, by the check before.
+        (index < self.pages()).then(|| unsafe { self.addr.add(index * PAGE_SIZE as usize) })
+    }
+
+    /// The pages that the host has for this mapping alone, as bits: zeroes that were read count, what is still the file's does not.
+    pub(crate) fn own_pages(&self) -> Result<Vec<u64>, MachineError> {
+        // Linux, Documentation/admin-guide/mm/pagemap.rst: 8 bytes for each page.
+        const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
+        const FILE: u64 = 1 << 61;
+        const AT_ONCE: usize = 8192;
+        let pagemap = File::open("/proc/self/pagemap").map_err(MachineError::Pagemap)?;
+        let mut bits = vec![0_u64; self.pages().div_ceil(64)];
+        let mut buffer = vec![0_u8; AT_ONCE * 8];
+        let first = self.addr() / PAGE_SIZE;
+        let mut index = 0;
+        while index < self.pages() {
+            let count = AT_ONCE.min(self.pages() - index);
+            let entries = &mut buffer[..count * 8];
+            pagemap
+                .read_exact_at(entries, (first + index as u64) * 8)
+                .map_err(MachineError::Pagemap)?;
+            for entry in entries.as_chunks::<8>().0 {
+                let entry = u64::from_le_bytes(*entry);
+                if entry & (PRESENT | SWAPPED) != 0 && entry & FILE == 0 {
+                    bits[index / 64] |= 1 << (index % 64);
+                }
+                index += 1;
+            }
+        }
+        Ok(bits)
+    }
+
+    /// Makes a page what it was when nobody had written to it: zeroes, or what is in the file that is mapped there.
+    pub(crate) fn forget(&self, index: usize) -> io::Result<()> {
+        let page = self.page(index).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: The page is the mapping's own, which is private: only its copy goes away.
+        let done = unsafe { libc::madvise(page.cast(), PAGE_SIZE as usize, libc::MADV_DONTNEED) };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
     /// Bytes of this mapping that the host has backed with pages of its own.
     pub(crate) fn resident(&self) -> u64 {
         let mut pages = vec![0_u8; self.len.div_ceil(PAGE_SIZE as usize)];
@@ -99,7 +156,8 @@ impl Drop for Mapping {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub guest: u64,
-    pub mapping: Mapping,
+    /// Shared with whoever copies pages in the background, so that it stays mapped as long as that takes.
+    pub mapping: Arc<Mapping>,
     pub len: u64,
 }
 
@@ -140,7 +198,7 @@ impl GuestMemory {
                 .push(GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(access)?);
             slots.push(Slot {
                 guest: range.start,
-                mapping,
+                mapping: Arc::new(mapping),
                 len: range.len,
             });
         }
@@ -230,7 +288,7 @@ fn map_image(file: &File) -> Result<(Slot, u64), MachineError> {
     Ok((
         Slot {
             guest: quorate_abi::map::IMAGE_BASE,
-            mapping,
+            mapping: Arc::new(mapping),
             len: slot_len,
         },
         len,

@@ -148,9 +148,14 @@ impl<'a> PageTables<'a> {
 
 /// Where a virtual address leads, by the tables at `root`: for reports on a guest, whose tables may be anything (R9).
 pub(crate) fn translate(ram: &Ram, root: u64, virt: u64) -> Option<u64> {
+    walk(root, virt, &mut |entry| read(ram, entry).ok())
+}
+
+/// As [`translate`], with `read` giving the table entry at a physical address.
+pub(crate) fn walk(root: u64, virt: u64, read: &mut dyn FnMut(u64) -> Option<u64>) -> Option<u64> {
     let mut table = root & ADDRESS;
     for shift in [39, 30, 21, 12] {
-        let value = read(ram, entry_address(table, virt, shift)).ok()?;
+        let value = read(entry_address(table, virt, shift))?;
         if value & PRESENT == 0 {
             return None;
         }

@@ -1,12 +1,11 @@
 //! Setting up the vCPU: at CPL 3 in 64-bit mode, with the tables of the boot block.
 
 use crate::boot::Boot;
+use crate::checkpoint::write_msrs;
 use crate::cpuid::baseline_only;
 use crate::error::MachineError;
 use crate::registers::Registers;
-use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
-};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use quorate_abi::boot::selector;
 
@@ -106,25 +105,8 @@ pub(crate) fn set_up(
         .map_err(MachineError::kvm("KVM_SET_REGS"))
 }
 
-/// Sets MSRs, and checks the count that KVM returns: it stops silently at the first that it refuses.
 fn set_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), MachineError> {
-    let entries: Vec<kvm_msr_entry> = values
-        .iter()
-        .map(|&(index, data)| kvm_msr_entry {
-            index,
-            data,
-            ..kvm_msr_entry::default()
-        })
-        .collect();
-    let first = values.first().map_or(0, |&(index, _)| index);
-    let msrs = Msrs::from_entries(&entries).map_err(|_| MachineError::Msr(first))?;
-    let done = vcpu
-        .set_msrs(&msrs)
-        .map_err(MachineError::kvm("KVM_SET_MSRS"))?;
-    match values.get(done) {
-        None => Ok(()),
-        Some(&(index, _)) => Err(MachineError::Msr(index)),
-    }
+    write_msrs(vcpu, values).map_err(|(_, error)| error)
 }
 
 /// See [`crate::Machine::trap_cpuid`].

@@ -8,8 +8,8 @@ mod request;
 use crate::MAX_DESCRIPTORS;
 use crate::chain::{Chain, Cursor, total};
 use crate::disk::{
-    BlockOp, BlockRequest, BlockStatus, Completion, DiskConfig, DiskReads, MAX_DISK_BYTES,
-    MAX_IO_BYTES, MAX_ZERO_SECTORS, SECTOR, TRAILER, Waiting,
+    BlockOp, BlockRequest, BlockStatus, Completion, DiskConfig, DiskPosition, DiskReads,
+    MAX_DISK_BYTES, MAX_IO_BYTES, MAX_ZERO_SECTORS, Outstanding, SECTOR, TRAILER, Waiting,
 };
 use crate::error::{DeviceError, DiskFault, QueueFault, RestoreError};
 use crate::ring::Ring;
@@ -68,6 +68,8 @@ pub struct InFlightState {
     pub seq: u64,
     /// What it is.
     pub kind: Waiting,
+    /// First sector of a read; 0 for a flush.
+    pub sector: u64,
     /// Bytes to read; 0 for a flush.
     pub bytes: u32,
     /// Where the answer goes; nowhere, if the driver has reset the device meanwhile.
@@ -303,7 +305,9 @@ impl Transport<Block> {
             .map(|request| u64::from(request.bytes))
             .sum();
         if !ascending
-            || !in_flight.iter().all(InFlightState::is_valid)
+            || !in_flight
+                .iter()
+                .all(|request| request.is_valid(&self.device.limits))
             || in_flight.len() > BLOCK_QUEUE_SIZE.into()
             || reading > BLOCK_READ_BYTES_IN_FLIGHT
         {
@@ -323,18 +327,38 @@ impl Transport<Block> {
     }
 }
 
+impl BlockState {
+    /// Where the guest stands on this disk, which has the number `disk`.
+    pub(crate) fn position(&self, disk: u8) -> DiskPosition {
+        let outstanding = self.in_flight.iter().map(|request| Outstanding {
+            seq: request.seq,
+            sector: request.sector,
+            bytes: request.bytes,
+            kind: request.kind,
+        });
+        DiskPosition {
+            disk,
+            next: self.next_seq,
+            outstanding: outstanding.collect(),
+        }
+    }
+}
+
 impl InFlightState {
     /// Whether [`Block::take`] could have made it.
-    fn is_valid(&self) -> bool {
+    fn is_valid(&self, limits: &Limits) -> bool {
+        let end = self.sector.checked_add(u64::from(self.bytes) / SECTOR);
+        let range = end.is_some_and(|end| end <= limits.sectors);
         let bytes = match self.kind {
             Waiting::Read => {
                 self.bytes > 0
                     && self.bytes <= MAX_IO_BYTES
                     && u64::from(self.bytes).is_multiple_of(SECTOR)
             }
-            Waiting::Flush => self.bytes == 0,
+            Waiting::Flush => self.bytes == 0 && self.sector == 0,
         };
-        bytes
+        range
+            && bytes
             && self.reply.as_ref().is_none_or(|reply| {
                 reply.buffers.len() <= MAX_DESCRIPTORS
                     && total(&reply.buffers) == u64::from(self.bytes) + 1
@@ -385,8 +409,8 @@ impl Block {
             },
         };
         let taken = match &op {
-            BlockOp::Read { bytes, .. } => self.keep(ring, Waiting::Read, *bytes)?,
-            BlockOp::Flush => self.keep(ring, Waiting::Flush, 0)?,
+            BlockOp::Read { sector, bytes } => self.keep(ring, Waiting::Read, *sector, *bytes)?,
+            BlockOp::Flush => self.keep(ring, Waiting::Flush, 0, 0)?,
             _ => self.answer_now(mem, ring, &[], VIRTIO_BLK_S_OK)?,
         };
         if !matches!(taken, Taken::AfterCompletion) {
@@ -423,7 +447,13 @@ impl Block {
     }
 
     /// Notes the next request as one in flight.
-    fn keep(&mut self, ring: &Ring, kind: Waiting, bytes: u32) -> Result<Taken, QueueFault> {
+    fn keep(
+        &mut self,
+        ring: &Ring,
+        kind: Waiting,
+        sector: u64,
+        bytes: u32,
+    ) -> Result<Taken, QueueFault> {
         if self.in_flight.len() >= ring.size() {
             // A driver needs descriptors for each of its requests. Those of a driver before it are not its fault.
             return if self.in_flight.values().all(|other| other.reply.is_some()) {
@@ -435,6 +465,7 @@ impl Block {
         let request = InFlightState {
             seq: self.next_seq,
             kind,
+            sector,
             bytes,
             reply: Some(ReplyState {
                 head: self.chain.head,

@@ -71,7 +71,7 @@ fn finding_of(config: &MachineConfig) -> ([u64; 2], u64) {
     }
 }
 
-fn entry(monotonic_ns: u64) -> Arc<Entry> {
+pub fn entry(monotonic_ns: u64) -> Arc<Entry> {
     Arc::new(Entry {
         monotonic_ns,
         realtime_ns: monotonic_ns + 1_000_000,
