@@ -115,32 +115,6 @@ pub enum Waiting {
     Flush,
 }
 
-/// Where a replica stands on one disk: what it has asked for so far, and what of that it still waits for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskPosition {
-    /// Number of the disk.
-    pub disk: u8,
-    /// Number of its next request on this disk.
-    pub next: u64,
-    /// Its reads and flushes that are not complete, ascending by number; all numbers are below `next`.
-    pub outstanding: Vec<Outstanding>,
-}
-
-/// A request that a replica waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Outstanding {
-    /// Number of the request.
-    pub seq: u64,
-    /// First sector of a read; 0 for a flush.
-    pub sector: u64,
-    /// Bytes of a read; 0 for a flush.
-    pub bytes: u32,
-    /// What it is.
-    pub kind: Waiting,
-}
-
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlockStatus {
