@@ -53,6 +53,10 @@ impl ReplicaSet {
         self.0 & Self::bit(r) != 0
     }
 
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     pub(crate) fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
@@ -71,9 +75,13 @@ impl ReplicaSet {
     }
 
     pub(crate) fn iter(self) -> impl Iterator<Item = ReplicaId> {
-        (0..u16::BITS as u8)
-            .map(ReplicaId)
-            .filter(move |r| self.contains(*r))
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let r = ReplicaId(left.trailing_zeros() as u8);
+            let found = left != 0;
+            left &= left.wrapping_sub(1);
+            found.then_some(r)
+        })
     }
 
     pub(crate) fn to_vec(self) -> Vec<ReplicaId> {

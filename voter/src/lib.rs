@@ -20,10 +20,15 @@
 mod ballot;
 mod config;
 mod errors;
+mod history;
 mod ids;
 mod journal;
 mod lockstep;
+mod members;
 mod pace;
+mod recover;
+mod replica;
+mod settle;
 mod stats;
 mod verdict;
 mod voter;
@@ -31,8 +36,11 @@ mod voter;
 pub use ballot::{BALLOT_OVERHEAD, OUTPUT_OVERHEAD, Output, ballot_cost};
 pub use config::{Config, MAX_WINDOW_BOUNDARIES, MIN_WINDOW_BYTES, STALL_FACTOR};
 pub use errors::{CastError, ConfigError, LeadError, MemberError, RejoinError};
+pub use history::{HISTORY_OVERHEAD, HistoryStats, ballot_digest};
 pub use ids::{Channel, MAX_REPLICAS, ReplicaId};
-pub use lockstep::{Event, HistoryStats, Lockstep, Rejoin, ReplicaState, Step};
+pub use lockstep::Lockstep;
+pub use recover::Rejoin;
+pub use replica::{Event, ReplicaState, Step};
 pub use stats::{ReplicaStats, Stats};
 pub use verdict::{
     DifferenceKind, EXCERPT_BYTES, NoMajority, NoMajorityCause, Party, Said, StopReason, Verdict,

@@ -2,163 +2,25 @@
 
 use std::collections::VecDeque;
 
-use serde::{Deserialize, Serialize};
-
 use crate::ballot::{Output, ballot_cost, payload};
 use crate::config::Config;
-use crate::errors::{CastError, ConfigError, LeadError, MemberError, RejoinError};
-use crate::ids::{Channel, ReplicaId, ReplicaSet};
+use crate::errors::{CastError, ConfigError, LeadError};
+use crate::history::History;
+use crate::ids::{MAX_REPLICAS, ReplicaId, ReplicaSet};
 use crate::journal::Journal;
-use crate::pace::Debt;
+use crate::replica::{Event, Life, Phase, Replica, ReplicaState, Step};
 use crate::stats::{ReplicaStats, Stats};
-use crate::verdict::{NoMajority, NoMajorityCause, StopReason, Verdict};
-use crate::voter::{Decision, Taken, Voter};
-
-/// What a replica that has cast a ballot may do now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step<E> {
-    /// Deliver this entry and run on to the next boundary. Asking again before the next ballot gives it again.
-    Deliver(E),
-    /// Nobody has written the entry yet. When the replica's wait condition is met, write it with
-    /// [`Lockstep::lead`]; until then ask again whenever something changed, since another replica may be first.
-    Lead,
-    /// Wait: the replica is a window ahead of the slowest, or too many bytes are stored (R10). Ask again
-    /// whenever something changed.
-    WindowFull,
-    /// The replica is stopped: its thread can go.
-    Stopped(StopReason),
-    /// Nothing more happens: the set is without a majority. (Also the answer before the first ballot.)
-    Held,
-}
-
-/// What happened, in order. Bounded: the releases by back-pressure (see [`Lockstep::poll_event`]), all
-/// else by the number of replicas (R10).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// An agreed output, for the world. In the order of the boundaries, and within one in the ballot's order (R3).
-    Release {
-        /// Where the replicas stood.
-        boundary: u64,
-        /// Where it goes.
-        channel: Channel,
-        /// The output.
-        bytes: Vec<u8>,
-    },
-    /// A replica was outvoted. [`Event::Stopped`] follows.
-    Verdict(Verdict),
-    /// A replica does not run any more.
-    Stopped {
-        /// Who.
-        replica: ReplicaId,
-        /// Why.
-        reason: StopReason,
-    },
-    /// The set goes on with fewer replicas.
-    Degraded {
-        /// Running replicas.
-        healthy: u8,
-        /// Votes that a release needs, as ever.
-        quorum: u8,
-    },
-    /// The set is without a majority: nothing is released from here on (R5). Final, unless the set is recoverable.
-    NoMajority(NoMajority),
-    /// A replica that recovered, or joined, votes again.
-    Recovered {
-        /// Who.
-        replica: ReplicaId,
-        /// First boundary that its vote can decide.
-        boundary: u64,
-    },
-    /// A quorum runs again, after [`Event::NoMajority`]: the set goes on.
-    Majority {
-        /// First boundary that is not released.
-        boundary: u64,
-    },
-    /// The set has another number of members from here on.
-    Membership {
-        /// Members.
-        replicas: u8,
-        /// Votes that a release needs.
-        quorum: u8,
-    },
-}
-
-/// Where a replica begins again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejoin {
-    /// Fresh: it computes towards boundary 0.
-    Start,
-    /// From a checkpoint: it stands at this boundary, whose ballot it need not cast; its next step gives that entry.
-    At(u64),
-}
-
-/// What is kept for replicas that come back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HistoryStats {
-    /// First boundary whose entry is kept.
-    pub from: u64,
-    /// Entries kept.
-    pub entries: u64,
-    /// What they cost, as their leaders stated it, with overheads.
-    pub bytes: usize,
-}
-
-/// Whether a replica runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ReplicaState {
-    /// It does.
-    Running {
-        /// The boundary that it casts next.
-        boundary: u64,
-    },
-    /// It catches up, checked against history, and has no vote yet (R7).
-    Recovering {
-        /// The boundary that it casts next.
-        boundary: u64,
-        /// First boundary that is not decided: where it votes.
-        target: u64,
-        /// Near enough that the others do not run away from it any more.
-        promoted: bool,
-    },
-    /// It does not. Where several replicas stop at the same boundary again and again, the fault lies in the program.
-    Stopped {
-        /// The boundary that it was to cast next.
-        boundary: u64,
-        /// Why.
-        reason: StopReason,
-    },
-}
-
-/// Where a running replica is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// On its way to the next boundary.
-    Computing,
-    /// At a boundary, its ballot cast, the entry not taken.
-    Standing {
-        /// It was asked to lead: so it may add one entry, even if the window has filled up since.
-        asked: bool,
-    },
-}
-
-#[derive(Debug)]
-pub(crate) struct Replica {
-    /// The boundary that it casts next.
-    pub(crate) next: u64,
-    phase: Phase,
-    /// Since when it has been able to run towards `next`. Means nothing while it waits.
-    pub(crate) since_ns: u64,
-    pub(crate) debt: Debt,
-    stopped: Option<StopReason>,
-    led: u64,
-}
+use crate::verdict::{NoMajority, StopReason};
+use crate::voter::{Taken, Voter};
 
 #[derive(Debug, Default)]
-struct Counters {
+pub(crate) struct Counters {
     ballots: u64,
     bytes_voted: u64,
-    releases: u64,
-    bytes_released: u64,
+    pub(crate) replayed: u64,
+    pub(crate) recoveries: u64,
+    pub(crate) releases: u64,
+    pub(crate) bytes_released: u64,
     entries: u64,
     entry_bytes: u64,
     window_full: u64,
@@ -174,21 +36,34 @@ struct Counters {
 /// No call panics, whatever the arguments; a replica that is not in the set is answered as a stopped one.
 #[derive(Debug)]
 pub struct Lockstep<E> {
+    /// With the number of replicas that the set has now.
     pub(crate) config: Config,
+    /// A slot for every number that a replica can have.
     pub(crate) replicas: Vec<Replica>,
-    /// Who is not stopped.
+    /// Whose majority counts, whether they run or not.
+    pub(crate) members: ReplicaSet,
+    /// Added, and members from when they have recovered.
+    pub(crate) joining: ReplicaSet,
+    /// Members who are not stopped and vote.
     pub(crate) running: ReplicaSet,
+    /// Who catches up.
+    pub(crate) recovering: ReplicaSet,
+    /// Those of them that the others wait for when the window is full.
+    pub(crate) promoted: ReplicaSet,
     pub(crate) voter: Voter,
     pub(crate) journal: Journal<E>,
-    events: VecDeque<Event>,
+    /// Kept if the set is recoverable.
+    pub(crate) history: Option<History>,
+    pub(crate) events: VecDeque<Event>,
     /// Cost of the releases in `events`.
-    undrained: usize,
+    pub(crate) undrained: usize,
+    /// Set while there is no majority.
     pub(crate) outcome: Option<NoMajority>,
     /// Since when a replica has been waiting for the slowest, if one has.
     pub(crate) held_since_ns: Option<u64>,
     /// Latest time that was told.
-    now_ns: Option<u64>,
-    counters: Counters,
+    pub(crate) now_ns: Option<u64>,
+    pub(crate) counters: Counters,
 }
 
 impl<E: Clone> Lockstep<E> {
@@ -198,21 +73,37 @@ impl<E: Clone> Lockstep<E> {
     /// # Errors
     /// When a field of `config` is out of bounds.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
+        Self::made(config, None)
+    }
+
+    /// As [`Self::new`], and who was stopped can come back: [`Self::rejoin`]. `key` is a secret of the run (R2).
+    ///
+    /// # Errors
+    /// When a field of `config` is out of bounds.
+    pub fn recoverable(config: Config, key: [u8; 32]) -> Result<Self, ConfigError> {
+        Self::made(config, Some(History::new(key, 0)))
+    }
+
+    fn made(config: Config, history: Option<History>) -> Result<Self, ConfigError> {
         config.check()?;
-        let replica = |_| Replica {
-            next: 0,
-            phase: Phase::Computing,
-            since_ns: 0,
-            debt: Debt::default(),
-            stopped: None,
-            led: 0,
+        let members = ReplicaSet::first(config.replicas);
+        let life = |r| match members.contains(r) {
+            true => Life::Running,
+            false => Life::Absent,
         };
         Ok(Self {
             config,
-            replicas: (0..config.replicas).map(replica).collect(),
-            running: ReplicaSet::first(config.replicas),
+            replicas: (0..MAX_REPLICAS as u8)
+                .map(|r| Replica::new(life(ReplicaId(r))))
+                .collect(),
+            members,
+            joining: ReplicaSet::default(),
+            running: members,
+            recovering: ReplicaSet::default(),
+            promoted: ReplicaSet::default(),
             voter: Voter::new(config.quorum()),
-            journal: Journal::new(),
+            journal: Journal::new(0),
+            history,
             events: VecDeque::new(),
             undrained: 0,
             outcome: None,
@@ -222,63 +113,10 @@ impl<E: Clone> Lockstep<E> {
         })
     }
 
-    /// As [`Self::new`], and who was stopped can come back: [`Self::rejoin`]. `key` is a secret of the run (R2).
-    ///
-    /// # Errors
-    /// When a field of `config` is out of bounds.
-    pub fn recoverable(config: Config, key: [u8; 32]) -> Result<Self, ConfigError> {
-        let _ = key;
-        Self::new(config)
-    }
-
-    /// Moves the bound of the history: entries from `boundary` on stay. At 0 to begin with. What is dropped is gone.
-    pub fn keep_from(&mut self, boundary: u64) {
-        let _ = boundary;
-    }
-
-    /// What is kept.
-    #[must_use]
-    pub fn history(&self) -> HistoryStats {
-        HistoryStats::default()
-    }
-
-    /// Entries of decided boundaries from `from` on that are kept, each with the keyed digest of the ballot released.
-    pub fn history_entries(&self, from: u64) -> impl Iterator<Item = (u64, &E, [u8; 32])> {
-        let _ = from;
-        std::iter::empty()
-    }
-
-    /// A stopped replica begins again; it is recovering until [`Event::Recovered`], or stopped again.
-    ///
-    /// # Errors
-    /// When it cannot begin there; nothing has changed then.
-    pub fn rejoin(&mut self, r: ReplicaId, how: Rejoin, now_ns: u64) -> Result<(), RejoinError> {
-        let _ = (r, how, now_ns);
-        Err(RejoinError::NotRecoverable)
-    }
-
-    /// Announces a new member: from here on it can [`rejoin`](Self::rejoin), and counts once it has recovered.
-    ///
-    /// # Errors
-    /// When it cannot be added; nothing has changed then.
-    pub fn add(&mut self, r: ReplicaId, now_ns: u64) -> Result<(), MemberError> {
-        let _ = (r, now_ns);
-        Err(MemberError::NotRecoverable)
-    }
-
-    /// Takes a member out of the set for good: the quorum is that of the rest.
-    ///
-    /// # Errors
-    /// When it cannot be spared; nothing has changed then.
-    pub fn remove(&mut self, r: ReplicaId, now_ns: u64) -> Result<(), MemberError> {
-        let _ = (r, now_ns);
-        Err(MemberError::NotRecoverable)
-    }
-
     /// A replica arrives at its next boundary with its outputs, in order. The bytes are moved, not copied.
     ///
     /// A ballot above [`Config::max_ballot_bytes`] stops its replica. Ballots of stopped replicas, and all
-    /// ballots of a set without a majority, are accepted and ignored: `step` tells why.
+    /// ballots of a set that lost its majority for good, are accepted and ignored: `step` tells why.
     ///
     /// # Errors
     /// When the caller has lost count; nothing has changed then.
@@ -292,10 +130,10 @@ impl<E: Clone> Lockstep<E> {
         let now_ns = self.told(now_ns);
         let slowest = self.slowest();
         let limit = self.config.max_ballot_bytes();
-        let Some(replica) = self.replicas.get(usize::from(r.0)) else {
+        let Some(replica) = self.known(r) else {
             return Err(CastError::UnknownReplica(r));
         };
-        if replica.stopped.is_some() || self.outcome.is_some() {
+        if replica.stopped().is_some() || self.over() {
             return Ok(());
         }
         if boundary != replica.next {
@@ -318,13 +156,18 @@ impl<E: Clone> Lockstep<E> {
             self.fail(r, StopReason::Misbehaved(what), now_ns);
             return Ok(());
         }
+        if self.recovering.contains(r) {
+            if boundary < self.voter.frontier() {
+                self.replay(r, boundary, &outputs, now_ns);
+                return Ok(());
+            }
+            self.recovered(r);
+        }
 
         self.charge_for_holding_up(r, slowest, now_ns);
         let replica = &mut self.replicas[usize::from(r.0)];
         let need_ns = now_ns.saturating_sub(replica.since_ns);
-        replica.next += 1;
-        replica.phase = Phase::Standing { asked: false };
-        replica.since_ns = now_ns;
+        replica.stands(boundary + 1, now_ns);
         self.counters.ballots += 1;
         self.counters.bytes_voted += payload(&outputs);
 
@@ -332,10 +175,7 @@ impl<E: Clone> Lockstep<E> {
         self.note_peak();
         match taken {
             Taken::Agrees => self.trim(),
-            Taken::Differs(verdict) => {
-                self.outvote(verdict);
-                self.settle(None);
-            }
+            Taken::Differs(verdict) => self.outvote_late(verdict),
             Taken::Open(spare) => self.settle(spare),
         }
         Ok(())
@@ -344,41 +184,43 @@ impl<E: Clone> Lockstep<E> {
     /// What the replica that has cast its ballot may do now. Never blocks and may be asked at any time.
     pub fn step(&mut self, r: ReplicaId, now_ns: u64) -> Step<E> {
         let now_ns = self.told(now_ns);
-        let blocked = self.blocked(r);
-        let Some(replica) = self.replicas.get_mut(usize::from(r.0)) else {
+        let Some(replica) = self.known(r) else {
             return Step::Stopped(unknown(r));
         };
-        if let Some(reason) = &replica.stopped {
+        if let Some(reason) = replica.stopped() {
             return Step::Stopped(reason.clone());
         }
-        let (None, Some(at)) = (&self.outcome, replica.next.checked_sub(1)) else {
+        let (false, Some(at)) = (self.over(), replica.next.checked_sub(1)) else {
             return Step::Held;
         };
-        let entry = self.journal.get(at);
-        let Phase::Standing { asked } = &mut replica.phase else {
+        if replica.phase == Phase::Computing {
             // Kept until this replica casts again, so this cannot miss.
-            return entry.map_or(Step::Held, |entry| Step::Deliver(entry.clone()));
-        };
+            return self.entry(at).map_or(Step::Held, Step::Deliver);
+        }
+        let blocked = self.blocked(r);
+        if self.holds_at(at) {
+            return Step::Held;
+        }
         if let Some(why) = blocked {
-            replica.since_ns = now_ns;
+            self.replicas[usize::from(r.0)].since_ns = now_ns;
             self.counters.window_full += 1;
             if why == Blocked::ByTheSlowest {
                 self.held_since_ns.get_or_insert(now_ns);
             }
             return Step::WindowFull;
         }
-        match entry {
-            // R1: the entry of the boundary at which the replica stands, and no other.
-            Some(entry) => {
-                let entry = entry.clone();
-                replica.phase = Phase::Computing;
-                Step::Deliver(entry)
-            }
-            None => {
-                *asked = true;
-                Step::Lead
-            }
+        // R1: the entry of the boundary at which the replica stands, and no other.
+        if let Some(entry) = self.entry(at) {
+            self.replicas[usize::from(r.0)].phase = Phase::Computing;
+            return Step::Deliver(entry);
         }
+        if self.recovering.contains(r) {
+            // At the end of the journal there is nothing left to catch up with.
+            self.recovered(r);
+            self.settle(None);
+        }
+        self.replicas[usize::from(r.0)].phase = Phase::Standing { asked: true };
+        Step::Lead
     }
 
     /// Writes the entry for the boundary where `r` stands, after [`Self::step`] said [`Step::Lead`] to it. On success
@@ -395,13 +237,13 @@ impl<E: Clone> Lockstep<E> {
         now_ns: u64,
     ) -> Result<(), LeadError> {
         let now_ns = self.told(now_ns);
-        let Some(replica) = self.replicas.get_mut(usize::from(r.0)) else {
+        let Some(replica) = self.known(r) else {
             return Err(LeadError::UnknownReplica(r));
         };
-        if replica.stopped.is_some() {
+        if replica.stopped().is_some() {
             return Err(LeadError::Stopped(r));
         }
-        if self.outcome.is_some() {
+        if self.over() {
             return Err(LeadError::Held);
         }
         let (Phase::Standing { asked: true }, Some(at)) =
@@ -409,6 +251,9 @@ impl<E: Clone> Lockstep<E> {
         else {
             return Err(LeadError::NotAsked(r));
         };
+        if self.holds_at(at) {
+            return Err(LeadError::Held);
+        }
         // R1: the first entry stands. A replica stands at most one boundary beyond the journal.
         if self.journal.next() != at {
             return Err(LeadError::AlreadyWritten(at));
@@ -420,6 +265,7 @@ impl<E: Clone> Lockstep<E> {
                 limit,
             });
         }
+        let replica = &mut self.replicas[usize::from(r.0)];
         replica.phase = Phase::Computing;
         replica.led += 1;
         self.journal.append(entry, entry_bytes);
@@ -455,30 +301,34 @@ impl<E: Clone> Lockstep<E> {
     /// Whether a replica runs, and at which boundary.
     #[must_use]
     pub fn state(&self, r: ReplicaId) -> ReplicaState {
-        match self.replicas.get(usize::from(r.0)) {
-            None => ReplicaState::Stopped {
+        let Some(replica) = self.known(r) else {
+            return ReplicaState::Stopped {
                 boundary: 0,
                 reason: unknown(r),
+            };
+        };
+        let boundary = replica.next;
+        match &replica.life {
+            Life::Stopped { reason, .. } => ReplicaState::Stopped {
+                boundary,
+                reason: reason.clone(),
             },
-            Some(replica) => match &replica.stopped {
-                Some(reason) => ReplicaState::Stopped {
-                    boundary: replica.next,
-                    reason: reason.clone(),
-                },
-                None => ReplicaState::Running {
-                    boundary: replica.next,
-                },
+            Life::Recovering { .. } => ReplicaState::Recovering {
+                boundary,
+                target: self.voter.frontier(),
+                promoted: self.promoted.contains(r),
             },
+            _ => ReplicaState::Running { boundary },
         }
     }
 
-    /// Set once the set is without a quorum; stays (R5).
+    /// Set while the set is without a majority: for good, if it is not recoverable (R5).
     #[must_use]
     pub fn outcome(&self) -> Option<NoMajority> {
         self.outcome.clone()
     }
 
-    /// The configuration it was made with.
+    /// The configuration it was made with, and the number of replicas that it has now.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -487,28 +337,34 @@ impl<E: Clone> Lockstep<E> {
     /// Numbers so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let fastest = self.running_replicas().map(|r| r.next).max().unwrap_or(0);
+        let fastest = self.paced().iter().map(|r| self.next(r)).max();
+        let used = fastest.zip(self.slowest());
         Stats {
             replicas: self.config.replicas,
             healthy: self.running.len(),
+            recovering: self.recovering.len(),
             quorum: self.config.quorum(),
             boundaries: self.voter.frontier(),
             ballots: self.counters.ballots,
             bytes_voted: self.counters.bytes_voted,
+            replayed: self.counters.replayed,
+            recoveries: self.counters.recoveries,
             releases: self.counters.releases,
             bytes_released: self.counters.bytes_released,
             entries: self.counters.entries,
             entry_bytes: self.counters.entry_bytes,
-            window_boundaries_used: fastest - self.slowest().unwrap_or(fastest),
+            window_boundaries_used: used.map_or(0, |(fastest, slowest)| fastest - slowest),
             window_bytes_used: self.stored(),
             window_bytes_peak: self.counters.peak,
             window_full: self.counters.window_full,
             undrained_bytes: self.undrained,
-            per_replica: (0..self.config.replicas)
+            per_replica: (0..)
                 .map(ReplicaId)
                 .zip(&self.replicas)
+                .filter(|(_, replica)| replica.life != Life::Absent)
                 .map(|(r, replica)| ReplicaStats {
                     replica: r,
+                    member: self.members.contains(r),
                     state: self.state(r),
                     next_boundary: replica.next,
                     entries_led: replica.led,
@@ -532,18 +388,43 @@ impl<E: Clone> Lockstep<E> {
         now_ns
     }
 
-    fn running_replicas(&self) -> impl Iterator<Item = &Replica> {
-        self.replicas.iter().filter(|r| r.stopped.is_none())
+    /// A replica that is, was or is to be in the set.
+    pub(crate) fn known(&self, r: ReplicaId) -> Option<&Replica> {
+        let replica = self.replicas.get(usize::from(r.0))?;
+        (replica.life != Life::Absent).then_some(replica)
     }
 
-    /// The next boundary of the slowest running replica; `None` if none runs.
+    /// Who counts for the window: who votes, and who has nearly caught up.
+    pub(crate) fn paced(&self) -> ReplicaSet {
+        self.running.or(self.promoted)
+    }
+
+    fn next(&self, r: ReplicaId) -> u64 {
+        self.replicas.get(usize::from(r.0)).map_or(0, |r| r.next)
+    }
+
+    /// The next boundary of the slowest of those who count for the window; `None` if nobody does.
     pub(crate) fn slowest(&self) -> Option<u64> {
-        self.running_replicas().map(|r| r.next).min()
+        self.paced().iter().map(|r| self.next(r)).min()
+    }
+
+    fn entry(&self, boundary: u64) -> Option<E> {
+        self.journal.get(boundary).cloned()
+    }
+
+    /// R5: without a majority, and nobody can come back.
+    pub(crate) fn over(&self) -> bool {
+        self.outcome.is_some() && self.history.is_none()
+    }
+
+    /// R5: whether a replica that stands here must wait for a majority. Below the frontier all is decided.
+    fn holds_at(&self, at: u64) -> bool {
+        self.outcome.is_some() && at >= self.voter.frontier()
     }
 
     /// Bytes of ballots and entries kept.
     fn stored(&self) -> usize {
-        self.voter.bytes() + self.journal.bytes()
+        self.voter.bytes() + self.journal.window_bytes()
     }
 
     fn note_peak(&mut self) {
@@ -556,8 +437,7 @@ impl<E: Clone> Lockstep<E> {
         if self.undrained > self.config.window_bytes {
             return Some(Blocked::ByTheCaller);
         }
-        let next = self.replicas.get(usize::from(r.0))?.next;
-        let ahead = next.saturating_sub(self.slowest()?);
+        let ahead = self.next(r).saturating_sub(self.slowest()?);
         let full =
             ahead >= self.config.window_boundaries || self.stored() > self.config.window_bytes;
         (ahead > 0 && full).then_some(Blocked::ByTheSlowest)
@@ -565,90 +445,15 @@ impl<E: Clone> Lockstep<E> {
 
     /// Whether a replica waits for something that is not its own doing: then it is not late.
     pub(crate) fn waits(&self, r: ReplicaId) -> bool {
-        self.replicas.get(usize::from(r.0)).is_some_and(|replica| {
+        self.known(r).is_some_and(|replica| {
             replica.phase != Phase::Computing
-                && (self.journal.next() < replica.next || self.blocked(r).is_some())
+                && (self.journal.next() < replica.next
+                    || self.blocked(r).is_some()
+                    || replica
+                        .next
+                        .checked_sub(1)
+                        .is_some_and(|at| self.holds_at(at)))
         })
-    }
-
-    /// Stops a replica. The caller settles afterwards.
-    pub(crate) fn stop(&mut self, r: ReplicaId, reason: StopReason) {
-        let Some(replica) = self.replicas.get_mut(usize::from(r.0)) else {
-            return;
-        };
-        if replica.stopped.is_some() {
-            return;
-        }
-        replica.stopped = Some(reason.clone());
-        self.running = self.running.without(r);
-        // If others waited for this one, they do no longer; if for another, they will say so again.
-        self.held_since_ns = None;
-        self.voter.forget_stopped(self.running);
-        self.events.push_back(Event::Stopped { replica: r, reason });
-        if self.outcome.is_some() {
-            return;
-        }
-        let (healthy, quorum) = (self.running.len(), self.config.quorum());
-        if healthy < quorum {
-            self.no_majority(NoMajorityCause::TooFew);
-        } else {
-            self.events.push_back(Event::Degraded { healthy, quorum });
-        }
-    }
-
-    fn outvote(&mut self, verdict: Verdict) {
-        self.events.push_back(Event::Verdict(verdict.clone()));
-        self.stop(verdict.replica, StopReason::Outvoted(verdict));
-    }
-
-    /// R5: from here on nothing is released. What is stored stays, for a recovering replica's vote.
-    pub(crate) fn no_majority(&mut self, cause: NoMajorityCause) {
-        let outcome = NoMajority {
-            boundary: self.voter.frontier(),
-            healthy: self.running.len(),
-            quorum: self.config.quorum(),
-            cause,
-        };
-        self.outcome = Some(outcome.clone());
-        self.events.push_back(Event::NoMajority(outcome));
-    }
-
-    /// Decides boundaries as long as that is possible, then drops what nobody needs any more.
-    pub(crate) fn settle(&mut self, mut spare: Option<Vec<Output>>) {
-        while self.outcome.is_none() {
-            match self.voter.decide(self.running, spare.take()) {
-                Decision::Open => break,
-                Decision::Split(cause) => self.no_majority(cause),
-                Decision::Agreed {
-                    boundary,
-                    release,
-                    outvoted,
-                } => {
-                    for (channel, bytes) in release {
-                        self.counters.releases += 1;
-                        self.counters.bytes_released += bytes.len() as u64;
-                        self.undrained += release_cost(&bytes);
-                        self.events.push_back(Event::Release {
-                            boundary,
-                            channel,
-                            bytes,
-                        });
-                    }
-                    for verdict in outvoted {
-                        self.outvote(verdict);
-                    }
-                }
-            }
-        }
-        self.trim();
-    }
-
-    fn trim(&mut self) {
-        if let Some(slowest) = self.slowest() {
-            self.voter.trim(slowest);
-            // The entry that took a replica to where it computes now can still be asked for.
-            self.journal.trim(slowest.saturating_sub(1));
-        }
     }
 }
 
@@ -661,7 +466,7 @@ pub(crate) enum Blocked {
     ByTheCaller,
 }
 
-fn release_cost(bytes: &[u8]) -> usize {
+pub(crate) fn release_cost(bytes: &[u8]) -> usize {
     bytes.len().saturating_add(crate::ballot::OUTPUT_OVERHEAD)
 }
 

@@ -35,7 +35,13 @@ pub(crate) struct Reached {
 
 impl Marks {
     pub(crate) fn add(&mut self, r: ReplicaId, at_ns: u64, need_ns: u64) {
-        // A replica casts a boundary once, so there is always room.
+        // A decided boundary may have its mark from before it was stopped; that one counts. So there is always room.
+        if self.marks[..self.len]
+            .iter()
+            .any(|mark| mark.replica == r.0)
+        {
+            return;
+        }
         if let Some(mark) = self.marks.get_mut(self.len) {
             *mark = Mark {
                 replica: r.0,
@@ -43,6 +49,15 @@ impl Marks {
                 need_ns,
             };
             self.len += 1;
+        }
+    }
+
+    /// Takes back what `r` cast.
+    pub(crate) fn remove(&mut self, r: ReplicaId) {
+        let is = |mark: &Mark| mark.replica == r.0;
+        if let Some(at) = self.marks[..self.len].iter().position(is) {
+            self.marks.copy_within(at + 1..self.len, at);
+            self.len -= 1;
         }
     }
 
@@ -132,28 +147,43 @@ impl Debt {
 }
 
 impl<E: Clone> Lockstep<E> {
-    /// Finds laggards; call it regularly (about every 100 ms). A replica is stopped when it is late behind a quorum.
-    /// Where there is no quorum to be behind, and the set cannot get one without those that are late, the
-    /// set is without a majority, since nobody can tell who is wrong.
+    /// Finds laggards; call it regularly (about every 100 ms). A replica is stopped when it is late behind a quorum, or,
+    /// while it recovers, behind what a quorum had needed. Where there is no quorum to be behind, and the set
+    /// cannot get one without those that are late, the set is without a majority, since nobody can
+    /// tell who is wrong; in a recoverable set the late ones must recover then.
     ///
     /// The voter believes the time it is told: a caller whose process was suspended must not let `now_ns` jump.
     pub fn tick(&mut self, now_ns: u64) {
         let now_ns = self.told(now_ns);
-        for r in self.running.iter() {
-            if self.outcome.is_some() {
+        for r in self.running.or(self.recovering).iter() {
+            if self.over() {
                 return;
             }
             if self.waits(r) {
                 self.replicas[usize::from(r.0)].since_ns = now_ns;
-            } else if let Some(reason) = self
-                .behind_quorum(r, now_ns)
-                .or_else(|| self.holds_up(r, now_ns))
-            {
+                continue;
+            }
+            let late = if self.recovering.contains(r) {
+                self.behind_history(r, now_ns)
+            } else if self.running.contains(r) {
+                self.behind_quorum(r, now_ns)
+                    .or_else(|| self.holds_up(r, now_ns))
+            } else {
+                None
+            };
+            if let Some(reason) = late {
                 self.stop(r, reason);
                 self.settle(None);
             }
         }
+        if self.over() {
+            return;
+        }
         self.give_up_if_stalled(now_ns);
+        if self.outcome.is_some() {
+            // A vote that could have decided may not come any more.
+            self.settle(None);
+        }
     }
 
     /// When a quorum without `r` had reached the boundary that `r` casts next. `None` if none has: then `r` is not to
@@ -208,10 +238,14 @@ impl<E: Clone> Lockstep<E> {
         if self.held_since_ns.is_none() {
             return;
         }
-        let held_ns = self.held_up_ns(r, slowest, now_ns);
+        // Nobody owes what it needed to catch up.
+        let held_ns = match self.running.contains(r) {
+            true => self.held_up_ns(r, slowest, now_ns),
+            false => 0,
+        };
         let factor = self.config.lag_factor;
         let mut at_slowest = 0;
-        for replica in self.running.iter() {
+        for replica in self.paced().iter() {
             if let Some(replica) = self.replicas.get(usize::from(replica.0)) {
                 at_slowest += u8::from(slowest == Some(replica.next));
             }
@@ -244,8 +278,9 @@ impl<E: Clone> Lockstep<E> {
         })
     }
 
-    /// Ends the set when some have cast the oldest undecided boundary, not enough, and without those who are late
-    /// no quorum is left.
+    /// Ends the majority when some have cast the oldest undecided boundary, not enough, and without those who are late
+    /// no quorum is left. In a recoverable set the late ones are stopped then, and those who are late on their
+    /// way back to that boundary in any case.
     fn give_up_if_stalled(&mut self, now_ns: u64) {
         let frontier = self.voter.frontier();
         let quorum = self.config.quorum();
@@ -256,25 +291,47 @@ impl<E: Clone> Lockstep<E> {
         let Some(begun) = slot.marks.begun(cast) else {
             return;
         };
-        if self.outcome.is_some() || cast.len() >= quorum {
-            return;
-        }
         let allowed_ns = self.config.stall_allowance(cast.len(), begun.need_ns);
-        let late = |r: &ReplicaId| {
+        let late_ns = |r: ReplicaId| {
             let replica = &self.replicas[usize::from(r.0)];
             let since_ns = begun.at_ns.max(replica.since_ns);
-            replica.next == frontier
-                && !self.waits(*r)
-                && now_ns.saturating_sub(since_ns) > allowed_ns
+            let late_ns = now_ns.saturating_sub(since_ns);
+            let late = replica.next == frontier && !self.waits(r) && late_ns > allowed_ns;
+            late.then_some((r, late_ns))
         };
-        let laggards: Vec<ReplicaId> = self.running.minus(cast).iter().filter(late).collect();
-        if usize::from(self.running.len()) - laggards.len() < usize::from(quorum) {
-            self.no_majority(NoMajorityCause::Stalled {
-                cast: cast.to_vec(),
-                laggards,
-                waited_ns: now_ns.saturating_sub(begun.at_ns),
-            });
+        let mut late: Vec<(ReplicaId, u64)> = self.recovering.iter().filter_map(late_ns).collect();
+        let laggards: Vec<(ReplicaId, u64)> = self
+            .running
+            .minus(cast)
+            .iter()
+            .filter_map(late_ns)
+            .collect();
+        let left = usize::from(self.running.len()) - laggards.len();
+        if cast.len() < quorum && left < usize::from(quorum) {
+            if self.outcome.is_none() {
+                self.no_majority(NoMajorityCause::Stalled {
+                    cast: cast.to_vec(),
+                    laggards: laggards.iter().map(|(r, _)| *r).collect(),
+                    waited_ns: now_ns.saturating_sub(begun.at_ns),
+                });
+            }
+            late.extend(laggards);
         }
+        if self.history.is_none() {
+            return;
+        }
+        for (r, late_ns) in late {
+            self.stop(
+                r,
+                StopReason::Lagging {
+                    boundary: frontier,
+                    late_ns,
+                    allowed_ns,
+                    repeatedly: false,
+                },
+            );
+        }
+        self.settle(None);
     }
 }
 

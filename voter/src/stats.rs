@@ -3,15 +3,17 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::ReplicaId;
-use crate::lockstep::ReplicaState;
+use crate::replica::ReplicaState;
 
 /// Snapshot of a [`crate::Lockstep`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Configured replicas.
+    /// Replicas that the set has.
     pub replicas: u8,
-    /// Replicas still running.
+    /// Of these, who runs and votes.
     pub healthy: u8,
+    /// Who catches up, joining ones included.
+    pub recovering: u8,
     /// Votes that a release needs.
     pub quorum: u8,
     /// Boundaries decided and released: all below this number are.
@@ -20,6 +22,10 @@ pub struct Stats {
     pub ballots: u64,
     /// Payload bytes in these ballots.
     pub bytes_voted: u64,
+    /// Ballots of recovering replicas that were compared with history, and agreed (R7).
+    pub replayed: u64,
+    /// Times that a replica has recovered, or joined.
+    pub recoveries: u64,
     /// Outputs released.
     pub releases: u64,
     /// Payload bytes released.
@@ -38,7 +44,7 @@ pub struct Stats {
     pub window_full: u64,
     /// Bytes of releases that nobody has fetched with [`crate::Lockstep::poll_event`] yet.
     pub undrained_bytes: usize,
-    /// Each replica, in order.
+    /// Each replica that is, was or is to be in the set, in order of their numbers.
     pub per_replica: Vec<ReplicaStats>,
 }
 
@@ -47,9 +53,11 @@ pub struct Stats {
 pub struct ReplicaStats {
     /// Who.
     pub replica: ReplicaId,
-    /// Running or stopped, and why.
+    /// Whether it counts for the quorum. One that is joining, or was removed, does not.
+    pub member: bool,
+    /// Running, recovering, or stopped and why.
     pub state: ReplicaState,
-    /// Boundary that it casts next: also the number of ballots it has cast.
+    /// Boundary that it casts next, or was to cast next when it was stopped.
     pub next_boundary: u64,
     /// Journal entries that it wrote.
     pub entries_led: u64,

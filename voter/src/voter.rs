@@ -29,7 +29,7 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Who has cast, stopped replicas included.
+    /// Who has cast. Where the boundary is decided, those who were stopped since are included.
     pub(crate) fn cast(&self) -> ReplicaSet {
         self.cast
     }
@@ -55,16 +55,22 @@ pub(crate) enum Decision {
     /// A quorum agrees.
     Agreed {
         boundary: u64,
+        /// The longest that one of the first quorum needed.
+        need_ns: u64,
         /// The outputs to release, in order.
         release: Vec<Output>,
         /// Who cast something else.
         outvoted: Vec<Verdict>,
     },
-    /// No ballot can reach the quorum any more.
-    Split(NoMajorityCause),
+    /// Of those who run, no quorum can agree any more.
+    Split {
+        cause: NoMajorityCause,
+        /// Votes that a ballot can still have, of those who run.
+        within_reach: u8,
+    },
 }
 
-/// All boundaries that are undecided, or that a running replica has not cast yet.
+/// All boundaries that are undecided, or that somebody who counts for the window has not cast yet.
 #[derive(Debug)]
 pub(crate) struct Voter {
     quorum: u8,
@@ -85,6 +91,11 @@ impl Voter {
             slots: VecDeque::new(),
             bytes: 0,
         }
+    }
+
+    /// The set has other members.
+    pub(crate) fn set_quorum(&mut self, quorum: u8) {
+        self.quorum = quorum;
     }
 
     /// Oldest undecided boundary: all below it are released.
@@ -151,10 +162,22 @@ impl Voter {
         Taken::Open(None)
     }
 
+    /// Whether this is what was released at a decided boundary; `None` if its bytes are no longer kept.
+    pub(crate) fn agrees(&self, boundary: u64, outputs: &[Output]) -> Option<bool> {
+        let slot = self.slot(boundary).filter(|_| boundary < self.frontier)?;
+        Some(slot.groups.first()?.outputs == outputs)
+    }
+
     /// Looks at the oldest undecided boundary, and only at it: so releases are in order (R3), and who is outvoted
-    /// at one boundary has no vote at the next. Only votes of `running` replicas count. `spare` are bytes
-    /// equal to those of the group that may win, see [`Taken::Open`].
-    pub(crate) fn decide(&mut self, running: ReplicaSet, spare: Option<Vec<Output>>) -> Decision {
+    /// at one boundary has no vote at the next. Only votes of `running` replicas count. What is decided is kept for
+    /// those of `paced` who have not come yet. `spare` are bytes equal to those of the group that may win,
+    /// see [`Taken::Open`].
+    pub(crate) fn decide(
+        &mut self,
+        running: ReplicaSet,
+        paced: ReplicaSet,
+        spare: Option<Vec<Output>>,
+    ) -> Decision {
         let boundary = self.frontier;
         let Some(slot) = self
             .index(boundary)
@@ -167,7 +190,10 @@ impl Voter {
         let missing = running.minus(slot.cast);
         if best < self.quorum {
             if best + missing.len() < self.quorum {
-                return Decision::Split(split(slot, running));
+                return Decision::Split {
+                    cause: split(slot, running),
+                    within_reach: best + missing.len(),
+                };
             }
             return Decision::Open;
         }
@@ -183,9 +209,10 @@ impl Voter {
                 others.push(group);
             }
         }
-        let Some(mut agreed) = agreed else {
+        let Some(agreed) = agreed else {
             return Decision::Open;
         };
+        let reached = slot.marks.reached(self.quorum, running);
         let mut outvoted = Vec::new();
         for group in &others {
             for r in group.votes.and(running).iter() {
@@ -196,26 +223,41 @@ impl Voter {
         // The frontier's bytes leave by move wherever that is possible: the deciding ballot brought a second copy,
         // or nobody is left to be compared. Otherwise (a boundary that was only waiting for an
         // older one) they are copied.
+        let later = paced.minus(slot.cast);
         let release = match spare {
             Some(spare) => spare,
-            None if missing.is_empty() => std::mem::take(&mut agreed.outputs),
+            None if later.is_empty() => {
+                self.bytes -= agreed.cost;
+                self.frontier += 1;
+                return Decision::Agreed {
+                    boundary,
+                    need_ns: reached.map_or(0, |reached| reached.need_ns),
+                    release: agreed.outputs,
+                    outvoted,
+                };
+            }
             None => agreed.outputs.clone(),
         };
         slot.groups.push(agreed);
         self.frontier += 1;
         Decision::Agreed {
             boundary,
+            need_ns: reached.map_or(0, |reached| reached.need_ns),
             release,
             outvoted,
         }
     }
 
-    /// Forgets ballots at undecided boundaries that only stopped replicas back.
-    pub(crate) fn forget_stopped(&mut self, running: ReplicaSet) {
+    /// A replica is stopped: at undecided boundaries its ballots are forgotten, so that it has one vote there when it
+    /// comes back, and none meanwhile. What is decided stands, and who was seen to agree with it.
+    pub(crate) fn forget(&mut self, r: ReplicaId) {
         let decided = usize::try_from(self.frontier - self.base).unwrap_or(usize::MAX);
         for slot in self.slots.iter_mut().skip(decided) {
-            slot.groups.retain(|group| {
-                let keep = !group.votes.and(running).is_empty();
+            slot.cast = slot.cast.without(r);
+            slot.marks.remove(r);
+            slot.groups.retain_mut(|group| {
+                group.votes = group.votes.without(r);
+                let keep = !group.votes.is_empty();
                 if !keep {
                     self.bytes -= group.cost;
                 }
@@ -224,7 +266,7 @@ impl Voter {
         }
     }
 
-    /// Drops what is decided and lies below `slowest`: everybody who runs has cast it.
+    /// Drops what is decided and lies below `slowest`: everybody who counts for the window has cast it.
     pub(crate) fn trim(&mut self, slowest: u64) {
         while self.base < slowest.min(self.frontier) {
             let Some(slot) = self.slots.pop_front() else {

@@ -2,7 +2,8 @@
 #![allow(dead_code)]
 
 use quorate_voter::{
-    Channel, Config, Event, Lockstep, NoMajority, Output, ReplicaId, ReplicaState, Step, StopReason,
+    Channel, Config, Event, Lockstep, MAX_REPLICAS, NoMajority, Output, Rejoin, ReplicaId,
+    ReplicaState, Step, StopReason,
 };
 
 pub const NET: Channel = Channel(1);
@@ -38,13 +39,42 @@ pub struct Set {
 
 impl Set {
     pub fn new(config: Config) -> Self {
-        let mut inner = Lockstep::new(config).unwrap();
+        Self::of(Lockstep::new(config).unwrap())
+    }
+
+    /// One whose replicas can come back.
+    pub fn recoverable(config: Config) -> Self {
+        Self::of(Lockstep::recoverable(config, [7; 32]).unwrap())
+    }
+
+    pub fn of(mut inner: Lockstep<u64>) -> Self {
         inner.tick(0);
         Self {
             inner,
-            next: vec![0; usize::from(config.replicas)],
+            next: vec![0; MAX_REPLICAS],
             now: 0,
         }
+    }
+
+    pub fn kill(&mut self, r: u8) {
+        self.inner.fail(id(r), StopReason::Killed, self.now);
+    }
+
+    pub fn rejoin(&mut self, r: u8, how: Rejoin) {
+        self.inner.rejoin(id(r), how, self.now).unwrap();
+        self.next[usize::from(r)] = match how {
+            Rejoin::Start => 0,
+            Rejoin::At(boundary) => boundary + 1,
+        };
+    }
+
+    /// Boundary that `r` casts next.
+    pub fn at(&self, r: u8) -> u64 {
+        self.next[usize::from(r)]
+    }
+
+    pub fn recovering(&self, r: u8) -> bool {
+        matches!(self.inner.state(id(r)), ReplicaState::Recovering { .. })
     }
 
     pub fn cast(&mut self, r: u8, outputs: Vec<Output>) {
@@ -109,7 +139,7 @@ impl Set {
     }
 
     pub fn all_run(&self) -> bool {
-        (0..self.next.len()).all(|r| self.stopped(r as u8).is_none())
+        (0..self.inner.config().replicas).all(|r| self.stopped(r).is_none())
     }
 
     pub fn outcome(&self) -> NoMajority {
