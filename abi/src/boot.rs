@@ -16,7 +16,8 @@ pub struct KernelHeader {
     pub magic: u64,
     /// [`crate::ABI_VERSION`].
     pub abi_version: u32,
-    /// Bytes between the handlers of two exception vectors.
+    /// Bytes between the handlers of two exception vectors. The last four of them are the VMM's: its debugger puts its own handler
+    /// there while it is attached (see `sync::DEBUG_PORT`).
     pub vector_stride: u32,
     /// Offset of the handler of vector 0; there are 32. They run at CPL 0.
     pub vectors: u64,

@@ -9,6 +9,9 @@ pub const SYNC_PORT: u16 = 0x510;
 /// A 32-bit `out` here from the monitor means that it met an exception at CPL 0, which it cannot forward:
 /// the value is the vector.
 pub const MONITOR_PANIC_PORT: u16 = 0x514;
+/// A 32-bit `out` here at CPL 0 is the VMM's own: its debugger puts one into an exception's slot while it is attached. Below 256,
+/// so that the port is part of the instruction and no register is needed.
+pub const DEBUG_PORT: u8 = 0xe4;
 /// [`SyncPage::magic`].
 pub const SYNC_MAGIC: u64 = 0x5143_4e59_5351_0001;
 

@@ -196,7 +196,51 @@ pub fn origin(rip: u64) -> u64 {
         .map_or(rip, |site| site + 2)
 }
 
+/// While this lives, the kernel reads programs' code. A debugger in the VMM takes its breakpoints out of it meanwhile: it finds the two
+/// functions by their names, which nothing else depends on. Not to be nested.
+struct CodeReading;
+
+#[cfg(not(test))]
+core::arch::global_asm!(
+    r#"
+    .section .text.debug_code_reader, "ax"
+    .balign 16
+    .global debug_code_reader_begin
+    // The `nop`s are where the debugger's breakpoints lie.
+debug_code_reader_begin:
+    nop
+    ret
+    .balign 16
+    .global debug_code_reader_end
+debug_code_reader_end:
+    nop
+    ret
+"#
+);
+
+#[cfg(not(test))]
+unsafe extern "C" {
+    safe fn debug_code_reader_begin();
+    safe fn debug_code_reader_end();
+}
+
+impl CodeReading {
+    fn begin() -> Self {
+        #[cfg(not(test))]
+        debug_code_reader_begin();
+        Self
+    }
+}
+
+impl Drop for CodeReading {
+    fn drop(&mut self) {
+        #[cfg(not(test))]
+        debug_code_reader_end();
+    }
+}
+
 fn try_patch(site: u64) -> Option<u64> {
+    let _reading = CodeReading::begin();
     let (start, end, prot) = mm::space().mapping_at(site)?;
     if prot & EXEC == 0 || site < start {
         return None;
@@ -293,6 +337,7 @@ pub fn land(frame: &mut TrapFrame) -> bool {
         return false;
     };
     // Unless the program has put something else there.
+    let _reading = CodeReading::begin();
     if code(site, jump.len() as u64) != Some(&jump[..]) {
         return false;
     }
@@ -305,6 +350,7 @@ pub fn land(frame: &mut TrapFrame) -> bool {
 ///
 /// [`Space::finish`]: mm::space::Space::finish
 pub fn scan(start: u64, end: u64) {
+    let _reading = CodeReading::begin();
     let mut va = start;
     let mut found: Vec<(u64, Leak)> = Vec::new();
     while va < end {

@@ -73,6 +73,12 @@ pub(crate) struct Boot {
     pub info: u64,
     pub syscall_entry: u64,
     pub spin: u64,
+    /// Virtual address of the frame that an exception at CPL 3 leaves.
+    pub exception_frame: u64,
+    /// Guest-physical address of the IDT.
+    pub idt_block: u64,
+    /// Virtual address of the handler of vector 0, and the distance between handlers.
+    pub vectors: (u64, u64),
 }
 
 #[repr(transparent)]
@@ -151,8 +157,11 @@ pub(crate) fn prepare(
         info: layout.boot + at::INFO,
         syscall_entry: layout.kernel + header.syscall_entry,
         spin: layout.kernel + header.spin,
+        exception_frame: layout.boot + at::MONITOR_STACK_TOP - 40,
+        idt_block: block + at::IDT,
+        vectors: (layout.kernel + header.vectors, header.vector_stride.into()),
     };
-    write_tables(&memory.ram, &boot, &kernel)?;
+    write_tables(&memory.ram, &boot)?;
     write_info(config, memory, &request, &boot, cpuid)?;
     Ok(boot)
 }
@@ -216,7 +225,7 @@ fn boot_areas(virt: u64, phys: u64) -> impl Iterator<Item = Area> {
 }
 
 /// GDT, TSS and IDT (Intel SDM volume 3, 3.4.5, 7.7 and 6.14.1).
-fn write_tables(ram: &Ram, boot: &Boot, kernel: &Kernel<'_>) -> Result<(), MachineError> {
+fn write_tables(ram: &Ram, boot: &Boot) -> Result<(), MachineError> {
     // Descriptors with the accessed bit set: the page is read-only, and the processor would want to set it.
     const CODE64: u64 = 0x00af_9b00_0000_ffff;
     const CODE32: u64 = 0x00cf_9b00_0000_ffff;
@@ -256,19 +265,9 @@ fn write_tables(ram: &Ram, boot: &Boot, kernel: &Kernel<'_>) -> Result<(), Machi
 
     let mut idt = [0_u64; 2 * VECTORS as usize];
     for vector in 0..VECTORS {
-        let handler = boot.layout.kernel
-            + kernel.header.vectors
-            + vector * u64::from(kernel.header.vector_stride);
-        // Interrupt gate, present. `int3` and `into` must be callable from CPL 3.
-        let dpl = if matches!(vector, 3 | 4) { 3_u64 } else { 0 };
-        // NMI, double fault and machine check may come when the monitor's stack is in use or gone.
-        let ist = u64::from(matches!(vector, 2 | 8 | 18));
-        idt[2 * vector as usize] = handler & 0xffff
-            | u64::from(selector::CODE0) << 16
-            | ist << 32
-            | (0x8e | dpl << 5) << 40
-            | (handler >> 16 & 0xffff) << 48;
-        idt[2 * vector as usize + 1] = handler >> 32;
+        let handler = boot.vectors.0 + vector * boot.vectors.1;
+        let at = 2 * vector as usize;
+        idt[at..at + 2].copy_from_slice(&gate(vector, handler));
     }
     write(
         ram,
@@ -281,6 +280,20 @@ fn write_tables(ram: &Ram, boot: &Boot, kernel: &Kernel<'_>) -> Result<(), Machi
         boot.block + at::IDT,
         idt.map(u64::to_le_bytes).as_flattened(),
     )
+}
+
+/// The IDT's entry of a vector.
+pub(crate) fn gate(vector: u64, handler: u64) -> [u64; 2] {
+    // Interrupt gate, present. `int3` and `into` must be callable from CPL 3.
+    let dpl = if matches!(vector, 3 | 4) { 3_u64 } else { 0 };
+    // NMI, double fault and machine check may come when the monitor's stack is in use or gone.
+    let ist = u64::from(matches!(vector, 2 | 8 | 18));
+    let low = handler & 0xffff
+        | u64::from(selector::CODE0) << 16
+        | ist << 32
+        | (0x8e | dpl << 5) << 40
+        | (handler >> 16 & 0xffff) << 48;
+    [low, handler >> 32]
 }
 
 fn write_info(
@@ -378,6 +391,10 @@ fn write(ram: &Ram, addr: u64, bytes: &[u8]) -> Result<(), MachineError> {
 
 /// The frame that an exception at CPL 3 left at the top of the monitor's stack: rip, cs, rflags, rsp, ss.
 pub(crate) fn exception_frame(ram: &Ram, boot: &Boot) -> Option<[u64; 5]> {
-    let top = boot.block + at::MONITOR_STACK_TOP;
-    ram.read_obj(GuestAddress(top - 40)).ok()
+    ram.read_obj(exception_frame_address(boot)).ok()
+}
+
+/// Where that frame is; an error code, if there is one, lies in the eight bytes before.
+pub(crate) fn exception_frame_address(boot: &Boot) -> GuestAddress {
+    GuestAddress(boot.block + at::MONITOR_STACK_TOP - 40)
 }

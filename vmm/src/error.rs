@@ -151,6 +151,20 @@ pub enum MachineError {
     /// No such bit.
     #[error("there is no bit {0}")]
     NoBit(u32),
+    /// No debugger is attached.
+    #[error("no debugger is attached to this machine")]
+    NoDebugger,
+    /// Registers can be changed only where the guest is held.
+    #[error("the guest is not held at an instruction: its registers cannot be changed here")]
+    NotHeld,
+    /// Too many breakpoints.
+    #[error("a machine has at most {0} breakpoints: remove some")]
+    Breakpoints(usize),
+    /// A breakpoint where exceptions cannot be forwarded.
+    #[error(
+        "{0:#x} is in the kernel's monitor, which handles exceptions itself: no breakpoint can be there"
+    )]
+    BreakpointPlace(u64),
     /// No signal handler could be set for kicks.
     #[error("the handler for the signal that kicks vCPUs cannot be set: {0}")]
     Signal(io::Error),

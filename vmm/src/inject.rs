@@ -140,7 +140,10 @@ impl Machine {
         self.change_registers(|regs| regs.r12 = value)
     }
 
-    fn change_registers(&mut self, change: impl FnOnce(&mut kvm_regs)) -> Result<(), MachineError> {
+    pub(crate) fn change_registers(
+        &mut self,
+        change: impl FnOnce(&mut kvm_regs),
+    ) -> Result<(), MachineError> {
         self.settle()?;
         let mut regs = self
             .vcpu

@@ -8,6 +8,7 @@ mod boot;
 mod checkpoint;
 mod cpuid;
 mod crash;
+mod debug;
 mod error;
 mod inject;
 mod kernel;
@@ -25,6 +26,7 @@ mod vcpu;
 
 pub use checkpoint::{Checkpoint, Pause, Precopy, Restore, Restored};
 pub use crash::{CrashKind, CrashReport};
+pub use debug::{DebugStop, Motion};
 pub use error::{KernelFault, MachineError};
 pub use inject::Register;
 pub use kick::Kicker;

@@ -4,6 +4,7 @@ use crate::boot::{Boot, exception_frame, prepare};
 use crate::checkpoint::{Identity, Image, Offers, Phase, Tracking, set_slot};
 use crate::cpuid::guest_cpuid;
 use crate::crash::{CrashKind, CrashReport};
+use crate::debug::Debugger;
 use crate::error::MachineError;
 use crate::kick::Kicker;
 use crate::layout::LayoutKind;
@@ -14,7 +15,7 @@ use crate::vcpu;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use quorate_abi::boot::Layout;
-use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT};
+use quorate_abi::sync::{DEBUG_PORT, MONITOR_PANIC_PORT, SYNC_PORT};
 use quorate_devices::{
     DeviceConfig, DeviceError, DeviceSet, DeviceSetState, DiskConfig, DiskReads, Entry,
     NetCounters, Output,
@@ -124,8 +125,10 @@ pub enum Outcome {
 }
 
 /// What KVM returned with, as far as it is acted upon.
-enum Exit {
+pub(crate) enum Exit {
     Boundary,
+    /// The debugger's handler of an exception.
+    Trap,
     /// It was handled: back into the guest.
     Handled,
     Misbehaved(DeviceError),
@@ -154,6 +157,8 @@ pub struct Machine {
     /// The vCPU has not run and no checkpoint was restored: KVM has cached nothing, and memory holds what was put there by
     /// [`Machine::new`].
     pub(crate) pristine: bool,
+    /// While a debugger is attached.
+    pub(crate) debugger: Option<Box<Debugger>>,
 }
 
 const _: () = {
@@ -239,6 +244,7 @@ impl Machine {
             kicker,
             phase: Phase::Runnable,
             vcpu_bytes,
+            debugger: None,
         })
     }
 
@@ -247,19 +253,26 @@ impl Machine {
         if self.phase != Phase::Runnable {
             return self.crashed(CrashKind::NotRunnable);
         }
-        match self.run_vcpu() {
+        let exit = self.run_vcpu();
+        self.outcome(exit)
+    }
+
+    /// What an end of [`Machine::run_vcpu`] means.
+    pub(crate) fn outcome(&mut self, exit: Option<Exit>) -> Outcome {
+        match exit {
             None => Outcome::Kicked,
             Some(Exit::Misbehaved(error)) => {
                 self.phase = Phase::Ended;
                 Outcome::Misbehaved(error)
             }
             Some(Exit::Crash(kind)) => self.crashed(kind),
+            Some(Exit::Trap) => self.crashed(unexpected_pio(DEBUG_PORT.into(), 4, true)),
             Some(Exit::Boundary | Exit::Handled) => self.at_boundary(),
         }
     }
 
     /// Runs the vCPU until something happens that ends [`Machine::run`]; `None` for a kick.
-    fn run_vcpu(&mut self) -> Option<Exit> {
+    pub(crate) fn run_vcpu(&mut self) -> Option<Exit> {
         let immediate_exit: *mut u8 = &raw mut self.vcpu.get_kvm_run().immediate_exit;
         // SAFETY: The byte is in the shared `kvm_run` page, which stays mapped as long as `self.vcpu`. From
         // here to the end of this function it is accessed as an atomic only; the kernel reads it.
@@ -295,6 +308,11 @@ impl Machine {
                 Ok(vector) => Exit::Crash(CrashKind::MonitorPanic(u32::from_le_bytes(vector))),
                 Err(_) => Exit::Crash(unexpected_pio(MONITOR_PANIC_PORT, data.len(), true)),
             },
+            VcpuExit::IoOut(port, data)
+                if self.debugger.is_some() && port == u16::from(DEBUG_PORT) && data.len() == 4 =>
+            {
+                Exit::Trap
+            }
             VcpuExit::IoOut(port, data) => Exit::Crash(unexpected_pio(port, data.len(), true)),
             VcpuExit::IoIn(port, data) => Exit::Crash(unexpected_pio(port, data.len(), false)),
             VcpuExit::MmioRead(addr, data) if DeviceSet::is_mmio(addr) => {

@@ -20,7 +20,7 @@ const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// the bitmap in the TSS gives the right (`boot.rs`). QEMU's emulated SVM does not read the bitmap of a busy TSS.
 const RFLAGS: u64 = 1 << 1 | 3 << 12;
 /// What SYSCALL clears: TF, IF, DF, NT, RF, AC. Not IOPL, which a handler that is still at CPL 3 could not set again.
-const SYSCALL_MASK: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 18;
+pub(crate) const SYSCALL_MASK: u64 = 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 18;
 
 const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;

@@ -67,6 +67,10 @@ monitor_vectors:
     .else
     jmp monitor_forward
     .endif
+    // The last four bytes of a slot are the VMM's (`KernelHeader::vector_stride`).
+    .if . - monitor_vectors > vector * {stride} + {stride} - 4
+    .error "a vector's handler leaves no room for the debugger's"
+    .endif
     .set vector, vector + 1
     .endr
 

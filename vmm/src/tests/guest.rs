@@ -61,6 +61,9 @@ pub enum Does {
     Sse,
     /// Maps physical memory where nothing is, and reads it.
     Nowhere,
+    /// Counts RCX to 5 in a loop, and rings with RCX and the flags that `pushfq` gives; then rings with 77 and 5 plus what R12 was
+    /// changed to.
+    Counts,
 }
 
 std::arch::global_asm!(
@@ -269,6 +272,26 @@ qt_nowhere:
     mov eax, [r9 + 8]
     ud2
 
+qt_counts:
+    load_page
+    xor ecx, ecx
+    xor r12d, r12d
+4:
+    inc rcx
+    nop
+    cmp rcx, 5
+    jne 4b
+    pushfq
+    pop rbx
+    mov [rax + {print}], rcx
+    mov [rax + {print} + 8], rbx
+    ring
+    add rcx, r12
+    mov [rax + {print} + 8], rcx
+    mov qword ptr [rax + {print}], 77
+    ring
+    jmp qt_counts
+
     .balign 16
 qt_vectors:
     .set qt_vector, 0
@@ -318,6 +341,7 @@ quorate_test_guest_table:
     .quad qt_fs_base - quorate_test_guest
     .quad qt_sse - quorate_test_guest
     .quad qt_nowhere - quorate_test_guest
+    .quad qt_counts - quorate_test_guest
     .quad qt_vectors - quorate_test_guest
     .quad qt_syscall_entry - quorate_test_guest
     .text
@@ -342,7 +366,7 @@ quorate_test_guest_table:
     panic = const MONITOR_PANIC_PORT,
 );
 
-const ENTRIES: usize = Does::Nowhere as usize + 1;
+const ENTRIES: usize = Does::Counts as usize + 1;
 
 unsafe extern "C" {
     static quorate_test_guest: [u8; 0];

@@ -4,6 +4,7 @@
 mod bad_input;
 mod checkpoint;
 mod cost;
+mod debug;
 mod guest;
 mod layouts;
 mod machine;

@@ -1,0 +1,107 @@
+//! Guest memory by virtual address, as a debugger sees it.
+
+use crate::error::MachineError;
+use crate::machine::Machine;
+use crate::paging::translate;
+use quorate_abi::PAGE_SIZE;
+use std::ptr;
+use vm_memory::{Bytes, GuestAddress};
+
+impl Machine {
+    /// Reads memory of the address space that the guest is in now, from `address` on, up to the first page that is not
+    /// there. Returns how many bytes were read.
+    pub fn read_virtual(&self, address: u64, data: &mut [u8]) -> usize {
+        let root = self.registers().map_or(0, |registers| registers.cr3);
+        self.read_in(root, address, data)
+    }
+
+    /// Writes memory of the address space that the guest is in now, whatever rights the guest has there. A page of the root image
+    /// changes for all that have it mapped, in this machine.
+    ///
+    /// # Errors
+    ///
+    /// If a page is not there; what lies before it is written.
+    pub fn write_virtual(&mut self, address: u64, data: &[u8]) -> Result<(), MachineError> {
+        self.write_code(address, data)
+    }
+
+    /// Guest-physical address of a virtual one, in the address space that the guest is in now.
+    #[must_use]
+    pub fn physical(&self, address: u64) -> Option<u64> {
+        let root = self.registers().ok()?.cr3;
+        translate(&self.memory.ram, root, address)
+    }
+
+    pub(super) fn read_in(&self, root: u64, address: u64, data: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < data.len() {
+            let Some(at) = address.checked_add(done as u64) else {
+                break;
+            };
+            let len = piece(at, data.len() - done);
+            let there = translate(&self.memory.ram, root, at)
+                .is_some_and(|phys| self.read_physical(phys, &mut data[done..done + len]));
+            if !there {
+                break;
+            }
+            done += len;
+        }
+        done
+    }
+
+    pub(super) fn write_code(&mut self, address: u64, data: &[u8]) -> Result<(), MachineError> {
+        let root = self.registers()?.cr3;
+        let mut done = 0;
+        while done < data.len() {
+            let at = address.wrapping_add(done as u64);
+            let len = piece(at, data.len() - done);
+            let phys = translate(&self.memory.ram, root, at).ok_or(MachineError::Access(at))?;
+            self.write_physical(phys, &data[done..done + len])?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Reads RAM or the root image; false if there is neither.
+    pub(super) fn read_physical(&self, at: u64, data: &mut [u8]) -> bool {
+        match self.image_bytes(at, data.len()) {
+            Some(from) => {
+                // SAFETY: `image_bytes` has checked that these bytes are mapped; the vCPU does not run meanwhile (this thread runs it), and
+                // `data` is memory of this process that the guest does not have.
+                unsafe { ptr::copy_nonoverlapping(from, data.as_mut_ptr(), data.len()) };
+                true
+            }
+            None => self.memory.ram.read_slice(data, GuestAddress(at)).is_ok(),
+        }
+    }
+
+    pub(super) fn write_physical(&mut self, at: u64, data: &[u8]) -> Result<(), MachineError> {
+        match self.image_bytes(at, data.len()) {
+            Some(to) => {
+                // SAFETY: As in `read_physical`; the mapping is private and writable.
+                unsafe { ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
+                Ok(())
+            }
+            None => self
+                .memory
+                .ram
+                .write_slice(data, GuestAddress(at))
+                .map_err(|_| MachineError::Access(at)),
+        }
+    }
+
+    /// Where the root image's bytes are in this process.
+    fn image_bytes(&self, at: u64, len: usize) -> Option<*mut u8> {
+        let image = &self.memory.image;
+        let offset = at.checked_sub(image.start)?;
+        let end = offset.checked_add(len as u64)?;
+        let slot = self.memory.slots.iter().find(|s| s.guest == image.start)?;
+        (image.len != 0 && end <= slot.len)
+            .then(|| (slot.mapping.addr() as *mut u8).wrapping_add(offset as usize))
+    }
+}
+
+/// Bytes from `at` on that lie in one page, at most `wanted`.
+fn piece(at: u64, wanted: usize) -> usize {
+    wanted.min((PAGE_SIZE - at % PAGE_SIZE) as usize)
+}
