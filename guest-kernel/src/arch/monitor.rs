@@ -67,10 +67,8 @@ monitor_vectors:
     .else
     jmp monitor_forward
     .endif
-    // The last four bytes of a slot are the VMM's (`KernelHeader::vector_stride`).
-    .if . - monitor_vectors > vector * {stride} + {stride} - 4
-    .error "a vector's handler leaves no room for the debugger's"
-    .endif
+    // The last four bytes of a slot are the VMM's (`KernelHeader::vector_stride`). It is an error if they are taken.
+    .org monitor_vectors + vector * {stride} + {stride} - 4, 0xcc
     .set vector, vector + 1
     .endr
 
