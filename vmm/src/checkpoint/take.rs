@@ -184,6 +184,7 @@ impl Machine {
         // After memory: the queues are checked against it.
         self.devices.restore(&self.memory.ram, &saved.devices)?;
         self.phase = saved.phase;
+        self.debug_restored();
         Ok(Restored {
             compared_pages,
             copied_pages,

@@ -101,6 +101,7 @@ impl Machine {
     }
 
     fn arm_handlers(&mut self, page_faults: bool) -> Result<(), MachineError> {
+        self.pristine = false;
         for vector in VECTORS {
             if vector == PAGE_FAULT && !page_faults {
                 continue;

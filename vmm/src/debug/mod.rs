@@ -14,9 +14,10 @@ mod arm;
 mod memory;
 
 use crate::boot::exception_frame_address;
+use crate::checkpoint::Phase;
 use crate::error::MachineError;
 use crate::kernel::VECTORS;
-use crate::machine::{Exit, Machine, Outcome, Phase};
+use crate::machine::{Exit, Machine, Outcome};
 use crate::paging::translate;
 use crate::registers::Registers;
 use arm::{INT3, Patch};
@@ -127,8 +128,8 @@ impl Machine {
         Ok(())
     }
 
-    /// The machine's state was replaced by another one, at a boundary: forgets what was under way.
-    pub fn debug_restored(&mut self) {
+    /// The machine's state was replaced by another one: forgets what was under way.
+    pub(crate) fn debug_restored(&mut self) {
         if let Some(debugger) = &mut self.debugger {
             debugger.held = None;
             debugger.underway = Underway::Nothing;
