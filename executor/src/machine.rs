@@ -46,6 +46,10 @@ impl Vcpu for KvmVcpu {
                 wait_until_ns: boundary.wait_until_ns,
             },
             Outcome::Kicked => Turn::Kicked,
+            // Only a replay asks for it (`explain`), and it has machines of its own (R9).
+            Outcome::Stopped => Turn::Misbehaved(
+                "the guest rang the flight recorder's port, and nobody asked it to".to_owned(),
+            ),
             Outcome::Crash(report) => {
                 // Registers and stack are for whoever looks for the cause; the event has one line.
                 tracing::warn!(replica = self.replica, "crash report: {report}");

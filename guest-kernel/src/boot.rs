@@ -93,6 +93,7 @@ pub fn start(boot: &'static BootInfo, image_start: u64) -> ! {
         .store(FAULT.0.get() as u64 + FAULT_STACK as u64, Ordering::Relaxed);
     mm::init(boot);
     *REGIONS.borrow_mut() = Some(boot.layout);
+    crate::flight::init();
     time::set(boot.monotonic_ns, boot.realtime_ns);
     let stack = match sched::init() {
         Ok(stack) => stack,

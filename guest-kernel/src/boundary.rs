@@ -16,6 +16,7 @@ static PAGE: AtomicU64 = AtomicU64::new(0);
 static CALLS: AtomicU32 = AtomicU32::new(0);
 static TERMINATING: AtomicBool = AtomicBool::new(false);
 static IDLE_NS: AtomicU64 = AtomicU64::new(0);
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// Remembers where the sync page is.
 pub fn init(sync_page: u64) {
@@ -29,6 +30,12 @@ fn page() -> *mut SyncPage {
 /// Nanoseconds of journal time that passed while the program had nothing to do.
 pub fn idle_ns() -> u64 {
     IDLE_NS.load(Ordering::Relaxed)
+}
+
+/// Boundaries completed, which is the number of the next one.
+#[inline]
+pub fn count() -> u64 {
+    COUNT.load(Ordering::Relaxed)
 }
 
 /// One boundary. `wait_until_ns`: sleep until then unless an input comes.
@@ -52,6 +59,7 @@ fn cross(wait_until_ns: u64) {
             (&raw const (*page).flags).read_volatile(),
         )
     };
+    COUNT.fetch_add(1, Ordering::Relaxed);
     CALLS.store(0, Ordering::Relaxed);
     time::set(monotonic, realtime);
     if wait_until_ns != WAIT_NONE {

@@ -6,7 +6,7 @@ use crate::arch::monitor::MONITOR_CR2;
 use crate::mm::space::Fault;
 use crate::mm::{self, Access};
 use crate::signal::{self, Exception, SI_KERNEL, number};
-use crate::{boot, process, rewrite};
+use crate::{boot, flight, process, rewrite};
 use core::sync::atomic::Ordering;
 use quorate_abi::PAGE_SIZE;
 
@@ -59,6 +59,7 @@ extern "C" fn handle_fault(frame: &mut TrapFrame, vector: u64, error: u64) {
         vector,
         error,
     };
+    flight::exception(frame, vector, error, address);
     signal::fault(frame, exception);
 }
 

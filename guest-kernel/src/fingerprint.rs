@@ -3,17 +3,23 @@
 //! It need not resist an attacker: it is compared as bytes, and all other outputs are compared in full beside it.
 
 use crate::cell::Global;
+use quorate_abi::flight::CONTENT_LEN;
 
 struct State {
     a: u64,
     b: u64,
     calls: u64,
+    /// For the flight recorder: bytes of content since the last call that was recorded, and the first of them.
+    content_len: u32,
+    content: [u8; CONTENT_LEN],
 }
 
 static STATE: Global<State> = Global::new(State {
     a: 0x9e37_79b9_7f4a_7c15,
     b: 0xc2b2_ae3d_27d4_eb4f,
     calls: 0,
+    content_len: 0,
+    content: [0; CONTENT_LEN],
 });
 
 #[inline]
@@ -47,6 +53,12 @@ pub fn number(value: u64) {
 /// Mixes in content that leaves or enters the program (bytes written, bytes read).
 pub fn content(bytes: &[u8]) {
     let mut state = STATE.borrow_mut();
+    if state.content_len == 0 {
+        let len = bytes.len().min(CONTENT_LEN);
+        state.content[..len].copy_from_slice(&bytes[..len]);
+    }
+    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    state.content_len = state.content_len.saturating_add(len);
     state.word(bytes.len() as u64);
     let (mut a, mut b) = (state.a, state.b);
     let mut chunks = bytes.chunks_exact(16);
@@ -72,6 +84,35 @@ pub fn current() -> ([u64; 2], u64) {
     ([state.a, state.b], state.calls)
 }
 
+/// What the flight recorder keeps of a call.
+pub struct Noted {
+    /// First word of the digest.
+    pub digest: u64,
+    /// Calls so far.
+    pub calls: u64,
+    /// Bytes of content since the last call that was noted.
+    pub content_len: u32,
+    /// The first of them.
+    pub content: [u8; CONTENT_LEN],
+}
+
+/// Takes what was noted since the last time.
+#[inline]
+pub fn take_noted() -> Noted {
+    let mut state = STATE.borrow_mut();
+    let noted = Noted {
+        digest: state.a,
+        calls: state.calls,
+        content_len: state.content_len,
+        content: state.content,
+    };
+    if noted.content_len != 0 {
+        state.content_len = 0;
+        state.content = [0; CONTENT_LEN];
+    }
+    noted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +125,8 @@ mod tests {
                 a: 1,
                 b: 2,
                 calls: 0,
+                content_len: 0,
+                content: [0; CONTENT_LEN],
             };
             content(bytes);
             current().0

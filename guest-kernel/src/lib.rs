@@ -19,6 +19,7 @@ pub mod exec;
 pub mod fault;
 pub mod file;
 pub mod fingerprint;
+pub mod flight;
 pub mod fs;
 pub mod futex;
 pub mod klog;

@@ -77,6 +77,11 @@ pub fn current() -> u32 {
     SCHEDULER.borrow().current
 }
 
+/// Address of the variable that holds the running thread's id, for the flight recorder.
+pub fn current_at() -> u64 {
+    &raw const SCHEDULER.borrow().current as u64
+}
+
 /// Id of the running process.
 pub fn pid() -> u32 {
     process::current().pid.get()

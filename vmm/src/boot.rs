@@ -13,6 +13,7 @@ use quorate_abi::boot::{
     BOOT_MAGIC, BootInfo, CpuidLeaf, Layout, MAX_CPUID_LEAVES, MAX_GROUPS, MAX_RAM_RANGES,
     MAX_STRINGS, Range, selector,
 };
+use quorate_abi::flight::STOP_PORT;
 use quorate_abi::sync::{MONITOR_PANIC_PORT, SYNC_PORT};
 use quorate_abi::{ABI_VERSION, PAGE_SIZE, map};
 use quorate_devices::{DeviceSet, SeedStream};
@@ -42,7 +43,7 @@ pub(crate) const MAPPED_BYTES: u64 = at::END;
 /// The TSS proper; the I/O permission bitmap follows (Intel SDM volume 1, 19.5.2).
 const TSS_BYTES: usize = 104;
 /// Ports from here on are all forbidden to CPL 3: the bitmap ends.
-const BITMAP_PORTS: usize = MONITOR_PANIC_PORT as usize + 4;
+const BITMAP_PORTS: usize = STOP_PORT as usize + 4;
 /// The bitmap, and the byte of ones that must follow it.
 const BITMAP_BYTES: usize = BITMAP_PORTS.div_ceil(8) + 1;
 const GDT_ENTRIES: usize = 8;
@@ -254,10 +255,10 @@ fn write_tables(ram: &Ram, boot: &Boot) -> Result<(), MachineError> {
     tss[4..12].copy_from_slice(&(base + at::MONITOR_STACK_TOP).to_le_bytes()); // RSP0
     tss[36..44].copy_from_slice(&(base + at::FAULT_STACK_TOP).to_le_bytes()); // IST1
     tss[102..104].copy_from_slice(&(TSS_BYTES as u16).to_le_bytes());
-    // CPL 3 may use the two 32-bit ports of the sync device and no others, wherever IOPL 3 (`vcpu.rs`) is not kept.
+    // CPL 3 may use the two 32-bit ports of the sync device, the flight recorder's, and no others, wherever IOPL 3 (`vcpu.rs`) is not kept.
     let bitmap = &mut tss[TSS_BYTES..];
     bitmap.fill(0xff);
-    for first in [SYNC_PORT, MONITOR_PANIC_PORT] {
+    for first in [SYNC_PORT, MONITOR_PANIC_PORT, STOP_PORT] {
         for port in usize::from(first)..usize::from(first) + 4 {
             bitmap[port / 8] &= !(1 << (port % 8));
         }

@@ -15,6 +15,7 @@ use crate::vcpu;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use quorate_abi::boot::Layout;
+use quorate_abi::flight::STOP_PORT;
 use quorate_abi::sync::{DEBUG_PORT, MONITOR_PANIC_PORT, SYNC_PORT};
 use quorate_devices::{
     DeviceConfig, DeviceError, DeviceSet, DeviceSetState, DiskConfig, DiskReads, Entry,
@@ -118,6 +119,9 @@ pub enum Outcome {
     Boundary(Boundary),
     /// A [`Kicker`] was used. The guest can go on with the next [`Machine::run`].
     Kicked,
+    /// The system call that a replay asked the flight recorder to stop at is complete; see [`quorate_abi::flight`]. The guest
+    /// goes on with the next [`Machine::run`].
+    Stopped,
     /// The guest cannot go on. Final.
     Crash(CrashReport),
     /// The guest broke the rules of a device (R9). Final.
@@ -129,6 +133,7 @@ pub(crate) enum Exit {
     Boundary,
     /// The debugger's handler of an exception.
     Trap,
+    Stopped,
     /// It was handled: back into the guest.
     Handled,
     Misbehaved(DeviceError),
@@ -267,6 +272,7 @@ impl Machine {
             }
             Some(Exit::Crash(kind)) => self.crashed(kind),
             Some(Exit::Trap) => self.crashed(unexpected_pio(DEBUG_PORT.into(), 4, true)),
+            Some(Exit::Stopped) => Outcome::Stopped,
             Some(Exit::Boundary | Exit::Handled) => self.at_boundary(),
         }
     }
@@ -304,6 +310,7 @@ impl Machine {
         };
         match exit {
             VcpuExit::IoOut(SYNC_PORT, data) if data.len() == 4 => Exit::Boundary,
+            VcpuExit::IoOut(STOP_PORT, data) if data.len() == 4 => Exit::Stopped,
             VcpuExit::IoOut(MONITOR_PANIC_PORT, data) => match <[u8; 4]>::try_from(data) {
                 Ok(vector) => Exit::Crash(CrashKind::MonitorPanic(u32::from_le_bytes(vector))),
                 Err(_) => Exit::Crash(unexpected_pio(MONITOR_PANIC_PORT, data.len(), true)),

@@ -386,6 +386,7 @@ fn step(machine: &mut Machine, what: &'static str) -> Result<(Duration, u64), Ma
         Outcome::Kicked => return Err(failed(what, format!("nothing within {LIMIT:?}"))),
         Outcome::Crash(report) => return Err(failed(what, report.kind.to_string())),
         Outcome::Misbehaved(error) => return Err(error.into()),
+        Outcome::Stopped => return Err(failed(what, "a port that it does not have".to_owned())),
     };
     machine.resume(&Arc::new(Entry::default()), &mut NoDisks)?;
     Ok((time, finding))

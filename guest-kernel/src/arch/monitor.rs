@@ -36,6 +36,8 @@ kernel_header:
     .quad monitor_syscall - kernel_header
     .quad _start - kernel_header
     .quad monitor_spin - kernel_header
+    .quad {flight_magic}
+    .quad FLIGHT_RECORDER - kernel_header
 
     .section .data.monitor, "aw"
     .balign 16
@@ -146,6 +148,7 @@ monitor_flush_site:
     ret
 "#,
     magic = const quorate_abi::boot::KERNEL_MAGIC,
+    flight_magic = const quorate_abi::flight::FLIGHT_MAGIC,
     abi_version = const quorate_abi::ABI_VERSION,
     stride = const VECTOR_STRIDE,
     data3 = const quorate_abi::boot::selector::DATA3,

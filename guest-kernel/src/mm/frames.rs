@@ -201,6 +201,11 @@ pub fn alloc_contiguous(pages: u64) -> Result<u64> {
     }
 }
 
+/// Address of the variable that holds the first free page, for the flight recorder.
+pub fn free_list_at() -> u64 {
+    &raw const FRAMES.borrow().free_list as u64
+}
+
 /// Gives a page back.
 pub fn free(frame: u64) {
     debug_assert!(frame.is_multiple_of(PAGE_SIZE) && frame != 0);

@@ -11,7 +11,9 @@ use crate::arch::entry::KIND_TRAP;
 use crate::cell::Global;
 use crate::errno::*;
 use crate::process::wait;
-use crate::{boundary, exec, fingerprint, fs, futex, klog, mm, net, rewrite, sched, signal, user};
+use crate::{
+    boundary, exec, fingerprint, flight, fs, futex, klog, mm, net, rewrite, sched, signal, user,
+};
 use alloc::collections::BTreeSet;
 
 mod nr {
@@ -59,10 +61,12 @@ extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
     if number == nr::RT_SIGRETURN {
         signal::sigreturn(frame);
         fingerprint::call(number, 0);
+        flight::call(number, [0; 6], 0, frame.rip, frame.rsp);
         signal::deliver_pending(frame, false);
         return 1;
     }
-    let result = dispatch(number, frame, caller);
+    let args = arguments(frame);
+    let result = dispatch(number, frame, args, caller);
     // A new program starts with all registers set.
     full |= matches!(number, nr::EXECVE | nr::EXECVEAT) && result.is_ok();
     let value = match result {
@@ -76,6 +80,7 @@ extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
         _ => value,
     };
     fingerprint::call(number, digested);
+    flight::call(number, args, value, frame.rip, frame.rsp);
     if cfg!(feature = "trace") {
         trace(number, frame, digested);
     }
@@ -136,10 +141,13 @@ extern "C" fn handle_thread_start(frame: &mut TrapFrame) {
     }
 }
 
-fn dispatch(number: u64, frame: &mut TrapFrame, caller: u64) -> SysResult {
-    let a = [
+fn arguments(frame: &TrapFrame) -> [u64; 6] {
+    [
         frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9,
-    ];
+    ]
+}
+
+fn dispatch(number: u64, frame: &mut TrapFrame, a: [u64; 6], caller: u64) -> SysResult {
     // The calls of a server's inner loop first.
     if let Some(result) = fs::dispatch(number, a) {
         return result;
