@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod calls;
 pub mod flight;
 pub mod image;
 pub mod map;

@@ -69,7 +69,13 @@ pub fn init() {
 /// Notes a call that is complete; `result` is what the program sees.
 #[inline]
 pub fn call(number: u64, args: [u64; 6], result: u64, rip: u64, rsp: u64) {
-    put(u32::try_from(number).unwrap_or(EXCEPTION - 1), args, result, rip, rsp);
+    put(
+        u32::try_from(number).unwrap_or(EXCEPTION - 1),
+        args,
+        result,
+        rip,
+        rsp,
+    );
 }
 
 /// Notes an exception that becomes a signal.

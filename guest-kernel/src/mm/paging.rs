@@ -53,10 +53,7 @@ pub fn init(root: u64) {
 /// Addresses of the other roots and of their number, for the flight recorder. The number is a `u64`.
 pub fn roots_at() -> (u64, u64) {
     let roots = ROOTS.borrow();
-    (
-        roots.all.as_ptr() as u64,
-        &raw const roots.count as u64,
-    )
+    (roots.all.as_ptr() as u64, &raw const roots.count as u64)
 }
 
 /// The root in use.

@@ -3,7 +3,6 @@
 pub mod clock;
 pub mod clone;
 pub mod ident;
-pub mod names;
 pub mod process;
 
 use crate::arch::TrapFrame;
@@ -15,6 +14,7 @@ use crate::{
     boundary, exec, fingerprint, flight, fs, futex, klog, mm, net, rewrite, sched, signal, user,
 };
 use alloc::collections::BTreeSet;
+use quorate_abi::calls as names;
 
 mod nr {
     #![allow(missing_docs)]
