@@ -67,6 +67,7 @@ impl Bench {
             read_only: false,
             on_error: OnError::Stop,
             replicas,
+            recoverable: true,
             bounds: Bounds::default(),
         };
         Ok(Self {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use quorate_devices::{Completion, DiskReads, Entry, Output};
+use quorate_devices::{Completion, DiskPosition, DiskReads, Entry, Output};
 use quorate_voter::Channel;
 
 use crate::channel;
@@ -88,6 +88,60 @@ impl Disks {
         for disk in &self.0 {
             disk.retire(replica);
         }
+    }
+
+    /// A replica that was stopped, or a new one, begins again at these positions; at the start of a disk that is not among them.
+    /// See [`Disk::rejoin`].
+    ///
+    /// # Errors
+    /// The first disk that cannot do that; the replica is then stopped on all of them.
+    pub fn rejoin(&self, replica: usize, positions: &[DiskPosition]) -> Result<(), StoreError> {
+        let start = DiskPosition::default();
+        for (at, disk) in self.0.iter().enumerate() {
+            let position = positions.iter().find(|p| p.disk == disk.number());
+            if let Err(error) = disk.rejoin(replica, position.unwrap_or(&start)) {
+                for disk in &self.0[..at] {
+                    disk.retire(replica);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// A replica that began again has caught up. See [`Disk::promote`].
+    pub fn promote(&self, replica: usize) {
+        for disk in &self.0 {
+            disk.promote(replica);
+        }
+    }
+
+    /// The data of a read that the vote has passed, if they are kept.
+    pub fn logged(&self, disk: u8, seq: u64) -> Option<Arc<[u8]>> {
+        self.0.get(usize::from(disk))?.logged(seq)
+    }
+
+    /// No checkpoint goes back beyond these positions: the data of earlier reads are forgotten.
+    pub fn forget_reads(&self, positions: &[DiskPosition]) {
+        for position in positions {
+            if let Some(disk) = self.0.get(usize::from(position.disk)) {
+                disk.forget_reads(position.first());
+            }
+        }
+    }
+
+    /// Bytes of reads that are kept, of all disks together.
+    pub fn logged_bytes(&self) -> u64 {
+        self.0.iter().map(|disk| disk.logged_bytes()).sum()
+    }
+
+    /// Whether a replica can still begin again at these positions: all reads that it would need are kept.
+    pub fn can_rejoin(&self, positions: &[DiskPosition]) -> bool {
+        let start = DiskPosition::default();
+        self.0.iter().all(|disk| {
+            let position = positions.iter().find(|p| p.disk == disk.number());
+            position.unwrap_or(&start).first() >= disk.logged_from()
+        })
     }
 
     /// Waits until all that was released is on stable storage (R4), and lets go of the files.

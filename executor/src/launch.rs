@@ -224,6 +224,7 @@ impl Plan {
                     quorate_images::appliance::OnError::Report => OnError::Report,
                 },
                 replicas: self.set.voter.replicas.into(),
+                recoverable: false,
                 bounds: self.disk_bounds.clone(),
             };
             // An appliance has at most `MAX_DISKS`.

@@ -191,6 +191,7 @@ fn run(
         read_only: false,
         on_error: OnError::Stop,
         replicas,
+        recoverable: true,
         bounds: Bounds {
             versions,
             ..Bounds::default()

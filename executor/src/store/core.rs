@@ -123,7 +123,7 @@ impl Core {
         };
         drop(state);
         let why = self.read_error(view.seq, &result);
-        self.answer(|state| state.read_done(view.replica, view.seq, Err(why), false))
+        self.answer(|state| state.read_done(&view, Err(why), false))
     }
 
     fn read_error(&self, seq: u64, error: &std::io::Error) -> String {
@@ -164,11 +164,11 @@ impl Core {
     /// at: a write that has changed the file meanwhile has left one before.
     pub(super) fn assemble(&self, view: View, buffer: Vec<u8>, here: bool) -> Vec<Job> {
         let mut state = lock(&self.state);
-        if !state.is_running(view.replica, view.seq) {
+        if !state.is_wanted(&view) {
             // The replica was stopped, or told already that it failed elsewhere.
             return Vec::new();
         }
-        let images = state.versions.visible(&view.range, view.seq);
+        let images = state.versions.visible(&view.range, view.at);
         let slots: Vec<u64> = images
             .iter()
             .filter_map(|(_, image)| match image {
@@ -219,10 +219,10 @@ impl Core {
             false => Ok(buffer),
         };
         if here {
-            self.act(|state| state.read_done(view.replica, view.seq, result, true));
+            self.act(|state| state.read_done(view, result, true));
             Vec::new()
         } else {
-            self.answer(|state| state.read_done(view.replica, view.seq, result, false))
+            self.answer(|state| state.read_done(view, result, false))
         }
     }
 

@@ -1,15 +1,20 @@
 //! One disk, as replicas, voter and I/O threads see it.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
-use quorate_devices::{BlockOp, BlockRequest, Completion, MAX_IO_BYTES, SECTOR};
+use quorate_devices::{
+    BlockOp, BlockRequest, Completion, DiskPosition, MAX_IO_BYTES, SECTOR, Waiting,
+};
 
 use super::core::{Core, Notify};
 use super::error::StoreError;
 use super::file::{Base, Faults};
 use super::flow::Released;
 use super::job::{Content, Engine, Spill, Write};
+use super::log::Logged;
 use super::spec::{Backend, DiskSpec, DiskStats};
 use super::state::{State, Take};
 use super::threads::Threads;
@@ -18,8 +23,8 @@ use crate::sync::lock;
 
 /// Threads of the portable backend, per disk: one may be in an `fdatasync`, others write and read meanwhile.
 const WORKERS: usize = 4;
-/// Most replicas, for the bit mask of a notice.
-const MAX_REPLICAS: usize = 32;
+/// Most replicas, from the start and joined later.
+pub const MAX_REPLICAS: usize = quorate_voter::MAX_REPLICAS;
 
 /// One disk.
 pub struct Disk {
@@ -34,6 +39,12 @@ pub struct Pin {
 }
 
 impl Disk {
+    /// The disk's number.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.core.number
+    }
+
     /// Opens the base file of disk `number` and starts its I/O threads.
     ///
     /// # Errors
@@ -61,8 +72,7 @@ impl Disk {
         engine: impl FnOnce(&Arc<Core>) -> Result<Box<dyn Engine>, StoreError>,
     ) -> Result<Arc<Self>, StoreError> {
         let base = Base::open(&spec.path, spec.bytes, spec.read_only, faults)?;
-        let replicas = spec.replicas.min(MAX_REPLICAS);
-        let due: Arc<[AtomicBool]> = (0..replicas).map(|_| AtomicBool::new(false)).collect();
+        let due: Arc<[AtomicBool]> = (0..MAX_REPLICAS).map(|_| AtomicBool::new(false)).collect();
         let path = spec.path.display().to_string();
         let state = State::new(number, spec.bytes, path, spec, due.clone());
         let core = Arc::new(Core {
@@ -93,8 +103,7 @@ impl Disk {
         self.check(request)?;
         match &request.op {
             BlockOp::Read { sector, bytes } => {
-                let start = sector * SECTOR;
-                self.submit_read(replica, seq, start..start + u64::from(*bytes))
+                self.submit_read(replica, seq, read_range(*sector, *bytes))
             }
             BlockOp::Flush => self.core.act(|state| {
                 state.number(replica, seq, true)?;
@@ -151,12 +160,7 @@ impl Disk {
         })
     }
 
-    fn submit_read(
-        &self,
-        replica: usize,
-        seq: u64,
-        range: std::ops::Range<u64>,
-    ) -> Result<(), StoreError> {
+    fn submit_read(&self, replica: usize, seq: u64, range: Range<u64>) -> Result<(), StoreError> {
         let len = (range.end - range.start) as usize;
         let begun = self.core.act(|state| {
             state.number(replica, seq, true)?;
@@ -255,7 +259,7 @@ impl Disk {
                 Take::Wait => {}
             }
             let mut state = lock(&self.core.state);
-            while state.is_running(replica, seq) {
+            while state.must_wait(replica, seq) {
                 state = self
                     .core
                     .changed
@@ -271,7 +275,14 @@ impl Disk {
         let flush = request.op == BlockOp::Flush;
         let what = match self.check(&request) {
             Ok(()) if flush => Released::Flush,
-            Ok(()) => write_of(request).map_or(Released::Read, Released::Write),
+            Ok(()) => {
+                let read = match request.op {
+                    BlockOp::Read { sector, bytes } => Some(read_range(sector, bytes)),
+                    _ => None,
+                };
+                let other = read.map_or(Released::Nothing, Released::Read);
+                write_of(request).map_or(other, Released::Write)
+            }
             // `submit` lets nothing like this through to the vote.
             Err(error) => {
                 let cause = format!("{error}, and was released; this is a defect of the executor");
@@ -290,25 +301,74 @@ impl Disk {
         self.core.act(|state| state.retire(replica));
     }
 
-    /// A replica that was retired starts again from a checkpoint: its next request is `pin`'s. What it asks for again that was released
-    /// already is not released again.
+    /// A replica that was retired, or a new one, is live from this position on. It is *recovering*: what it asks for that was released
+    /// already is numbered and otherwise nothing, its reads get what the others got ([`Disk::take`] waits for it), and
+    /// [`Disk::due`] offers nothing. What it asks for that the vote has not decided is its own, as always.
+    /// A new replica's position is [`DiskPosition::default`].
     ///
     /// # Errors
-    /// When it is not retired, the checkpoint's past was given up, or the vote has not come to the checkpoint yet.
-    pub fn rejoin(&self, replica: usize, pin: &Pin) -> Result<(), StoreError> {
-        let disk = self.core.number;
-        self.core.act(|state| {
-            // What it wrote before and is not decided was forgotten when it was retired.
-            let kept = state.pins.contains(&(pin.seq, pin.id)) && pin.seq <= state.released;
-            let r = state.replicas.get_mut(replica).filter(|r| !r.live);
-            let r = r.ok_or(StoreError::Stopped { disk, replica })?;
-            if !kept {
-                return Err(StoreError::Gone { disk, seq: pin.seq });
+    /// When it is not retired, reads that it would need are forgotten, the position is none of this disk, or recovery is off.
+    pub fn rejoin(&self, replica: usize, position: &DiskPosition) -> Result<(), StoreError> {
+        let mut reads = Vec::new();
+        let mut flushes = BTreeSet::new();
+        for outstanding in &position.outstanding {
+            let (seq, bytes) = (outstanding.seq, outstanding.bytes);
+            let sector = outstanding.sector;
+            let end = sector.checked_mul(SECTOR);
+            let end = end.and_then(|start| start.checked_add(bytes.into()));
+            let wrong = |why| StoreError::Position {
+                disk: self.core.number,
+                seq,
+                why,
+            };
+            if seq >= position.next {
+                return Err(wrong("is not before its next one"));
             }
-            r.live = true;
-            r.next = pin.seq;
-            Ok(())
-        })
+            match outstanding.kind {
+                Waiting::Read if end.is_none_or(|end| end > self.core.base.bytes()) => {
+                    return Err(wrong("goes beyond the end of the disk"));
+                }
+                Waiting::Read => reads.push((seq, read_range(sector, bytes))),
+                Waiting::Flush => {
+                    flushes.insert(seq);
+                }
+            }
+        }
+        self.core
+            .act(|state| state.rejoin(replica, position, reads, flushes))
+    }
+
+    /// The replica has caught up: what is not released yet it reads itself from now on, the past is kept for it as for everybody, and
+    /// it may lead.
+    pub fn promote(&self, replica: usize) {
+        self.core.act(|state| state.promote(replica));
+    }
+
+    /// The data of a read, if they are kept and the vote has passed everything that they rest on.
+    #[must_use]
+    pub fn logged(&self, seq: u64) -> Option<Arc<[u8]>> {
+        match lock(&self.core.state).log.get(seq) {
+            Some((_, Logged::Here(data))) => Some(data.clone()),
+            _ => None,
+        }
+    }
+
+    /// Forgets the data of reads below `below`: no checkpoint goes back that far ([`DiskPosition::first`]). Those that a replica
+    /// needs that is just beginning again stay.
+    pub fn forget_reads(&self, below: u64) {
+        self.core.act(|state| state.forget_reads(below));
+    }
+
+    /// Bytes of reads that are kept. The bound is [`super::Bounds::log_bytes`].
+    #[must_use]
+    pub fn logged_bytes(&self) -> u64 {
+        lock(&self.core.state).log.bytes()
+    }
+
+    /// The first request whose read is kept: positions whose [`DiskPosition::first`] is before it are of no use any more.
+    #[must_use]
+    pub fn logged_from(&self) -> u64 {
+        lock(&self.core.state).log.from()
     }
 
     /// Keeps the disk's past from request `seq` on, which a replica or another pin needs still, or which is not released yet.
@@ -352,6 +412,8 @@ impl Disk {
         stats.unwritten_bytes = state.redo_bytes;
         stats.version_bytes = state.versions.memory();
         stats.spilled_bytes = state.versions.spilled();
+        stats.logged_bytes = state.log.bytes();
+        stats.logged_from = state.log.from();
         stats
     }
 }
@@ -406,6 +468,12 @@ fn is_same(write: &Write, op: &BlockOp) -> bool {
         }
         _ => false,
     }
+}
+
+/// The bytes of the disk that a read is of, which lies within it.
+fn read_range(sector: u64, bytes: u32) -> Range<u64> {
+    let start = sector * SECTOR;
+    start..start + u64::from(bytes)
 }
 
 /// The request as a write, if it is one and not empty.

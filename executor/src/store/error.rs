@@ -96,6 +96,39 @@ pub enum StoreError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A replica that is not stopped cannot begin again.
+    #[error("disk {disk}: replica {replica} is not stopped, so it cannot begin again")]
+    Live {
+        /// The disk.
+        disk: u8,
+        /// The replica.
+        replica: usize,
+    },
+    /// Without recovery nothing is kept that a replica could begin again with.
+    #[error("disk {0}: recovery is off, so no replica can begin again")]
+    NotRecoverable(u8),
+    /// A checkpoint that cannot be of this disk.
+    #[error("disk {disk}: the checkpoint's outstanding request {seq} {why}")]
+    Position {
+        /// The disk.
+        disk: u8,
+        /// The request.
+        seq: u64,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The reads that are asked for are forgotten.
+    #[error(
+        "disk {disk}: the data of reads from request {seq} on are needed, and only those from {from} on are kept; begin from a later checkpoint"
+    )]
+    Forgotten {
+        /// The disk.
+        disk: u8,
+        /// The position.
+        seq: u64,
+        /// What there is.
+        from: u64,
+    },
     /// The past that is asked for is gone.
     #[error("disk {disk}: the versions as of request {seq} are not kept any more")]
     Gone {

@@ -19,8 +19,10 @@ const ZERO_PIECE: u64 = 1 << 20;
 
 /// What the voter let out.
 pub enum Released {
-    /// A read: nothing is to be done.
-    Read,
+    /// A read of these bytes.
+    Read(Range<u64>),
+    /// A write of nothing.
+    Nothing,
     /// A write, a discard or zeroes.
     Write(Arc<Write>),
     /// A flush.
@@ -38,6 +40,7 @@ impl State {
             return self.fail(cause, true);
         }
         self.released += 1;
+        self.log_released(seq, &what);
         if self.redo_bytes >= self.bounds.unwritten_bytes {
             // Who waits for room and has been overtaken by the vote just now adds nothing any more and must get on: a host that
             // writes slowly is not that replica's fault (R5).
@@ -49,7 +52,8 @@ impl State {
             }
         }
         match what {
-            Released::Read => {}
+            Released::Read(_) => self.want(seq),
+            Released::Nothing => {}
             Released::Write(write) => self.redo(write),
             Released::Flush => {
                 self.stats.flushes += 1;
@@ -450,7 +454,7 @@ impl State {
             // The engine answers what it was asked.
             (Task::View(view) | Task::Fetch { view, .. }, _) => {
                 let why = format!("disk {}: {}", self.number, shrunk());
-                self.read_done(view.replica, view.seq, Err(why), false);
+                self.read_done(&view, Err(why), false);
             }
             (_, _) => {}
         }

@@ -11,6 +11,7 @@
 //! | `redo` | released writes that are not in the base file yet |
 //! | `versions` | what blocks of the base file held before released writes that somebody is not past yet |
 //! | `own` | per replica: writes that are not released yet |
+//! | `log` | data of released reads, for replicas that begin again |
 //!
 //! **R4**: a flush is complete when all released before it is written and an `fdatasync` that began after that has succeeded.
 //! Writes behind a flush are not started before those in front of it are written, so that a kill leaves in the file everything up to
@@ -27,6 +28,8 @@ mod file;
 mod flow;
 mod job;
 pub(crate) mod lock;
+mod log;
+mod rejoin;
 mod spec;
 mod state;
 mod task;
@@ -36,7 +39,7 @@ mod threads;
 mod uring;
 mod versions;
 
-pub use disk::{Disk, Pin};
+pub use disk::{Disk, MAX_REPLICAS, Pin};
 pub use error::StoreError;
 pub use file::create;
 pub use spec::{Backend, Bounds, DiskSpec, DiskStats, Notice, OnError};

@@ -17,8 +17,10 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// What becomes of the set when the base file cannot be written.
     pub on_error: OnError,
-    /// How many replicas use it.
+    /// How many replicas use it at the start; others may join later, up to [`super::MAX_REPLICAS`] in all.
     pub replicas: usize,
+    /// Whether replicas may begin again: then the data of their reads are kept.
+    pub recoverable: bool,
     /// How much may be kept.
     pub bounds: Bounds,
 }
@@ -60,6 +62,10 @@ pub struct Bounds {
     pub spill_bytes: u64,
     /// Data of one replica's reads that it has not taken yet. Further reads wait.
     pub read_bytes: u64,
+    /// Data of reads that are kept for replicas that begin again. Whoever has checkpoints should make it shorter before
+    /// ([`super::Disk::forget_reads`]); when it is full, the oldest are forgotten, and a replica that would need them cannot
+    /// begin again from there.
+    pub log_bytes: u64,
     /// Reads and flushes of one replica that it has not been told of. One more is an error of its guest.
     pub outstanding: usize,
     /// Whether there are versions at all. Without, all replicas see what was released last, as on a disk that they share, and the
@@ -74,6 +80,7 @@ impl Default for Bounds {
             version_bytes: 64 << 20,
             spill_bytes: 4 << 30,
             read_bytes: 64 << 20,
+            log_bytes: 128 << 20,
             outstanding: 1024,
             versions: true,
         }
@@ -142,6 +149,14 @@ pub struct DiskStats {
     pub spilled_peak: u64,
     /// How often a replica had to wait in `submit`.
     pub waits: u64,
+    /// Data of reads kept for replicas that begin again, bytes.
+    pub logged_bytes: u64,
+    /// The first request whose read is kept.
+    pub logged_from: u64,
+    /// How often the oldest of them were forgotten because there was no more room ([`Bounds::log_bytes`]).
+    pub log_overflows: u64,
+    /// Reads that the disk did itself because no replica was left that had their data.
+    pub log_reads: u64,
     /// Checkpoints given up because the spill file was full.
     pub pins_given_up: u64,
     /// Why the disk failed, if it did.

@@ -15,8 +15,9 @@ use quorate_devices::{BlockStatus, Completion, Waiting};
 use super::error::StoreError;
 use super::extents::Extents;
 use super::job::{Job, Write};
+use super::log::{Basis, ReadLog};
 use super::spec::{Bounds, DiskStats, OnError};
-use super::task::{Flush, Out, Redo, Task, View};
+use super::task::{Flush, Out, Reader, Redo, Task, View};
 use super::versions::Versions;
 
 /// What one replica has going.
@@ -26,6 +27,11 @@ pub struct Replica {
     pub live: bool,
     /// Number of its next request.
     pub next: u64,
+    /// From here on it reads the disk itself, and the past is kept for it. Before, its reads are the others' ([`super::log`]): it has
+    /// begun again. `u64::MAX` while it has not caught up.
+    pub own_from: u64,
+    /// Where it began again. What others wrote up to here may not be released yet.
+    pub joined: u64,
     /// Its writes that are not released yet.
     pub own: BTreeMap<u64, Arc<Write>>,
     /// Where they are.
@@ -45,8 +51,12 @@ pub struct Replica {
 /// A read of one replica.
 #[derive(Debug)]
 pub struct Read {
+    /// Tells it from one of the same number in a former life of the replica.
+    pub id: u64,
     /// Bytes of the disk.
     pub range: Range<u64>,
+    /// What its data rest on.
+    pub basis: Basis,
     /// How far it is.
     pub state: ReadState,
 }
@@ -54,6 +64,8 @@ pub struct Read {
 /// How far a read is.
 #[derive(Debug)]
 pub enum ReadState {
+    /// Its data are those that others got.
+    Logged,
     /// Waits until earlier ones are taken.
     Queued,
     /// The base file is being read.
@@ -93,6 +105,8 @@ pub struct State {
     pub imaging_bytes: u64,
     pub tasks: BTreeMap<u64, Task>,
     next_token: u64,
+    /// Number of the next read, of whomever.
+    pub next_read: u64,
     pub epoch: u64,
     /// Flushes that are not durable yet, ascending.
     pub flushes: VecDeque<Flush>,
@@ -107,6 +121,10 @@ pub struct State {
     pub failure: Option<String>,
     pub closing: bool,
     pub versions: Versions,
+    /// The data of reads, for replicas that begin again.
+    pub log: ReadLog,
+    /// Reads of the log's own that are under way: number and position.
+    pub log_reads: BTreeMap<u64, u64>,
     /// The oldest write waits for room for old versions.
     pub stalled: bool,
     /// Positions that checkpoints need, each with the checkpoint's number.
@@ -125,10 +143,11 @@ impl State {
         spec: &super::spec::DiskSpec,
         due: Arc<[AtomicBool]>,
     ) -> Self {
-        let replicas = due.iter().map(|_| Replica {
-            live: true,
+        let replicas = (0..due.len()).map(|me| Replica {
+            live: me < spec.replicas,
             ..Replica::default()
         });
+        let log = ReadLog::new(spec.recoverable.then_some(spec.bounds.log_bytes));
         Self {
             number,
             bytes,
@@ -148,6 +167,7 @@ impl State {
             imaging_bytes: 0,
             tasks: BTreeMap::new(),
             next_token: 0,
+            next_read: 0,
             epoch: 0,
             flushes: VecDeque::new(),
             flushed_to: 0,
@@ -158,6 +178,8 @@ impl State {
             failure: None,
             closing: false,
             versions: Versions::new(spec.bounds.spill_bytes),
+            log,
+            log_reads: BTreeMap::new(),
             stalled: false,
             pins: BTreeSet::new(),
             next_pin: 0,
@@ -238,9 +260,27 @@ impl State {
         let Some(r) = self.replicas.get_mut(replica) else {
             return false;
         };
+        let id = self.next_read;
+        self.next_read += 1;
         let len = range.end - range.start;
-        let state = ReadState::Queued;
-        r.reads.insert(seq, Read { range, state });
+        // Beyond what is released a replica that begins again knows all that there is, unless it began there.
+        let own = seq >= r.own_from.min(self.released) && self.released >= r.joined;
+        let read = Read {
+            id,
+            range,
+            basis: Basis::default(),
+            state: match own {
+                true => ReadState::Queued,
+                false => ReadState::Logged,
+            },
+        };
+        r.reads.insert(seq, read);
+        if !own {
+            self.want(seq);
+            self.mark(replica);
+            self.moved();
+            return false;
+        }
         r.unfinished.insert(seq);
         let begins = r.queued.is_empty() && (r.read_bytes == 0 || r.read_bytes + len <= most);
         if !begins {
@@ -260,7 +300,7 @@ impl State {
             return None;
         }
         read.state = ReadState::Running;
-        let range = read.range.clone();
+        let (id, range) = (read.id, read.range.clone());
         r.read_bytes += range.end - range.start;
         r.queued.remove(&seq);
         // R6: what was released, up to this request; beyond that what the replica itself has asked for.
@@ -272,6 +312,7 @@ impl State {
                 over.push(redo.write.clone());
             }
         }
+        let released = over.len();
         for at in r.own_index.touching(&range) {
             if at < seq
                 && let Some(write) = r.own.get(&at)
@@ -279,9 +320,16 @@ impl State {
                 over.push(write.clone());
             }
         }
+        if self.log.is_on()
+            && let Some(read) = r.reads.get_mut(&seq)
+        {
+            read.basis = Basis::new(over[released..].to_vec());
+        }
         Some(View {
-            replica,
+            reader: Reader::Replica(replica),
             seq,
+            id,
+            at: seq,
             range,
             over,
         })
@@ -320,20 +368,29 @@ impl State {
         });
     }
 
-    /// Whether the read is still wanted.
-    pub fn is_running(&self, replica: usize, seq: u64) -> bool {
-        let read = self.replicas.get(replica).and_then(|r| r.reads.get(&seq));
-        read.is_some_and(|read| matches!(read.state, ReadState::Running))
+    /// Whether the view is still wanted. One of a replica's former life is not.
+    pub fn is_wanted(&self, view: &View) -> bool {
+        match view.reader {
+            Reader::Log => self.log_reads.contains_key(&view.id),
+            Reader::Replica(replica) => {
+                let read = self.replicas.get(replica);
+                let read = read.and_then(|r| r.reads.get(&view.seq));
+                read.is_some_and(|read| {
+                    read.id == view.id && matches!(read.state, ReadState::Running)
+                })
+            }
+        }
     }
 
     /// A read is complete; `here` says whether on the replica's own thread, which needs no notice.
-    pub fn read_done(
-        &mut self,
-        replica: usize,
-        seq: u64,
-        result: Result<Vec<u8>, String>,
-        here: bool,
-    ) {
+    pub fn read_done(&mut self, view: &View, result: Result<Vec<u8>, String>, here: bool) {
+        let seq = view.seq;
+        let Reader::Replica(replica) = view.reader else {
+            return self.logged(view, result);
+        };
+        if !self.is_wanted(view) {
+            return;
+        }
         let Some(r) = self.replicas.get_mut(replica) else {
             return;
         };
@@ -343,6 +400,8 @@ impl State {
         read.state = match result {
             Ok(data) => {
                 self.stats.reads_at_once += u64::from(here);
+                let (range, basis) = (&read.range, &read.basis);
+                self.log.offer(self.released, seq, range, &data, basis);
                 ReadState::Done(data)
             }
             Err(why) => {
@@ -356,6 +415,8 @@ impl State {
         if !here {
             self.out.tell.due |= 1 << replica;
         }
+        self.bound_log();
+        self.mark_logged(seq);
         self.moved();
     }
 
@@ -380,10 +441,13 @@ impl State {
             kind,
             status,
         };
-        let reads = r.reads.iter().filter_map(|(seq, read)| match read.state {
-            ReadState::Done(_) => Some(completion(*seq, Waiting::Read, BlockStatus::Ok)),
-            ReadState::Failed(_) => Some(completion(*seq, Waiting::Read, BlockStatus::IoError)),
-            ReadState::Queued | ReadState::Running | ReadState::Taken => None,
+        if r.own_from == u64::MAX {
+            // It leads nobody.
+            return Vec::new();
+        }
+        let reads = r.reads.iter().filter_map(|(seq, read)| {
+            let status = self.read_status(*seq, read)?;
+            Some(completion(*seq, Waiting::Read, status))
         });
         let flushes = r.flushes.iter();
         let flushes = flushes.filter_map(|seq| {
@@ -393,6 +457,16 @@ impl State {
         let mut all: Vec<Completion> = reads.chain(flushes).collect();
         all.sort_unstable_by_key(|c| c.seq);
         all
+    }
+
+    /// How a read ended, if it did.
+    fn read_status(&self, seq: u64, read: &Read) -> Option<BlockStatus> {
+        match read.state {
+            ReadState::Done(_) => Some(BlockStatus::Ok),
+            ReadState::Failed(_) => Some(BlockStatus::IoError),
+            ReadState::Logged => self.logged_status(seq),
+            ReadState::Queued | ReadState::Running | ReadState::Taken => None,
+        }
     }
 
     /// Whether the replica has asked for something that it has not been told of.
@@ -406,10 +480,10 @@ impl State {
         let Some(r) = self.replicas.get(replica) else {
             return false;
         };
-        let is_complete =
-            |read: &Read| matches!(read.state, ReadState::Done(_) | ReadState::Failed(_));
-        let due = r.reads.values().any(is_complete)
-            || r.flushes.iter().any(|f| self.flush_status(*f).is_some());
+        let mut reads = r.reads.iter();
+        let due = r.own_from != u64::MAX
+            && (reads.any(|(seq, read)| self.read_status(*seq, read).is_some())
+                || r.flushes.iter().any(|f| self.flush_status(*f).is_some()));
         if let Some(flag) = self.due.get(replica) {
             flag.store(due, Ordering::Release);
         }
@@ -425,11 +499,16 @@ impl State {
         }
     }
 
-    /// The oldest position from which a replica may still read: its own, or that of a read under way.
+    /// The oldest position from which a replica may still read: its own, or that of a read under way. Of one that begins again,
+    /// what is before `own_from` is in the log.
     pub fn oldest_replica(&self) -> Option<u64> {
         let live = self.replicas.iter().filter(|r| r.live);
-        let oldest = |r: &Replica| r.unfinished.first().map_or(r.next, |at| r.next.min(*at));
-        live.map(oldest).min()
+        let oldest = |r: &Replica| {
+            let next = r.next.max(r.own_from);
+            r.unfinished.first().map_or(next, |at| next.min(*at))
+        };
+        let logged = self.log_reads.values().copied();
+        live.map(oldest).chain(logged).min()
     }
 
     /// The oldest position that anybody needs. All from there on are needed: replicas move through them, and so will one that
@@ -498,6 +577,11 @@ impl State {
             ));
         };
         match std::mem::replace(&mut read.state, ReadState::Taken) {
+            ReadState::Logged => {
+                read.state = ReadState::Logged;
+                let range = read.range.clone();
+                self.take_logged(replica, seq, &range)
+            }
             ReadState::Done(data) => {
                 r.read_bytes -= data.len() as u64;
                 self.begin_queued(replica, false);

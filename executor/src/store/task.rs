@@ -22,13 +22,26 @@ pub struct Redo {
 #[derive(Debug)]
 pub struct View {
     /// Whose.
-    pub replica: usize,
+    pub reader: Reader,
     /// Its number.
     pub seq: u64,
+    /// Tells it from another read of the same number.
+    pub id: u64,
+    /// The position: what is released before it is seen, and nothing else.
+    pub at: u64,
     /// Bytes of the disk.
     pub range: Range<u64>,
     /// What of memory goes over what is found in the file, in order.
     pub over: Vec<Arc<Write>>,
+}
+
+/// For whom something is read.
+#[derive(Clone, Copy, Debug)]
+pub enum Reader {
+    /// A replica.
+    Replica(usize),
+    /// All that begin again.
+    Log,
 }
 
 /// Work under way.

@@ -7,6 +7,7 @@ mod faults;
 mod model;
 mod opening;
 mod race;
+mod rejoin;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
@@ -71,6 +72,7 @@ impl Bench {
             read_only: false,
             on_error: OnError::Stop,
             replicas,
+            recoverable: true,
             bounds: Bounds::default(),
         }
     }

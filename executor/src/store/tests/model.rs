@@ -1,11 +1,13 @@
 //! Random replicas, requests and interleavings against a model that keeps the whole history: what a disk held before each
 //! request. Every I/O is done by hand, one half at a time, so that reads and writes of the base file overlap in every way.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
+use quorate_devices::{DiskPosition, Outstanding};
 
 use super::*;
 use crate::store::core::Core;
@@ -34,7 +36,7 @@ impl Engine for Arc<Manual> {
 
 /// Whether the host's cache has what is read.
 #[derive(Default)]
-struct Cache(AtomicBool);
+pub struct Cache(pub AtomicBool);
 
 impl Faults for Cache {
     fn before(&self, io: Io, _: u64, _: u64) -> Option<Fault> {
@@ -83,7 +85,15 @@ enum Step {
     Pin(usize),
     Unpin(usize),
     Retire(usize),
-    Rejoin(usize),
+    /// All fail at once.
+    RetireAll,
+    /// A checkpoint of a replica.
+    Mark(usize),
+    /// Checkpoints before this one are dropped.
+    Forget(usize),
+    /// A stopped replica begins again from one of them, or from the start.
+    Rejoin(usize, usize),
+    Promote(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -95,8 +105,12 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<bool>().prop_map(Step::Cache),
         1 => (0..5usize).prop_map(Step::Pin),
         1 => (0..4usize).prop_map(Step::Unpin),
-        1 => (0..5usize).prop_map(Step::Retire),
-        1 => (0..4usize).prop_map(Step::Rejoin),
+        2 => (0..5usize).prop_map(Step::Retire),
+        1 => Just(Step::RetireAll),
+        2 => (0..5usize).prop_map(Step::Mark),
+        1 => (0..6usize).prop_map(Step::Forget),
+        4 => (0..5usize, 0..6usize).prop_map(|(r, at)| Step::Rejoin(r, at)),
+        2 => (0..5usize).prop_map(Step::Promote),
     ]
 }
 
@@ -107,6 +121,7 @@ struct Plan {
     version_blocks: u64,
     spill_blocks: u64,
     unwritten: u64,
+    log: u64,
     ops: Vec<Op>,
     steps: Vec<Step>,
 }
@@ -118,17 +133,19 @@ fn plan() -> impl Strategy<Value = Plan> {
         prop_oneof![Just(0u64), 1..6u64, Just(1000)],
         prop_oneof![Just(0u64), 1..6u64, Just(1000)],
         prop_oneof![Just(8192u64), Just(1 << 20)],
+        prop_oneof![3 => Just(1u64 << 20), 1 => Just(16 << 10)],
         proptest::collection::vec(op(), 1..60),
         proptest::collection::vec(step(), 0..500),
     )
         .prop_map(
-            |(replicas, faulty, version_blocks, spill_blocks, unwritten, ops, steps)| Plan {
+            |(replicas, faulty, version_blocks, spill_blocks, unwritten, log, ops, steps)| Plan {
                 replicas,
                 // A replica that writes something else is possible only among three.
                 faulty: faulty.filter(|f| *f < replicas && replicas >= 3),
                 version_blocks,
                 spill_blocks,
                 unwritten,
+                log,
                 ops,
                 steps,
             },
@@ -146,6 +163,18 @@ struct World {
     history: Vec<Vec<u8>>,
     next: Vec<usize>,
     live: Vec<bool>,
+    /// Whether it begins again and has not caught up.
+    recovering: Vec<bool>,
+    /// What each waits for.
+    outstanding: Vec<BTreeMap<usize, Waiting>>,
+    /// What an entry called complete.
+    completed: BTreeSet<usize>,
+    /// What the first healthy replica got for each read.
+    golden: BTreeMap<usize, Vec<u8>>,
+    /// Checkpoints.
+    marks: Vec<DiskPosition>,
+    /// Rejoins that went well.
+    rejoined: usize,
     released: usize,
     pins: Vec<Pin>,
     /// What is safe from a loss of power.
@@ -166,6 +195,7 @@ impl World {
             version_bytes: plan.version_blocks * 4096,
             spill_bytes: plan.spill_blocks * 4096,
             read_bytes: 16 << 10,
+            log_bytes: plan.log,
             ..Bounds::default()
         };
         let (engine, cache) = (Arc::new(Manual::default()), Arc::new(Cache::default()));
@@ -193,6 +223,12 @@ impl World {
             history,
             next: vec![0; plan.replicas],
             live: vec![true; plan.replicas],
+            recovering: vec![false; plan.replicas],
+            outstanding: vec![BTreeMap::new(); plan.replicas],
+            completed: BTreeSet::new(),
+            golden: BTreeMap::new(),
+            marks: vec![DiskPosition::default()],
+            rejoined: 0,
             released: 0,
             pins: Vec::new(),
             stable: vec![0; SECTORS],
@@ -214,6 +250,8 @@ impl World {
     fn request(&self, seq: usize, wrong: bool) -> BlockRequest {
         let byte = if wrong { 0xee } else { seq as u8 + 1 };
         match self.plan.ops[seq] {
+            // Some read elsewhere.
+            Op::Read(_, n) if wrong && seq % 3 == 0 => read(seq as u64, 0, n as u32),
             Op::Read(a, n) => read(seq as u64, a as u64, n as u32),
             Op::Write(a, n) => write(seq as u64, a as u64, byte, n),
             Op::Zero(a, n, true) => {
@@ -252,6 +290,11 @@ impl World {
         self.disk
             .submit(replica, &self.request(seq, wrong))
             .unwrap();
+        match self.plan.ops[seq] {
+            Op::Read(..) => self.outstanding[replica].insert(seq, Waiting::Read),
+            Op::Flush => self.outstanding[replica].insert(seq, Waiting::Flush),
+            Op::Write(..) | Op::Zero(..) => None,
+        };
         self.next[replica] += 1;
         true
     }
@@ -360,14 +403,36 @@ impl World {
         if replica >= self.plan.replicas || !self.live[replica] {
             return false;
         }
-        let due = self.disk.due(replica);
+        let mut due = self.disk.due(replica);
         assert_eq!(self.disk.has_due(replica), !due.is_empty());
+        if self.recovering[replica] {
+            assert!(due.is_empty(), "it leads nobody");
+            // Its entries are those of old.
+            let mine = self.outstanding[replica].iter();
+            let mine = mine.filter(|(seq, _)| self.completed.contains(seq));
+            let state = crate::sync::lock(&self.disk.core.state);
+            due = mine
+                .filter(|(seq, _)| !state.must_wait(replica, **seq as u64))
+                .map(|(seq, kind)| done(*seq as u64, *kind, BlockStatus::Ok))
+                .collect();
+        }
         for completion in &due {
+            self.completed.insert(completion.seq as usize);
+            self.outstanding[replica].remove(&(completion.seq as usize));
             assert_eq!(completion.status, BlockStatus::Ok);
             let seq = completion.seq as usize;
             match completion.kind {
                 Waiting::Read => {
-                    let data = self.disk.take(replica, completion.seq).unwrap();
+                    let data = match self.disk.take(replica, completion.seq) {
+                        Ok(data) => data,
+                        Err(why) => {
+                            // It needs what there was no room for.
+                            assert!(self.disk.stats().log_overflows > 0, "{why}");
+                            assert!(why.contains("are kept"), "{why}");
+                            self.retire(replica);
+                            return true;
+                        }
+                    };
                     let Op::Read(from, len) = self.plan.ops[seq] else {
                         panic!("{seq} is no read");
                     };
@@ -376,7 +441,19 @@ impl World {
                     if self.plan.faulty != Some(replica) {
                         assert!(data.chunks(512).all(|s| s.iter().all(|b| *b == s[0])));
                         let expected = &self.history[seq][from..from + len];
-                        assert_eq!(found, expected, "read {seq} of replica {replica} (R6)");
+                        match self.golden.get(&seq) {
+                            Some(golden) => {
+                                assert_eq!(&found, golden, "read {seq} of replica {replica} (R7)");
+                            }
+                            // All had failed before anybody was told of it.
+                            None if self.recovered(replica, seq) => {
+                                let mut later = self.history[seq..=self.released.max(seq)].iter();
+                                let same = later.any(|h| h[from..from + len] == found);
+                                assert!(same, "read {seq} is of no one moment: {found:?}");
+                            }
+                            None => assert_eq!(found, expected, "read {seq} of {replica} (R6)"),
+                        }
+                        self.golden.insert(seq, found);
                         self.reads += 1;
                     }
                 }
@@ -447,8 +524,12 @@ impl World {
             }
             Step::Cache(hot) => self.cache.0.store(hot, Ordering::Relaxed),
             Step::Pin(r) => {
-                if r < self.plan.replicas && self.live[r] && self.pins.len() < 4 {
-                    self.pins.push(self.disk.pin(self.next[r] as u64).unwrap());
+                if r < self.plan.replicas
+                    && self.live[r]
+                    && self.pins.len() < 4
+                    && let Ok(pin) = self.disk.pin(self.next[r] as u64)
+                {
+                    self.pins.push(pin);
                 }
             }
             Step::Unpin(at) => {
@@ -461,28 +542,103 @@ impl World {
                 // The last one that votes stays.
                 let good = self.plan.faulty == Some(r) || live > 2;
                 if r < self.plan.replicas && self.live[r] && live > 1 && good {
-                    self.live[r] = false;
-                    self.disk.retire(r);
+                    self.retire(r);
                 }
             }
-            Step::Rejoin(at) => {
-                let dead = (0..self.plan.replicas)
-                    .find(|r| !self.live[*r] && self.plan.faulty != Some(*r));
-                if let (Some(r), Some(pin)) = (dead, self.pins.get(at)) {
-                    let result = self.disk.rejoin(r, pin);
-                    let decided = pin.seq() as usize <= self.released;
-                    assert_eq!(result.is_ok(), pin.is_kept() && decided);
-                    if result.is_ok() {
-                        self.live[r] = true;
-                        self.next[r] = pin.seq() as usize;
-                    }
+            Step::RetireAll => {
+                for r in 0..self.plan.replicas {
+                    self.retire(r);
+                }
+            }
+            Step::Mark(r) => {
+                if r < self.plan.replicas && self.live[r] && self.plan.faulty != Some(r) {
+                    let position = self.position(r);
+                    self.marks.push(position);
+                }
+            }
+            Step::Forget(at) => {
+                if at < self.marks.len() {
+                    self.marks.drain(..at);
+                    let first = self.marks.iter().map(DiskPosition::first).min();
+                    self.disk.forget_reads(first.unwrap());
+                }
+            }
+            Step::Promote(r) => {
+                if r < self.plan.replicas {
+                    self.disk.promote(r);
+                    self.recovering[r] = false;
+                }
+            }
+            Step::Rejoin(r, at) => {
+                if at < self.marks.len() {
+                    self.rejoin(r, at);
                 }
             }
         }
     }
 
+    fn retire(&mut self, r: usize) {
+        self.live[r] = false;
+        self.recovering[r] = false;
+        self.disk.retire(r);
+    }
+
+    fn position(&self, r: usize) -> DiskPosition {
+        let outstanding = self.outstanding[r].iter().map(|(seq, kind)| {
+            let (sector, bytes) = match self.plan.ops[*seq] {
+                Op::Read(a, n) => (a as u64, n as u32 * 512),
+                _ => (0, 0),
+            };
+            Outstanding {
+                seq: *seq as u64,
+                sector,
+                bytes,
+                kind: *kind,
+            }
+        });
+        DiskPosition {
+            disk: 0,
+            next: self.next[r] as u64,
+            outstanding: outstanding.collect(),
+        }
+    }
+
+    /// Whether the data of the replica's read may be from the log.
+    fn recovered(&self, replica: usize, seq: usize) -> bool {
+        let state = crate::sync::lock(&self.disk.core.state);
+        let r = &state.replicas[replica];
+        (seq as u64) < r.own_from || (seq as u64) < r.joined
+    }
+
+    /// Whether it works.
+    fn rejoin(&mut self, r: usize, at: usize) -> bool {
+        if r >= self.plan.replicas || self.live[r] || self.plan.faulty == Some(r) {
+            return false;
+        }
+        let position = self.marks[at].clone();
+        let kept = self.disk.logged_from() <= position.first();
+        let result = self.disk.rejoin(r, &position);
+        assert_eq!(result.is_ok(), kept, "{result:?}");
+        let lost = self.disk.stats().log_overflows > 0;
+        assert!(kept || lost, "the marks that are left can be used");
+        if kept {
+            self.live[r] = true;
+            self.recovering[r] = true;
+            self.next[r] = position.next as usize;
+            let waits = position.outstanding.iter();
+            self.outstanding[r] = waits.map(|o| (o.seq as usize, o.kind)).collect();
+            self.rejoined += 1;
+        }
+        kept
+    }
+
     fn finish(&mut self) {
         self.pins.clear();
+        for r in 0..self.plan.replicas {
+            let found = (0..self.marks.len()).rev().any(|at| self.rejoin(r, at));
+            let _ = found;
+        }
+        let healthy = |w: &Self, r: usize| w.live[r] && w.plan.faulty != Some(r);
         loop {
             let mut moved = false;
             for r in 0..self.plan.replicas {
@@ -492,13 +648,27 @@ impl World {
             moved |= self.release();
             moved |= self.work(0);
             if !moved {
+                // Those that have come as far as they can.
+                for r in 0..self.plan.replicas {
+                    if std::mem::take(&mut self.recovering[r]) {
+                        self.disk.promote(r);
+                        moved = true;
+                    }
+                }
+            }
+            if !moved {
                 break;
             }
+        }
+        if !(0..self.plan.replicas).any(|r| healthy(self, r)) {
+            assert!(self.disk.stats().log_overflows > 0);
+            return;
         }
         let all = self.plan.ops.len();
         assert_eq!(self.released, all);
         for r in (0..self.plan.replicas).filter(|r| self.live[*r]) {
             assert_eq!(self.next[r], all, "replica {r} is stuck");
+            assert!(self.outstanding[r].is_empty(), "replica {r} waits");
         }
         assert_eq!(&self.sectors(), &self.history[all]);
         let stats = self.disk.stats();

@@ -114,6 +114,7 @@ fn other_process() {
         read_only: false,
         on_error: OnError::Stop,
         replicas: 1,
+        recoverable: true,
         bounds: Bounds::default(),
     };
     let disk = Disk::open(0, spec, Backend::Auto, quiet).unwrap();
