@@ -34,6 +34,7 @@ fn main() {
         .start(Hooks {
             events: Box::new(|_| {}),
             console: Arc::new(Console::start(std::io::sink()).unwrap()),
+            recorder: None,
             tap: Some(Box::new(move |item| {
                 if let Item::Entry { entry, .. } = item {
                     kept.lock().unwrap().push(Arc::clone(entry));

@@ -7,6 +7,7 @@ use quorate_devices::{Completion, DiskPosition, DiskReads, Entry, Output};
 use quorate_voter::Channel;
 
 use crate::channel;
+use crate::record::ReadLog;
 use crate::store::{Disk, DiskStats, StoreError};
 
 /// See the module.
@@ -159,6 +160,12 @@ impl Disks {
     /// Counters of each disk.
     pub fn stats(&self) -> Vec<DiskStats> {
         self.0.iter().map(|disk| disk.stats()).collect()
+    }
+}
+
+impl ReadLog for Disks {
+    fn logged(&self, _disk: u8, _seq: u64) -> Option<Arc<[u8]>> {
+        None
     }
 }
 

@@ -28,13 +28,17 @@ pub enum ExitCode {
     Layout = 9,
     /// A disk cannot be made, opened or locked, or its host file failed while the set ran.
     Disk = 10,
+    /// A recording cannot be written or read: no such file, damaged, of another version.
+    Recording = 11,
+    /// A replay's outputs are not those of its recording; the message names the first boundary that differs.
+    Differs = 12,
     /// A defect of Quorate itself.
     Internal = 70,
 }
 
 impl ExitCode {
     /// All codes, in the order of the table.
-    pub const ALL: [ExitCode; 12] = [
+    pub const ALL: [ExitCode; 14] = [
         ExitCode::Success,
         ExitCode::GuestFailed,
         ExitCode::Usage,
@@ -46,6 +50,8 @@ impl ExitCode {
         ExitCode::Control,
         ExitCode::Layout,
         ExitCode::Disk,
+        ExitCode::Recording,
+        ExitCode::Differs,
         ExitCode::Internal,
     ];
 
@@ -65,6 +71,8 @@ impl ExitCode {
             ExitCode::Control => "no set to talk to, or it refused the command",
             ExitCode::Layout => "the regions of a layout do not fit",
             ExitCode::Disk => "a disk cannot be made, opened or locked, or its file failed",
+            ExitCode::Recording => "a recording cannot be written, or is damaged or missing",
+            ExitCode::Differs => "a replay's outputs are not those that were recorded",
             ExitCode::Internal => "a defect of quorate itself",
         }
     }

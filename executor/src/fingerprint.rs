@@ -3,44 +3,36 @@
 //! Two runs with equal input digests must have equal output digests (design §5): that is how a divergence
 //! between runs, layouts or versions is found without keeping either.
 
-use crate::channel;
 use quorate_devices::{BlockStatus, Entry, Waiting};
 use quorate_voter::Channel;
 
-/// Digest of all releases so far. One hash per channel, because only the order within a channel is fixed (R3):
-/// which of two channels is released first depends on which replica's ballot came last.
-#[derive(Clone)]
-pub struct ReleaseDigest {
-    channels: Vec<blake3::Hasher>,
-}
-
-impl Default for ReleaseDigest {
-    fn default() -> Self {
-        ReleaseDigest {
-            channels: (0..channel::COUNT).map(|_| blake3::Hasher::new()).collect(),
-        }
-    }
-}
+/// Digest of all releases so far: a chain with a link per release, in the order of release (R3). Its state is 32 bytes, so it can be
+/// kept with a checkpoint and go on from there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReleaseDigest([u8; 32]);
 
 impl ReleaseDigest {
+    /// Goes on from where [`ReleaseDigest::current`] said this.
+    #[must_use]
+    pub fn from_state(state: [u8; 32]) -> Self {
+        ReleaseDigest(state)
+    }
+
     /// Takes in one release.
     pub fn absorb(&mut self, boundary: u64, channel: Channel, bytes: &[u8]) {
-        if let Some(hasher) = self.channels.get_mut(usize::from(channel.0)) {
-            let mut head = [0; 16];
-            head[..8].copy_from_slice(&boundary.to_le_bytes());
-            head[8..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(&head);
-            hasher.update(bytes);
-        }
+        // The length of what follows is fixed, so bytes cannot move into it or out of it.
+        let mut head = [0; 10];
+        head[..8].copy_from_slice(&boundary.to_le_bytes());
+        head[8..].copy_from_slice(&channel.0.to_le_bytes());
+        let mut link = blake3::Hasher::new_keyed(&self.0);
+        link.update(&head);
+        link.update(bytes);
+        self.0 = *link.finalize().as_bytes();
     }
 
     /// The digest of everything taken in so far.
     pub fn current(&self) -> blake3::Hash {
-        let mut all = blake3::Hasher::new();
-        for hasher in &self.channels {
-            all.update(hasher.finalize().as_bytes());
-        }
-        all.finalize()
+        blake3::Hash::from_bytes(self.0)
     }
 }
 
@@ -91,24 +83,37 @@ impl EntryDigest {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::channel;
 
     #[test]
-    fn the_order_of_channels_does_not_matter_the_order_within_one_does() {
-        let mut one = ReleaseDigest::default();
-        one.absorb(1, channel::NET, b"a");
-        one.absorb(1, channel::CONSOLE, b"b");
-        one.absorb(2, channel::NET, b"c");
-        let mut other = ReleaseDigest::default();
-        other.absorb(1, channel::CONSOLE, b"b");
-        other.absorb(1, channel::NET, b"a");
-        other.absorb(2, channel::NET, b"c");
-        assert_eq!(one.current(), other.current());
+    fn whatever_is_released_counts_and_its_order() {
+        let digest = |releases: &[(u64, Channel, &[u8])]| {
+            let mut digest = ReleaseDigest::default();
+            for (boundary, channel, bytes) in releases {
+                digest.absorb(*boundary, *channel, bytes);
+            }
+            digest.current()
+        };
+        let one = digest(&[(1, channel::NET, b"a"), (1, channel::CONSOLE, b"b")]);
+        for other in [
+            &[(1, channel::CONSOLE, b"b".as_slice()), (1, channel::NET, b"a")][..],
+            &[(1, channel::NET, b"a"), (2, channel::CONSOLE, b"b")],
+            &[(1, channel::NET, b"a"), (1, channel::NET, b"b")],
+            &[(1, channel::NET, b"a"), (1, channel::CONSOLE, b"c")],
+            &[(1, channel::NET, b"a")],
+        ] {
+            assert_ne!(digest(other), one);
+        }
+    }
 
-        let mut swapped = ReleaseDigest::default();
-        swapped.absorb(2, channel::NET, b"c");
-        swapped.absorb(1, channel::NET, b"a");
-        swapped.absorb(1, channel::CONSOLE, b"b");
-        assert_ne!(one.current(), swapped.current());
+    #[test]
+    fn it_goes_on_from_its_state() {
+        let mut whole = ReleaseDigest::default();
+        whole.absorb(1, channel::NET, b"a");
+        let mut half = ReleaseDigest::from_state(*whole.current().as_bytes());
+        whole.absorb(2, channel::NET, b"b");
+        half.absorb(2, channel::NET, b"b");
+        assert_eq!(whole, half);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::gateway::{Gateway, GatewayConfig, GatewayError, Ingress, Publish};
 use crate::journal::{self, realtime_ns};
 use crate::kernel;
 use crate::machine::{KvmVcpu, failure};
+use crate::record::Recorder;
 use crate::scratch::{self, Scratch};
 use crate::seeds::{RunSeed, Seed};
 use crate::set::{Outside, ReplicaSet, SetConfig, SetHandle, Summary, World};
@@ -82,8 +83,10 @@ pub struct Hooks {
     pub events: EventSink,
     /// Takes the guest's console.
     pub console: Arc<Console>,
-    /// Sees everything; for tests and recordings.
+    /// Sees everything; for tests.
     pub tap: Option<Tap>,
+    /// Records everything.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 /// A set that runs, with its gateway.
@@ -93,6 +96,7 @@ pub struct Running {
     gateway: Arc<Gateway>,
     console: Arc<Console>,
     disks: Arc<Disks>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl Plan {
@@ -290,7 +294,10 @@ impl Plan {
             }),
             disks: Arc::clone(&disks),
             events: hooks.events,
-            tap: hooks.tap,
+            tap: both(
+                hooks.tap,
+                hooks.recorder.as_ref().map(|to| to.tap(Arc::clone(&disks) as _)),
+            ),
             outside: {
                 let (gateway, console) = (Arc::clone(&gateway), Arc::clone(&console));
                 Box::new(move || outside(&gateway, &console))
@@ -303,12 +310,28 @@ impl Plan {
         // Frames that came before this are seen when the first replica looks for input.
         let _ = handle.set(set.handle());
         set.input_arrived();
+        if let Some(recorder) = &hooks.recorder {
+            let told = set.handle();
+            recorder.on_failure(Box::new(move |text| told.note(text)));
+        }
         Ok(Running {
             set,
             gateway,
             console,
             disks,
+            recorder: hooks.recorder,
         })
+    }
+}
+
+/// One tap that is both.
+fn both(first: Option<Tap>, second: Option<Tap>) -> Option<Tap> {
+    match (first, second) {
+        (Some(mut first), Some(mut second)) => Some(Box::new(move |item| {
+            first(item);
+            second(item);
+        })),
+        (first, second) => first.or(second),
     }
 }
 
@@ -321,6 +344,7 @@ impl Running {
     /// Waits until the set has ended, what it released has been passed on, and everything is closed.
     pub fn wait(self) -> Summary {
         let mut summary = self.set.wait();
+        summary.recorded = self.recorder.as_ref().map(|recorder| recorder.finish());
         // The guest's last flush is long done; this is for what it wrote after that.
         if let Err(error) = self.disks.close()
             && summary.end.exit_code() == ExitCode::Success

@@ -20,6 +20,7 @@ pub mod journal;
 mod kernel;
 pub mod launch;
 pub mod machine;
+pub mod record;
 pub mod replay;
 pub mod replica;
 pub mod scratch;

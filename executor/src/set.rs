@@ -83,6 +83,8 @@ pub struct Summary {
     pub status: Status,
     /// How long it ran.
     pub ran: Duration,
+    /// What was recorded of it.
+    pub recorded: Option<crate::record::Summary>,
 }
 
 /// A running replica set.
@@ -267,6 +269,7 @@ impl ReplicaSet {
             end,
             status,
             ran: self.core.started.elapsed(),
+            recorded: None,
         }
     }
 }
@@ -385,6 +388,13 @@ impl SetHandle {
                 detail: cause,
             }),
             Notice::Failed { cause, .. } => core.shared.tell(Event::Note { text: cause }),
+        }
+    }
+
+    /// As [`ReplicaSet::note`].
+    pub fn note(&self, text: String) {
+        if let Some(core) = self.0.upgrade() {
+            core.shared.tell(Event::Note { text });
         }
     }
 

@@ -139,6 +139,7 @@ fn start(plan: Plan) -> (Running, Recorder) {
     let hooks = Hooks {
         events: Box::new(move |logged| of_events.lock().unwrap().push(logged.event.clone())),
         console: Arc::new(Console::start(Sink(Arc::clone(&console))).unwrap()),
+        recorder: None,
         tap: Some(Box::new(move |item| {
             if let Item::Entry { entry, .. } = item {
                 of_tap.lock().unwrap().push(Arc::clone(entry));

@@ -113,6 +113,7 @@ pub fn record(plan: &Plan, meanwhile: impl FnOnce(&Running, &Said)) -> Result<Re
                 events.push(logged.event.clone());
             }),
             console: Arc::new(console),
+            recorder: None,
             tap: Some(Box::new(move |item| {
                 if let Item::Entry { entry, .. } = item {
                     let mut entries = to_entries.lock().unwrap_or_else(PoisonError::into_inner);

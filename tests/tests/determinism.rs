@@ -54,6 +54,7 @@ fn record(name: &str, port: u16, work: impl FnOnce(SocketAddr)) -> Record {
                 }
             }),
             console: Arc::new(Console::start(std::io::sink()).unwrap()),
+            recorder: None,
             tap: Some(Box::new(move |item| {
                 if let Item::Entry { entry, .. } = item {
                     recorded.lock().unwrap().push(Arc::clone(entry));

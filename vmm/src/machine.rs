@@ -21,6 +21,7 @@ use quorate_devices::{
     DeviceConfig, DeviceError, DeviceSet, DeviceSetState, DiskConfig, DiskReads, Entry,
     NetCounters, Output,
 };
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
@@ -36,7 +37,8 @@ const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 const KVM_API_VERSION: i32 = 12;
 
 /// The program that the appliance runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ProgramSpec {
     /// Path and arguments.
     pub argv: Vec<String>,
@@ -57,7 +59,8 @@ pub struct ProgramSpec {
 }
 
 /// One mount; the fields are the strings of `quorate_abi::mount`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mount {
     /// Absolute path in the guest.
     pub target: String,
@@ -70,7 +73,8 @@ pub struct Mount {
 }
 
 /// The time at which the guest starts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StartTime {
     /// Monotonic time in nanoseconds.
     pub monotonic_ns: u64,

@@ -5,6 +5,7 @@ mod control;
 mod disk;
 mod doctor;
 mod progress;
+mod replay;
 mod run;
 mod table;
 
@@ -47,6 +48,8 @@ enum Command {
     Build(BuildArgs),
     /// Look at, check, empty and make the disks of an appliance
     Disk(disk::DiskArgs),
+    /// Run one replica again from a recording, and compare all that it does
+    Replay(replay::ReplayArgs),
 }
 
 /// `quorate run`
@@ -81,6 +84,22 @@ struct RunArgs {
     /// Seconds that the guest program gets to end when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_grace: u64,
+    #[command(flatten)]
+    record: RecordArgs,
+}
+
+/// What `quorate run` records.
+#[derive(Debug, Args)]
+struct RecordArgs {
+    /// Record the run in FILE, for `quorate replay` and `quorate explain`. It holds secrets: seeds, all input, guest memory
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Begin a new file when the newest has so much of the journal; full ones are FILE.000001, FILE.000002 and so on
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = quorate_images::size::parse, requires = "record")]
+    record_segment: u64,
+    /// Keep at most so much, deleting the oldest files
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = quorate_images::size::parse, requires = "record")]
+    record_keep: u64,
 }
 
 fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
@@ -190,6 +209,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Build(args) => build::build(&args),
         Command::Disk(args) => disk::disk(&args),
+        Command::Replay(args) => replay::replay(&args),
     });
     result.unwrap_or_else(|Failure { code, message }| {
         progress::line(&format!("error: {message}"));

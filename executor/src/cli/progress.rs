@@ -72,6 +72,13 @@ impl Progress {
         bar.set_message(detail.to_owned());
     }
 
+    /// How far a replay is. On a terminal only.
+    pub fn replaying(&self, position: u64, length: u64) {
+        if self.bar.is_some() {
+            self.show("replaying", "", Some((position, length)));
+        }
+    }
+
     /// A step of building an image.
     pub fn building(&self, step: Building<'_>) {
         match step {

@@ -1,5 +1,6 @@
 //! `quorate run`
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -9,14 +10,17 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::progress::{Progress, line};
-use super::{LayoutArg, RunArgs, load};
+use super::{LayoutArg, RecordArgs, RunArgs, load};
 use crate::console::Console;
 use crate::control::{ControlError, paths, server::Server};
 use crate::events::End;
 use crate::exit::{ExitCode, Failure};
 use crate::launch::{Hooks, Options, Plan, describe};
+use crate::record::{Header, Limits, Recorder};
 use crate::set::{SetHandle, Summary};
 
+/// Smallest segment of a recording: several blocks.
+const MIN_SEGMENT: u64 = 1 << 20;
 /// Lines of the console that are shown again when the guest program fails.
 const LAST_LINES: usize = 10;
 
@@ -55,6 +59,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         None => paths::bind_default(&paths::default_directory(), &appliance.name)
             .map_err(control_failure)?,
     };
+    let recorder = recorder(&args.record, &plan, &appliance.path)?;
     let console = Console::start(std::io::stdout()).map_err(|error| {
         Failure::new(
             ExitCode::Host,
@@ -76,6 +81,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         }),
         console: Arc::clone(&console),
         tap: None,
+        recorder,
     };
     say(&format!(
         "{}: starting {} with layout {}, seed {}",
@@ -116,6 +122,29 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     report(&summary, &console);
     drop(server);
     Ok(summary.end.exit_code())
+}
+
+fn recorder(
+    args: &RecordArgs,
+    plan: &Plan,
+    appliance: &Path,
+) -> Result<Option<Arc<Recorder>>, Failure> {
+    let Some(path) = &args.record else {
+        return Ok(None);
+    };
+    let limits = Limits {
+        segment: args.record_segment,
+        keep: args.record_keep,
+    };
+    if limits.segment < MIN_SEGMENT || limits.keep / 2 < limits.segment {
+        let text = format!(
+            "--record-segment must be at least {}, and --record-keep at least twice that",
+            quorate_images::size::format(MIN_SEGMENT)
+        );
+        return Err(Failure::new(ExitCode::Usage, text));
+    }
+    let recorder = Recorder::create(path, limits, &Header::of(plan, appliance))?;
+    Ok(Some(Arc::new(recorder)))
 }
 
 /// Guest memory is given as it is touched, so a set that is too large for the host starts well and ends badly.
@@ -195,4 +224,19 @@ fn report(summary: &Summary, console: &Console) {
         status.bytes_released
     ));
     line(&format!("input fingerprint {}", status.input_fingerprint));
+    if let Some(recorded) = &summary.recorded {
+        line(&format!(
+            "recorded {} boundaries: {} in {}{}",
+            recorded.boundaries,
+            crate::record::size(recorded.bytes),
+            match recorded.segments {
+                1 => "one file".to_owned(),
+                several => format!("{several} files"),
+            },
+            match &recorded.failure {
+                Some(why) => format!("; it ends early: {why}"),
+                None => String::new(),
+            }
+        ));
+    }
 }

@@ -1,4 +1,7 @@
-//! Running one machine from a recorded journal: the same entries must give the same outputs, whatever the layout (R8).
+//! Running one machine from a journal: the same entries must give the same outputs, whatever the layout (R8). [`Replayer`] takes the
+//! journal from a recording on disk, [`replay`] from memory.
+
+mod replayer;
 
 use std::sync::Arc;
 
@@ -7,6 +10,8 @@ use quorate_devices::Entry;
 use crate::fingerprint::ReleaseDigest;
 use crate::replica::{Turn, Vcpu, ballot};
 use crate::scratch::Scratch;
+
+pub use replayer::{Arrived, ReplayFailed, ReplayOptions, Replayer, Start};
 
 /// What a replay gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
