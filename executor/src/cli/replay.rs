@@ -107,6 +107,7 @@ pub fn replay(args: &ReplayArgs) -> Result<ExitCode, Failure> {
             _ => Start::Earliest,
         },
         image: args.image.clone(),
+        remember_every: None,
     };
     let mut replayer = Replayer::open(&recording, &options)?;
     let began = replayer.at();

@@ -1,11 +1,15 @@
 //! One machine that goes through a recording, boundary by boundary, forwards and back.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
 use quorate_devices::{DiskReads, Entry};
-use quorate_vmm::{Boundary, CrashReport, LayoutKind, Machine, MachineConfig, Outcome, open_kvm};
-use std::sync::Arc;
+use quorate_vmm::{
+    Boundary, Checkpoint, CrashReport, LayoutKind, Machine, MachineConfig, Outcome, Restore,
+    open_kvm,
+};
 
 use crate::exit::{ExitCode, Failure};
 use crate::fingerprint::ReleaseDigest;
@@ -24,7 +28,12 @@ pub struct ReplayOptions {
     pub start: Start,
     /// The image, if it is not where the recording says.
     pub image: Option<PathBuf>,
+    /// Keep a checkpoint in memory about every so many boundaries, so that [`Replayer::seek`] can go back fast.
+    pub remember_every: Option<u64>,
 }
+
+/// Checkpoints kept in memory for going back (R10). Beyond it every second one is dropped, and they are taken half as often.
+const KEPT: usize = 64;
 
 /// Where a replay begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,6 +144,11 @@ pub struct Replayer<'r> {
     differs: Option<u64>,
     /// Where this replay began: a checkpoint, or none for the beginning.
     began: Option<usize>,
+    /// For going back: checkpoints with the fingerprint there.
+    kept: BTreeMap<u64, (Checkpoint, ReleaseDigest)>,
+    /// The last that was taken or restored: what the next one is told apart from.
+    base: Option<Checkpoint>,
+    remember_every: Option<u64>,
 }
 
 impl<'r> Replayer<'r> {
@@ -163,7 +177,7 @@ impl<'r> Replayer<'r> {
             .machine(options.image.as_deref(), layout_seed)
             .map_err(Failure::from)?;
         let kvm = open_kvm().map_err(|error| failure(&error))?;
-        let machine = Machine::new(&kvm, &config).map_err(|error| failure(&error))?;
+        let machine = make(&kvm, &config, options.remember_every.is_some())?;
         let mut replayer = Replayer {
             recording,
             kvm,
@@ -176,16 +190,93 @@ impl<'r> Replayer<'r> {
             exited: false,
             differs: None,
             began,
+            kept: BTreeMap::new(),
+            base: None,
+            remember_every: options.remember_every,
         };
         if let Some(index) = began {
-            replayer.restore(index)?;
+            replayer.load(index)?;
         }
         Ok(replayer)
     }
 
-    fn restore(&mut self, index: usize) -> Result<(), ReplayFailed> {
+    /// Puts the machine where a checkpoint of the recording was taken.
+    fn load(&mut self, index: usize) -> Result<(), ReplayFailed> {
         let info = &self.recording.checkpoints()[index];
         Err(ReplayFailed::NoStart(info.meta.boundary))
+    }
+
+    /// Puts the machine where a checkpoint was taken; `digest` is the fingerprint there.
+    fn restore(
+        &mut self,
+        checkpoint: Checkpoint,
+        digest: ReleaseDigest,
+    ) -> Result<(), ReplayFailed> {
+        let boundary = checkpoint.boundary();
+        // By the log, if there is one: nobody else has written to this machine's memory.
+        self.machine
+            .restore(&checkpoint, Restore::Dirty)
+            .map_err(|error| failure(&error))?;
+        self.steps = self.recording.from(boundary)?;
+        self.here = self.steps.next().transpose()?;
+        self.digest = digest;
+        self.place = Place::At(boundary);
+        self.exited = false;
+        self.differs = self.differs.filter(|differs| *differs <= boundary);
+        self.base = Some(checkpoint);
+        Ok(())
+    }
+
+    /// A fresh machine, before boundary 0.
+    fn restart(&mut self) -> Result<(), ReplayFailed> {
+        let first = self.recording.boundaries().start;
+        if first != 0 {
+            let why = "there is no checkpoint before the place to go back to";
+            return Err(ReplayFailed::NoBeginning { first, why });
+        }
+        self.machine = make(&self.kvm, &self.config, self.remember_every.is_some())?;
+        self.base = None;
+        self.place = Place::Towards(0);
+        self.digest = ReleaseDigest::default();
+        self.steps = self.recording.from(0)?;
+        self.here = None;
+        self.exited = false;
+        self.differs = None;
+        Ok(())
+    }
+
+    /// Keeps a checkpoint of where the machine stands, for [`Replayer::seek`]. Does nothing if it stands at no boundary, or at the last.
+    ///
+    /// # Errors
+    /// When it cannot be taken.
+    pub fn remember(&mut self) -> Result<(), ReplayFailed> {
+        let Place::At(boundary) = self.place else {
+            return Ok(());
+        };
+        if self.exited || self.kept.contains_key(&boundary) {
+            return Ok(());
+        }
+        let (checkpoint, _) = self
+            .machine
+            .checkpoint(self.base.as_ref())
+            .map_err(|error| failure(&error))?;
+        self.base = Some(checkpoint.clone());
+        self.kept
+            .insert(boundary, (checkpoint, self.digest.clone()));
+        if self.kept.len() > KEPT {
+            let mut odd = false;
+            self.kept.retain(|_, _| {
+                odd = !odd;
+                odd
+            });
+            self.remember_every = self.remember_every.map(|every| every.saturating_mul(2));
+        }
+        Ok(())
+    }
+
+    /// Boundaries of the checkpoints kept in memory.
+    pub fn remembered(&self) -> impl Iterator<Item = u64> + '_ {
+        self.kept.keys().copied()
     }
 
     /// The recording.
@@ -304,6 +395,12 @@ impl<'r> Replayer<'r> {
         }
         self.exited = cast.exits;
         self.place = Place::At(boundary);
+        if self
+            .remember_every
+            .is_some_and(|every| boundary.is_multiple_of(every.max(1)))
+        {
+            self.remember()?;
+        }
         Ok(Arrived {
             boundary,
             outputs: cast.outputs,
@@ -356,23 +453,52 @@ impl<'r> Replayer<'r> {
         Ok(true)
     }
 
-    /// Goes to this boundary, forwards or back. Says whether the machine is there, as [`Replayer::run_to`].
+    /// Goes to this boundary, forwards or back: from the nearest checkpoint before it, or there, in memory or in the recording.
+    /// Says whether the machine is there, as [`Replayer::run_to`].
     ///
     /// # Errors
     /// As [`Replayer::open`] and [`Replayer::step`].
     pub fn seek(&mut self, boundary: u64) -> Result<bool, ReplayFailed> {
-        if self.boundary() > boundary || self.at().is_none() {
-            self.machine =
-                Machine::new(&self.kvm, &self.config).map_err(|error| failure(&error))?;
-            self.place = Place::Towards(0);
-            self.digest = ReleaseDigest::default();
-            self.steps = self.recording.from(self.recording.boundaries().start)?;
-            self.here = None;
-            self.exited = false;
-            self.differs = None;
+        // Whoever stands between two boundaries may have changed the machine, so that is no place to go on from.
+        let here = self.at().filter(|at| *at <= boundary);
+        let kept = self.kept.range(..=boundary).next_back();
+        let (recorded, stored) = match self.last_checkpoint(boundary) {
+            Some(index) => (
+                Some(self.recording.checkpoints()[index].meta.boundary),
+                index,
+            ),
+            None => (None, 0),
+        };
+        let nearest = here.max(kept.map(|(at, _)| *at)).max(recorded);
+        if nearest.is_none() {
+            self.restart()?;
+        } else if nearest == here {
+            // On from here.
+        } else if let Some((_, (checkpoint, digest))) = kept.filter(|(at, _)| Some(**at) == nearest)
+        {
+            let (checkpoint, digest) = (checkpoint.clone(), digest.clone());
+            self.restore(checkpoint, digest)?;
+        } else {
+            self.load(stored)?;
         }
         self.run_to(boundary)
     }
+
+    /// The last checkpoint of the recording at this boundary or before, with the machine's layout.
+    fn last_checkpoint(&self, boundary: u64) -> Option<usize> {
+        self.recording.checkpoints().iter().rposition(|checkpoint| {
+            checkpoint.meta.boundary <= boundary
+                && checkpoint.meta.layout_seed == self.config.layout_seed
+        })
+    }
+}
+
+fn make(kvm: &Kvm, config: &MachineConfig, tracked: bool) -> Result<Machine, Failure> {
+    let mut machine = Machine::new(kvm, config).map_err(|error| failure(&error))?;
+    if tracked {
+        machine.track_dirty().map_err(|error| failure(&error))?;
+    }
+    Ok(machine)
 }
 
 /// With which checkpoint to begin; none for the beginning.
