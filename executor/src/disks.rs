@@ -164,8 +164,8 @@ impl Disks {
 }
 
 impl ReadLog for Disks {
-    fn logged(&self, _disk: u8, _seq: u64) -> Option<Arc<[u8]>> {
-        None
+    fn logged(&self, disk: u8, seq: u64) -> Option<Arc<[u8]>> {
+        Disks::logged(self, disk, seq)
     }
 }
 

@@ -216,7 +216,7 @@ impl Plan {
         Ok(KvmVcpu::new(machine, replica))
     }
 
-    fn open_disks(&self, notify: &NotifyDisk) -> Result<Disks, Failure> {
+    fn open_disks(&self, notify: &NotifyDisk, recorded: bool) -> Result<Disks, Failure> {
         let open = |(number, disk): (usize, &PreparedDisk)| {
             let spec = DiskSpec {
                 name: disk.name.clone(),
@@ -228,7 +228,8 @@ impl Plan {
                     quorate_images::appliance::OnError::Report => OnError::Report,
                 },
                 replicas: self.set.voter.replicas.into(),
-                recoverable: false,
+                // A recording needs the data of reads, as a replica does that begins again.
+                recoverable: recorded,
                 bounds: self.disk_bounds.clone(),
             };
             // An appliance has at most `MAX_DISKS`.
@@ -278,7 +279,7 @@ impl Plan {
                     set.disk_notice(notice);
                 }
             });
-            Arc::new(self.open_disks(&notify)?)
+            Arc::new(self.open_disks(&notify, hooks.recorder.is_some())?)
         };
         let gateway = GatewayConfig {
             publish: self.publish.clone(),

@@ -422,7 +422,8 @@ impl<'r> Replayer<'r> {
         loop {
             match self.machine.run() {
                 Outcome::Boundary(reached) => return self.arrive(reached).map(Some),
-                Outcome::Kicked => {}
+                // A kick, or a stop that somebody asked the machine for and did not see: on.
+                Outcome::Kicked | Outcome::Stopped => {}
                 Outcome::Crash(report) => {
                     let report = Box::new(report);
                     return Err(ReplayFailed::Crashed { boundary, report });
