@@ -61,6 +61,8 @@ pub struct Lockstep<E> {
     pub(crate) outcome: Option<NoMajority>,
     /// Since when a replica has been waiting for the slowest, if one has.
     pub(crate) held_since_ns: Option<u64>,
+    /// The undecided boundary to which replicas came too late before, if any did.
+    pub(crate) stalled_at: Option<u64>,
     /// Latest time that was told.
     pub(crate) now_ns: Option<u64>,
     pub(crate) counters: Counters,
@@ -108,6 +110,7 @@ impl<E: Clone> Lockstep<E> {
             undrained: 0,
             outcome: None,
             held_since_ns: None,
+            stalled_at: None,
             now_ns: None,
             counters: Counters::default(),
         })
@@ -313,7 +316,7 @@ impl<E: Clone> Lockstep<E> {
                 boundary,
                 reason: reason.clone(),
             },
-            Life::Recovering { .. } => ReplicaState::Recovering {
+            Life::Recovering(_) => ReplicaState::Recovering {
                 boundary,
                 target: self.voter.frontier(),
                 promoted: self.promoted.contains(r),
@@ -337,8 +340,7 @@ impl<E: Clone> Lockstep<E> {
     /// Numbers so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let fastest = self.paced().iter().map(|r| self.next(r)).max();
-        let used = fastest.zip(self.slowest());
+        let used = self.fastest().zip(self.slowest());
         Stats {
             replicas: self.config.replicas,
             healthy: self.running.len(),
@@ -408,6 +410,11 @@ impl<E: Clone> Lockstep<E> {
         self.paced().iter().map(|r| self.next(r)).min()
     }
 
+    /// The next boundary of the fastest of them.
+    pub(crate) fn fastest(&self) -> Option<u64> {
+        self.paced().iter().map(|r| self.next(r)).max()
+    }
+
     fn entry(&self, boundary: u64) -> Option<E> {
         self.journal.get(boundary).cloned()
     }
@@ -440,7 +447,11 @@ impl<E: Clone> Lockstep<E> {
         let ahead = self.next(r).saturating_sub(self.slowest()?);
         let full =
             ahead >= self.config.window_boundaries || self.stored() > self.config.window_bytes;
-        (ahead > 0 && full).then_some(Blocked::ByTheSlowest)
+        if ahead > 0 && full {
+            return Some(Blocked::ByTheSlowest);
+        }
+        self.leashed(self.next(r))
+            .then_some(Blocked::ByTheRecovering)
     }
 
     /// Whether a replica waits for something that is not its own doing: then it is not late.
@@ -462,6 +473,8 @@ impl<E: Clone> Lockstep<E> {
 pub(crate) enum Blocked {
     /// The window is full, and another replica is slower.
     ByTheSlowest,
+    /// A replica that recovers would never arrive otherwise.
+    ByTheRecovering,
     /// Releases are not fetched.
     ByTheCaller,
 }

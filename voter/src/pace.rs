@@ -191,12 +191,9 @@ impl<E: Clone> Lockstep<E> {
     fn quorum_ahead(&self, r: ReplicaId) -> Option<Reached> {
         let next = self.replicas.get(usize::from(r.0))?.next;
         let slot = self.voter.slot(next)?;
-        let quorum = self.config.quorum();
-        slot.marks.reached(quorum, self.running).or_else(|| {
-            // Decided, but some of those who decided are stopped since.
-            let decided = next < self.voter.frontier();
-            decided.then(|| slot.marks.reached(quorum, slot.cast()))?
-        })
+        let reached = slot.marks.reached(self.config.quorum(), self.running);
+        // Of those who decided some may be stopped since, and the quorum may have been another one.
+        reached.or(slot.decided)
     }
 
     /// Late at one boundary.
@@ -280,7 +277,7 @@ impl<E: Clone> Lockstep<E> {
 
     /// Ends the majority when some have cast the oldest undecided boundary, not enough, and without those who are late
     /// no quorum is left. In a recoverable set the late ones are stopped then, and those who are late on their
-    /// way back to that boundary in any case.
+    /// way back to that boundary in any case; and when that has happened there before, those who came too.
     fn give_up_if_stalled(&mut self, now_ns: u64) {
         let frontier = self.voter.frontier();
         let quorum = self.config.quorum();
@@ -317,7 +314,7 @@ impl<E: Clone> Lockstep<E> {
             }
             late.extend(laggards);
         }
-        if self.history.is_none() {
+        if self.history.is_none() || late.is_empty() {
             return;
         }
         for (r, late_ns) in late {
@@ -330,6 +327,12 @@ impl<E: Clone> Lockstep<E> {
                     repeatedly: false,
                 },
             );
+        }
+        // Again, at the same boundary: then those who came may be the ones who are wrong, and skip what the others
+        // compute. They have to repeat it too.
+        if self.stalled_at.replace(frontier) == Some(frontier) {
+            self.stalled_at = None;
+            self.dispute();
         }
         self.settle(None);
     }

@@ -6,6 +6,11 @@
 //! counts for the window, so that the others cannot run away from it. It votes again when it has
 //! reached the frontier, or has kept pace for half a window: then it is as good as any replica that is slower.
 //!
+//! A replay is usually faster than what it repeats, since it waits for nothing. Where it is not, it would never
+//! arrive. So it runs in laps, each to where the frontier was when the lap began; a lap that has not halved the
+//! distance puts the others on a *leash*: from there on they make one step for two of its steps, until it is promoted
+//! or stopped.
+//!
 //! When all were stopped, the same happens with nobody ahead: what was decided is replayed and compared, and
 //! the first boundary that was not is voted by those who come back. Entries beyond it stand (R1).
 
@@ -16,7 +21,7 @@ use crate::history::{HISTORY_OVERHEAD, HistoryStats};
 use crate::ids::ReplicaId;
 use crate::lockstep::Lockstep;
 use crate::pace::Debt;
-use crate::replica::{Event, Life, Phase};
+use crate::replica::{Chase, Event, Leash, Life, Phase};
 use crate::verdict::StopReason;
 
 /// Where a replica begins again.
@@ -97,7 +102,6 @@ impl<E: Clone> Lockstep<E> {
         if replica.stopped().is_none() {
             return Err(RejoinError::NotStopped(r));
         }
-        replica.life = Life::Recovering { kept_pace: 0 };
         match how {
             Rejoin::Start => {
                 replica.next = 0;
@@ -106,6 +110,11 @@ impl<E: Clone> Lockstep<E> {
             }
             Rejoin::At(boundary) => replica.stands(boundary + 1, now_ns),
         }
+        replica.life = Life::Recovering(Chase {
+            goal: frontier,
+            distance: frontier - replica.next,
+            ..Chase::default()
+        });
         self.recovering = self.recovering.with(r);
         self.promote_if_near(r);
         Ok(())
@@ -113,11 +122,36 @@ impl<E: Clone> Lockstep<E> {
 
     fn promote_if_near(&mut self, r: ReplicaId) {
         let next = self.replicas[usize::from(r.0)].next;
-        if self.voter.frontier().saturating_sub(next) <= self.config.promotion() {
+        let distance = self.voter.frontier().saturating_sub(next);
+        if distance <= self.config.promotion() {
             self.promoted = self.promoted.with(r);
             // Whoever waits for the slowest may wait for this one from now on.
             self.held_since_ns = None;
+            return;
         }
+        let fastest = self.fastest();
+        let goal = self.voter.frontier();
+        if let Life::Recovering(chase) = &mut self.replicas[usize::from(r.0)].life
+            && chase.leash.is_none()
+            && next >= chase.goal
+        {
+            if distance > chase.distance / 2 {
+                chase.leash = fastest.map(|fastest| Leash { fastest, next });
+            }
+            chase.goal = goal;
+            chase.distance = distance;
+        }
+    }
+
+    /// R10: whether a replica that is to cast `next` would run away from one that recovers. That one does not wait for
+    /// anybody, and is stopped when it is late: no deadlock.
+    pub(crate) fn leashed(&self, next: u64) -> bool {
+        let recovering = self.recovering.minus(self.promoted);
+        recovering.iter().any(|r| {
+            let replica = &self.replicas[usize::from(r.0)];
+            matches!(replica.life, Life::Recovering(Chase { leash: Some(leash), .. })
+                if next > leash.fastest + (replica.next - leash.next) / 2)
+        })
     }
 
     /// A recovering replica casts a boundary that is decided (R7).
@@ -140,11 +174,11 @@ impl<E: Clone> Lockstep<E> {
         let replica = &mut self.replicas[usize::from(r.0)];
         replica.stands(boundary + 1, now_ns);
         let mut paced = 0;
-        if let Life::Recovering { kept_pace } = &mut replica.life
+        if let Life::Recovering(chase) = &mut replica.life
             && near
         {
-            *kept_pace += 1;
-            paced = *kept_pace;
+            chase.kept_pace += 1;
+            paced = chase.kept_pace;
         }
         if boundary + 1 >= self.voter.frontier() || paced >= half {
             self.recovered(r);
@@ -193,7 +227,7 @@ impl<E: Clone> Lockstep<E> {
     pub(crate) fn may_come_back(&self) -> u8 {
         let now_ns = self.now_ns.unwrap_or(0);
         let may = |r: &ReplicaId| match &self.replicas[usize::from(r.0)].life {
-            Life::Recovering { .. } => true,
+            Life::Recovering(_) => true,
             Life::Stopped { at_ns, .. } => {
                 now_ns.saturating_sub(*at_ns) <= self.config.lag_timeout_ns
             }

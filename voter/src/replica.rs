@@ -125,14 +125,32 @@ pub(crate) enum Life {
     /// It votes.
     Running,
     /// It catches up.
-    Recovering {
-        /// Boundaries that it has cast since it was promoted.
-        kept_pace: u64,
-    },
+    Recovering(Chase),
     Stopped {
         reason: StopReason,
         at_ns: u64,
     },
+}
+
+/// How a recovering replica comes nearer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chase {
+    /// Boundaries that it has cast since it was promoted.
+    pub(crate) kept_pace: u64,
+    /// Where the frontier was when this lap began.
+    pub(crate) goal: u64,
+    /// How far it was away then.
+    pub(crate) distance: u64,
+    pub(crate) leash: Option<Leash>,
+}
+
+/// Keeps those who vote from running away from a recovering replica that is not faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leash {
+    /// Where the fastest was when it was put on.
+    pub(crate) fastest: u64,
+    /// Where the recovering replica was.
+    pub(crate) next: u64,
 }
 
 #[derive(Debug)]

@@ -139,21 +139,27 @@ impl<E: Clone> Lockstep<E> {
         if self.history.is_none() || within_reach + self.may_come_back() >= self.config.quorum() {
             return true;
         }
+        self.dispute();
+        false
+    }
+
+    /// Who has cast the frontier must begin again.
+    pub(crate) fn dispute(&mut self) {
         let boundary = self.voter.frontier();
         let cast = self.voter.slot(boundary).map(|slot| slot.cast());
         for r in cast.unwrap_or_default().and(self.running).iter() {
             self.stop(r, StopReason::Disputed { boundary });
         }
-        false
     }
 
     pub(crate) fn trim(&mut self) {
-        let needed = self.slowest();
-        if let Some(slowest) = needed {
+        let mut needed = 0;
+        if let Some(slowest) = self.slowest() {
             self.voter.trim(slowest);
+            // The entry that took a replica to where it computes now can still be asked for; and what is not
+            // decided may have to be voted again by those who come back.
+            needed = slowest.min(self.voter.frontier()).saturating_sub(1);
         }
-        // The entry that took a replica to where it computes now can still be asked for.
-        let needed = needed.map_or(0, |slowest| slowest.saturating_sub(1));
         let keep = self.keep(needed);
         self.journal.trim(needed, keep);
         if let Some(history) = &mut self.history {

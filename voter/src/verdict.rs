@@ -152,8 +152,9 @@ pub enum StopReason {
         /// Where.
         boundary: u64,
     },
-    /// It cast at this boundary, no value had a majority there, and nobody was left whose vote could have decided: so
-    /// nobody can say who is wrong, and all who cast there must recover (R5).
+    /// It cast at this boundary, no value had a majority there, and nobody was left whose vote could have decided, or
+    /// others came too late there again and again: so nobody can say who is wrong, and all who cast there must
+    /// recover (R5).
     Disputed {
         /// Where.
         boundary: u64,

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use crate::ballot::{Output, ballot_cost, first_difference, said};
 use crate::ids::{Channel, ReplicaId, ReplicaSet};
-use crate::pace::Marks;
+use crate::pace::{Marks, Reached};
 use crate::verdict::{Difference, DifferenceKind, NoMajorityCause, Party, Verdict};
 
 /// Equal ballots: the bytes once, and who cast them.
@@ -26,6 +26,8 @@ pub(crate) struct Slot {
     groups: Vec<Group>,
     cast: ReplicaSet,
     pub(crate) marks: Marks,
+    /// When the quorum that decided was there.
+    pub(crate) decided: Option<Reached>,
 }
 
 impl Slot {
@@ -212,7 +214,8 @@ impl Voter {
         let Some(agreed) = agreed else {
             return Decision::Open;
         };
-        let reached = slot.marks.reached(self.quorum, running);
+        slot.decided = slot.marks.reached(self.quorum, running);
+        let need_ns = slot.decided.map_or(0, |reached| reached.need_ns);
         let mut outvoted = Vec::new();
         for group in &others {
             for r in group.votes.and(running).iter() {
@@ -231,7 +234,7 @@ impl Voter {
                 self.frontier += 1;
                 return Decision::Agreed {
                     boundary,
-                    need_ns: reached.map_or(0, |reached| reached.need_ns),
+                    need_ns,
                     release: agreed.outputs,
                     outvoted,
                 };
@@ -242,7 +245,7 @@ impl Voter {
         self.frontier += 1;
         Decision::Agreed {
             boundary,
-            need_ns: reached.map_or(0, |reached| reached.need_ns),
+            need_ns,
             release,
             outvoted,
         }

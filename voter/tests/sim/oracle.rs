@@ -4,57 +4,27 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use quorate_voter::{
-    Channel, Event, Lockstep, NoMajorityCause, Output, ReplicaId, ReplicaState, Stats, StopReason,
-    Verdict, ballot_cost,
+    Channel, Lockstep, MAX_REPLICAS, NoMajorityCause, Output, ReplicaId, ReplicaState, Stats,
+    ballot_cost, ballot_digest,
 };
 
+use crate::coverage::Coverage;
 use crate::plan::{LAG_TIMEOUT_NS, Plan};
-use crate::world::SimEntry;
+use crate::rng::mix;
+use crate::truth::{SimEntry, Truth};
 
 pub type Check = Result<(), String>;
 
-/// How often the interesting things happened, over all seeds.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Coverage {
-    pub releases: u64,
-    pub outvoted: u64,
-    pub lagging: u64,
-    pub repeatedly: u64,
-    pub crashed: u64,
-    pub misbehaved: u64,
-    pub degraded: u64,
-    pub too_few: u64,
-    pub split: u64,
-    pub stalled: u64,
-    pub window_full: u64,
-    pub lost_races: u64,
-    pub late_outvoted: u64,
-}
+/// The secret of a simulated run.
+pub const KEY: [u8; 32] = [0x51; 32];
 
-impl Coverage {
-    pub fn add(&mut self, o: &Self) {
-        self.releases += o.releases;
-        self.outvoted += o.outvoted;
-        self.lagging += o.lagging;
-        self.repeatedly += o.repeatedly;
-        self.crashed += o.crashed;
-        self.misbehaved += o.misbehaved;
-        self.degraded += o.degraded;
-        self.too_few += o.too_few;
-        self.split += o.split;
-        self.stalled += o.stalled;
-        self.window_full += o.window_full;
-        self.lost_races += o.lost_races;
-        self.late_outvoted += o.late_outvoted;
-    }
-}
-
-type Ballot = Rc<Vec<Output>>;
+pub type Ballot = Rc<Vec<Output>>;
 
 /// One boundary as the oracle saw it.
-#[derive(Default)]
-struct Row {
-    casts: Vec<Option<Ballot>>,
+#[derive(Clone, Default)]
+pub struct Row {
+    /// What each replica cast, in its present life where the boundary is not decided.
+    pub casts: [Option<Ballot>; MAX_REPLICAS],
     first_ns: u64,
     entry: Option<Rc<SimEntry>>,
     entry_bytes: usize,
@@ -62,53 +32,73 @@ struct Row {
 
 /// The second opinion.
 pub struct Oracle {
-    quorum: usize,
-    tolerable: bool,
-    honest: Vec<bool>,
-    rows: Vec<Row>,
+    pub quorum: usize,
+    pub tolerable: bool,
+    pub recoverable: bool,
+    /// Nothing that anybody outside could notice may happen.
+    pub masked: bool,
+    /// Who has no fault at all. Where replicas come back: who has none now.
+    pub honest: Vec<bool>,
+    pub truth: Truth,
+    pub rows: Vec<Row>,
     /// Ballots that had a quorum, by boundary.
-    decided: Vec<Ballot>,
+    pub decided: Vec<Ballot>,
     /// Outputs that must come out next.
-    expected: VecDeque<(u64, Output)>,
-    running: Vec<bool>,
-    ended: bool,
-    ended_event: bool,
+    pub expected: VecDeque<(u64, Output)>,
+    pub members: Vec<bool>,
+    pub running: Vec<bool>,
+    pub recovering: Vec<bool>,
+    /// Who casts again what was decided, where, and whether it is right (R7).
+    replaying: Option<(usize, u64, bool)>,
+    pub ended: bool,
+    pub ended_event: bool,
     /// Per replica: below this boundary its ballots were found to be the agreed ones.
     compared: Vec<u64>,
-    stopped_event: Vec<bool>,
+    pub stopped_event: Vec<bool>,
+    /// Times that a replica stopped, and that this was said.
+    pub stops: (u64, u64),
+    /// Most replicas that the set had.
+    most: u8,
     pub coverage: Coverage,
 }
 
-fn fail<T>(rule: &str, what: String) -> Result<T, String> {
+pub fn fail<T>(rule: &str, what: String) -> Result<T, String> {
     Err(format!("{rule}: {what}"))
 }
 
 impl Oracle {
-    pub fn new(plan: &Plan) -> Self {
+    pub fn new(plan: &Plan, seed: u64) -> Self {
         let n = plan.faults.len();
+        let first = |r| r < n;
+        let mut honest: Vec<bool> = plan.faults.iter().map(Option::is_none).collect();
+        honest.resize(MAX_REPLICAS, true);
         Self {
             quorum: n / 2 + 1,
-            tolerable: plan.tolerable(),
-            honest: plan.faults.iter().map(Option::is_none).collect(),
+            tolerable: plan.tolerable() && plan.recovery.is_none_or(|plan| plan.masked),
+            recoverable: plan.recovery.is_some(),
+            masked: plan.recovery.is_some_and(|plan| plan.masked),
+            honest,
+            truth: Truth::new(mix(seed), plan.output_bytes),
             rows: Vec::new(),
             decided: Vec::new(),
             expected: VecDeque::new(),
-            running: vec![true; n],
+            members: (0..MAX_REPLICAS).map(first).collect(),
+            running: (0..MAX_REPLICAS).map(first).collect(),
+            recovering: vec![false; MAX_REPLICAS],
+            replaying: None,
             ended: false,
             ended_event: false,
-            compared: vec![0; n],
-            stopped_event: vec![false; n],
+            compared: vec![0; MAX_REPLICAS],
+            stopped_event: vec![false; MAX_REPLICAS],
+            stops: (0, 0),
+            most: plan.config.replicas,
             coverage: Coverage::default(),
         }
     }
 
-    fn row(&mut self, boundary: u64) -> &mut Row {
-        let n = self.running.len();
+    pub fn row(&mut self, boundary: u64) -> &mut Row {
         while self.rows.len() as u64 <= boundary {
-            self.rows.push(Row {
-                casts: vec![None; n],
-                ..Row::default()
-            });
+            self.rows.push(Row::default());
         }
         &mut self.rows[boundary as usize]
     }
@@ -117,17 +107,28 @@ impl Oracle {
         self.running[r]
     }
 
-    pub fn ended(&self) -> bool {
-        self.ended
+    pub fn is_active(&self, r: usize) -> bool {
+        self.running[r] || self.recovering[r]
+    }
+
+    /// Without a majority, for good.
+    pub fn over(&self) -> bool {
+        self.ended && !self.recoverable
     }
 
     /// A replica is about to cast.
     pub fn casting(&mut self, r: usize, boundary: u64, outputs: &[Output], now_ns: u64) -> Check {
-        if !self.running[r] || self.ended {
+        if self.recovering[r]
+            && let Some(decided) = self.decided.get(boundary as usize)
+        {
+            self.replaying = Some((r, boundary, **decided == outputs));
+            return Ok(());
+        }
+        if !(self.running[r] || self.recovering[r]) || self.over() {
             return Ok(());
         }
         // The simulator's own soundness, and R1: same entries, same outputs.
-        if self.honest[r] {
+        if self.honest[r] && !self.recoverable {
             for (other, honest) in self.honest.clone().into_iter().enumerate() {
                 let cast = self.row(boundary).casts[other].clone();
                 if honest && cast.is_some_and(|cast| *cast != outputs) {
@@ -143,6 +144,28 @@ impl Oracle {
         Ok(())
     }
 
+    /// A replica was removed: it has no vote in what that call decides.
+    pub fn taken_out(&mut self, r: usize) {
+        self.stops.0 += u64::from(self.is_active(r));
+        self.running[r] = false;
+        self.recovering[r] = false;
+        self.forget(r);
+        self.members[r] = false;
+        self.quorum = self.members.iter().filter(|m| **m).count() / 2 + 1;
+    }
+
+    /// A replica was told to begin again.
+    pub fn rejoined(&mut self, r: usize) {
+        self.recovering[r] = true;
+    }
+
+    fn forget(&mut self, r: usize) {
+        let decided = self.decided.len();
+        for row in self.rows.iter_mut().skip(decided) {
+            row.casts[r] = None;
+        }
+    }
+
     /// `lead` succeeded.
     pub fn led(&mut self, boundary: u64, entry: &Rc<SimEntry>, bytes: usize) -> Check {
         let row = self.row(boundary);
@@ -151,6 +174,7 @@ impl Oracle {
         }
         row.entry = Some(entry.clone());
         row.entry_bytes = bytes;
+        self.truth.push(entry);
         Ok(())
     }
 
@@ -166,6 +190,19 @@ impl Oracle {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Most votes that one value has at the frontier, and replicas that have not voted there.
+    fn best(&self) -> (usize, usize) {
+        let row = self.rows.get(self.decided.len());
+        let casts: Vec<Option<&Ballot>> = (0..MAX_REPLICAS)
+            .filter(|r| self.running[*r])
+            .map(|r| row.and_then(|row| row.casts[r].as_ref()))
+            .collect();
+        let votes = |value: &Ballot| casts.iter().flatten().filter(|c| **c == value).count();
+        let best = casts.iter().flatten().map(|value| votes(value)).max();
+        let missing = casts.iter().filter(|cast| cast.is_none()).count();
+        (best.unwrap_or(0), missing)
     }
 
     /// The value that `quorum` of `voters` cast at `boundary`.
@@ -196,15 +233,47 @@ impl Oracle {
         now_ns: u64,
     ) -> Check {
         let stats = lockstep.stats();
-        self.check_decisions(lockstep, &stats)?;
-        let was_ended = self.ended;
-        for replica in &stats.per_replica {
-            self.running[usize::from(replica.replica.0)] =
-                matches!(replica.state, ReplicaState::Running { .. });
+        let state = |r: usize| lockstep.state(ReplicaId(r as u8));
+        // Who has recovered, or joined, votes in this call already.
+        for r in 0..MAX_REPLICAS {
+            if self.recovering[r] && matches!(state(r), ReplicaState::Running { .. }) {
+                self.recovering[r] = false;
+                self.running[r] = true;
+                self.members[r] = true;
+                self.compared[r] = self.decided.len() as u64;
+                self.coverage.recovered += 1;
+            }
         }
+        self.quorum = self.members.iter().filter(|m| **m).count() / 2 + 1;
+        if usize::from(stats.quorum) != self.quorum
+            || usize::from(stats.replicas) != self.members.iter().filter(|m| **m).count()
+        {
+            return fail("R2", format!("a quorum of {}", stats.quorum));
+        }
+        self.most = self.most.max(stats.replicas);
+        self.check_decisions(lockstep, &stats)?;
+        self.check_replay(lockstep)?;
+        let was_ended = self.ended;
+        let frontier = self.decided.len() as u64;
+        let row = self.row(frontier).clone();
+        for r in 0..MAX_REPLICAS {
+            let state = state(r);
+            let was = self.is_active(r);
+            if let ReplicaState::Stopped { reason, .. } = &state
+                && was
+            {
+                self.stops.0 += 1;
+                self.stops(r, reason, &row)?;
+            }
+            self.running[r] = matches!(state, ReplicaState::Running { .. });
+            self.recovering[r] = matches!(state, ReplicaState::Recovering { .. });
+            if was && !self.is_active(r) && self.recoverable {
+                self.forget(r);
+            }
+        }
+        self.ended = lockstep.outcome().is_some();
         if let Some(outcome) = lockstep.outcome() {
             if !was_ended {
-                self.ended = true;
                 self.check_outcome(&outcome.cause, now_ns)?;
             }
         } else if self
@@ -216,6 +285,19 @@ impl Oracle {
                 "a boundary with a quorum is not released".into(),
             );
         }
+        if self.recoverable {
+            // Held exactly while no quorum runs that can agree.
+            let running = self.running.iter().filter(|r| **r).count();
+            let (best, missing) = self.best();
+            let can = running >= self.quorum && best + missing >= self.quorum;
+            if can == self.ended {
+                let what = format!("{running} run, {best} agree, {missing} are to come");
+                return fail("R5", format!("held: {}, but {what}", self.ended));
+            }
+            if self.ended && self.masked {
+                return fail("R5", "held, though a quorum is honest".into());
+            }
+        }
         if drain {
             while let Some(event) = lockstep.poll_event() {
                 self.event(event)?;
@@ -225,8 +307,11 @@ impl Oracle {
     }
 
     fn check_decisions(&mut self, lockstep: &Lockstep<Rc<SimEntry>>, stats: &Stats) -> Check {
-        if self.ended && stats.boundaries != self.decided.len() as u64 {
+        if self.over() && stats.boundaries != self.decided.len() as u64 {
             return fail("R5", "released without a majority".into());
+        }
+        if stats.boundaries < self.decided.len() as u64 {
+            return fail("R3", "the frontier went back".into());
         }
         let mut voters = self.running.clone();
         while (self.decided.len() as u64) < stats.boundaries {
@@ -240,12 +325,13 @@ impl Oracle {
                     *votes = false;
                 }
             }
-            if self.tolerable {
-                let honest = (0..voters.len()).find(|r| self.honest[*r]).unwrap_or(0);
-                let cast = &self.rows[boundary as usize].casts[honest];
-                if cast.as_ref().is_some_and(|cast| *cast != value) {
-                    return fail("R2", format!("a faulty value is released at {boundary}"));
-                }
+            if (self.tolerable || self.recoverable)
+                && self
+                    .truth
+                    .ballot(boundary)
+                    .is_none_or(|truth| truth != *value)
+            {
+                return fail("R2", format!("a faulty value is released at {boundary}"));
             }
             let outputs = value.iter().map(|output| (boundary, output.clone()));
             self.expected.extend(outputs);
@@ -271,12 +357,41 @@ impl Oracle {
         Ok(())
     }
 
+    /// R7: who repeats what was released goes on, and who does not is stopped for that.
+    fn check_replay(&mut self, lockstep: &Lockstep<Rc<SimEntry>>) -> Check {
+        let Some((r, boundary, right)) = self.replaying.take() else {
+            return Ok(());
+        };
+        let state = lockstep.state(ReplicaId(r as u8));
+        let fine = match &state {
+            ReplicaState::Recovering { boundary: next, .. }
+            | ReplicaState::Running { boundary: next } => right && *next == boundary + 1,
+            ReplicaState::Stopped { reason, .. } => match reason {
+                quorate_voter::StopReason::Relapsed { boundary: at } => !right && *at == boundary,
+                quorate_voter::StopReason::Misbehaved(_) => true,
+                _ => false,
+            },
+        };
+        if !fine {
+            return fail(
+                "R7",
+                format!("{r} replayed {boundary}, right: {right}: {state:?}"),
+            );
+        }
+        self.coverage.replayed += u64::from(right);
+        Ok(())
+    }
+
     fn check_outcome(&mut self, cause: &NoMajorityCause, now_ns: u64) -> Check {
         if self.tolerable {
             return fail(
                 "R5",
                 format!("no majority, but a quorum is honest: {cause:?}"),
             );
+        }
+        if self.recoverable {
+            // Whether it is held rightly is checked after every call.
+            return Ok(());
         }
         let running = self.running.iter().filter(|r| **r).count();
         let boundary = self.decided.len() as u64;
@@ -309,99 +424,8 @@ impl Oracle {
                         .all(|r| row.casts[usize::from(r.0)].is_none())
             }
         };
-        match cause {
-            NoMajorityCause::TooFew => self.coverage.too_few += 1,
-            NoMajorityCause::Split { .. } => self.coverage.split += 1,
-            NoMajorityCause::Stalled { .. } => self.coverage.stalled += 1,
-        }
         if !justified {
             return fail("R5", format!("no reason for this outcome: {cause:?}"));
-        }
-        Ok(())
-    }
-
-    pub fn event(&mut self, event: Event) -> Check {
-        match event {
-            Event::Release {
-                boundary,
-                channel,
-                bytes,
-            } => {
-                self.coverage.releases += 1;
-                if self.ended_event {
-                    return fail("R5", format!("{boundary} was released after the end"));
-                }
-                // R2 and R3: exactly the agreed stream, in its order.
-                let got = (boundary, (channel, bytes));
-                match self.expected.pop_front() {
-                    Some(expected) if expected == got => Ok(()),
-                    expected => fail("R3", format!("released {got:?}, expected {expected:?}")),
-                }
-            }
-            Event::Verdict(verdict) => self.verdict(&verdict),
-            Event::Stopped { replica, reason } => self.stopped(replica, &reason),
-            Event::Degraded { healthy, quorum } => {
-                self.coverage.degraded += 1;
-                if healthy < quorum || usize::from(quorum) != self.quorum {
-                    return fail("R5", format!("degraded to {healthy} of {quorum}"));
-                }
-                Ok(())
-            }
-            Event::Recovered { .. } | Event::Majority { .. } | Event::Membership { .. } => Ok(()),
-            Event::NoMajority(_) => {
-                if self.ended_event || !self.expected.is_empty() {
-                    return fail("R5", "the end came twice or before agreed outputs".into());
-                }
-                self.ended_event = true;
-                Ok(())
-            }
-        }
-    }
-
-    fn stopped(&mut self, replica: ReplicaId, reason: &StopReason) -> Check {
-        let r = usize::from(replica.0);
-        if std::mem::replace(&mut self.stopped_event[r], true) {
-            return fail("R5", format!("{replica} was stopped twice"));
-        }
-        if self.tolerable && self.honest[r] {
-            return fail(
-                "R5",
-                format!("{replica} is honest and was stopped: {reason}"),
-            );
-        }
-        match reason {
-            StopReason::Outvoted(_) => self.coverage.outvoted += 1,
-            StopReason::Lagging { repeatedly, .. } => {
-                self.coverage.lagging += 1;
-                self.coverage.repeatedly += u64::from(*repeatedly);
-            }
-            StopReason::Misbehaved(_) => self.coverage.misbehaved += 1,
-            _ => self.coverage.crashed += 1,
-        }
-        Ok(())
-    }
-
-    fn verdict(&mut self, verdict: &Verdict) -> Check {
-        let r = usize::from(verdict.replica.0);
-        let at = verdict.boundary as usize;
-        let (Some(agreed), Some(cast)) = (self.decided.get(at), &self.rows[at].casts[r]) else {
-            return fail("R5", format!("verdict without ballots: {verdict}"));
-        };
-        if self.decided.len() > at + 1 {
-            self.coverage.late_outvoted += 1;
-        }
-        let len = |outputs: &[Output]| {
-            sequence(outputs, verdict.channel)
-                .get(verdict.index)
-                .map(|bytes| bytes.len())
-        };
-        let true_words = cast != agreed
-            && verdict.majority.len == len(agreed)
-            && verdict.minority.len == len(cast)
-            && verdict.agreed.len() >= self.quorum
-            && !verdict.agreed.contains(&verdict.replica);
-        if !true_words {
-            return fail("R5", format!("verdict is not true: {verdict}"));
         }
         Ok(())
     }
@@ -414,33 +438,48 @@ impl Oracle {
     ) -> Check {
         let config = lockstep.config();
         self.coverage.window_full = stats.window_full;
-        if stats.window_bytes_peak > config.max_stored_bytes() {
+        let mut most = *config;
+        most.replicas = self.most;
+        if stats.window_bytes_peak > most.max_stored_bytes() {
             return fail("R10", format!("{} bytes stored", stats.window_bytes_peak));
         }
-        let next = |running: bool| {
-            let of = stats.per_replica.iter().zip(&self.running);
-            of.filter(move |(_, r)| **r || !running)
-                .map(|(r, _)| r.next_boundary)
-        };
-        let Some(slowest) = next(true).min() else {
+        if stats.undrained_bytes > config.window_bytes + most.max_stored_bytes() {
+            return fail("R10", format!("{} bytes wait", stats.undrained_bytes));
+        }
+        let nexts = stats.per_replica.iter();
+        let nexts: Vec<u64> = nexts
+            .filter(|r| self.running[usize::from(r.replica.0)])
+            .map(|r| r.next_boundary)
+            .collect();
+        let (Some(slowest), Some(fastest)) = (nexts.iter().min(), nexts.iter().max()) else {
             return Ok(());
         };
-        let fastest = next(true).max().unwrap_or(slowest);
-        if fastest - slowest > config.window_boundaries
-            || stats.window_boundaries_used != fastest - slowest
+        // Whoever has just caught up may be half a window behind those who are a window ahead of the slowest.
+        let slack = match self.recoverable {
+            true => 1 + config.window_boundaries / 2,
+            false => 0,
+        };
+        if fastest - slowest > config.window_boundaries + slack
+            || stats.window_boundaries_used < fastest - slowest
         {
             return fail(
                 "R10",
                 format!("{slowest} to {fastest} is beyond the window"),
             );
         }
-        if stats.undrained_bytes > config.window_bytes + config.max_stored_bytes() {
-            return fail("R10", format!("{} bytes wait", stats.undrained_bytes));
-        }
-        if !thorough || self.ended {
+        if !thorough || self.over() {
             return Ok(());
         }
+        if self.recoverable {
+            if stats.ballots % 64 == 1 {
+                self.check_history(lockstep)?;
+            }
+            if self.recovering.contains(&true) {
+                return Ok(());
+            }
+        }
         // Exactly what must be stored is stored: each distinct ballot once, entries that someone may want.
+        let slowest = (*slowest).min(self.decided.len() as u64);
         let mut bytes = 0;
         for (boundary, row) in self.rows.iter().enumerate().skip(slowest as usize) {
             match self.decided.get(boundary) {
@@ -459,15 +498,38 @@ impl Oracle {
             }
         }
         let first = slowest.saturating_sub(1) as usize;
-        bytes += self
-            .rows
-            .iter()
-            .skip(first)
-            .map(|row| row.entry_bytes)
-            .sum::<usize>();
-        if bytes != stats.window_bytes_used {
-            let used = stats.window_bytes_used;
-            return fail("R10", format!("{used} bytes stored, {bytes} are needed"));
+        let mut entries = self.rows.iter().skip(first).map(|row| row.entry_bytes);
+        // The first entry may be history for one who has just recovered.
+        let may = entries.next().unwrap_or(0);
+        bytes += entries.sum::<usize>();
+        let used = stats.window_bytes_used;
+        if used != bytes + may && !(self.recoverable && used == bytes) {
+            let needed = bytes + may;
+            return fail("R10", format!("{used} bytes stored, {needed} are needed"));
+        }
+        Ok(())
+    }
+
+    /// What is kept is what was written and released, without a gap.
+    pub fn check_history(&mut self, lockstep: &Lockstep<Rc<SimEntry>>) -> Check {
+        let stats = lockstep.history();
+        let mut next = stats.from;
+        for (boundary, entry, digest) in lockstep.history_entries(0) {
+            let row = &self.rows[boundary as usize];
+            let same = boundary == next
+                && row.entry.as_ref().is_some_and(|e| Rc::ptr_eq(e, entry))
+                && self
+                    .decided
+                    .get(boundary as usize)
+                    .is_some_and(|agreed| ballot_digest(&KEY, boundary, agreed) == digest);
+            if !same {
+                return fail("R7", format!("history is wrong at {boundary}"));
+            }
+            next += 1;
+        }
+        let written = self.rows.iter().filter(|row| row.entry.is_some()).count() as u64;
+        if next < written.min(self.decided.len() as u64) || stats.from + stats.entries != written {
+            return fail("R7", format!("history ends at {next}"));
         }
         Ok(())
     }
@@ -480,8 +542,11 @@ impl Oracle {
                 format!("{} outputs never came out", self.expected.len()),
             );
         }
-        for (r, running) in self.running.iter().enumerate() {
-            if *running == self.stopped_event[r] {
+        if self.stops.0 != self.stops.1 {
+            return fail("R5", format!("stops and events: {:?}", self.stops));
+        }
+        for r in (0..MAX_REPLICAS).filter(|r| self.members[*r] && !self.recoverable) {
+            if self.running[r] == self.stopped_event[r] {
                 return fail("R5", format!("{r} was stopped without an event"));
             }
         }
@@ -492,7 +557,7 @@ impl Oracle {
     }
 }
 
-fn sequence(outputs: &[Output], channel: Channel) -> Vec<&Vec<u8>> {
+pub fn sequence(outputs: &[Output], channel: Channel) -> Vec<&Vec<u8>> {
     let on = outputs.iter().filter(|(c, _)| *c == channel);
     on.map(|(_, bytes)| bytes).collect()
 }

@@ -70,6 +70,30 @@ pub struct Plan {
     pub lazy: bool,
     /// Once in how many boundaries all compute for longer than the lag timeout; 0 for never.
     pub long: u64,
+    /// Set if stopped replicas come back.
+    pub recovery: Option<Recovery>,
+}
+
+/// What happens in a set whose replicas come back.
+#[derive(Clone, Copy, Debug)]
+pub struct Recovery {
+    /// Never more faulty replicas at a time than the set masks: then nobody outside notices anything. Otherwise any
+    /// number, but no two whose wrong outputs are the same: then nothing wrong comes out, but the set may pause.
+    pub masked: bool,
+    /// Times that faults strike.
+    pub strikes: u64,
+    /// Once in how many steps they do, if they may.
+    pub rate: u64,
+    /// Times that a restored state is not the one that was saved.
+    pub corrupt: u64,
+    /// Times that replicas are added or removed.
+    pub churn: u64,
+    /// Once in how many steps a standing replica takes a checkpoint.
+    pub checkpoints: u64,
+    /// Longest time from a stop to the rejoining.
+    pub delay_ns: u64,
+    /// History is dropped below the oldest checkpoint.
+    pub forget: bool,
 }
 
 impl Plan {
@@ -134,6 +158,46 @@ impl Plan {
             output_bytes: rng.between(1, (room as u64).min(300)),
             lazy: rng.one_in(8),
             long: rng.pick(&[0, 0, 12]),
+            recovery: None,
+        }
+    }
+
+    /// One whose replicas come back: faults strike while it runs.
+    pub fn recovering(rng: &mut Rng) -> Self {
+        let mut plan = Self::new(rng);
+        plan.faults.fill(None);
+        plan.recovery = Some(Recovery {
+            masked: plan.config.replicas > 2 && rng.one_in(2),
+            strikes: rng.between(1, 8),
+            rate: rng.pick(&[15, 60, 200]),
+            // A single replica passes through, whatever it says.
+            corrupt: rng.pick(&[0, 1, 3]) * u64::from(plan.config.replicas > 1),
+            churn: rng.pick(&[0, 0, 2, 5]),
+            checkpoints: rng.pick(&[5, 20, 80]),
+            delay_ns: rng.pick(&[50, LAG_TIMEOUT_NS / 2, 4 * LAG_TIMEOUT_NS]),
+            forget: rng.one_in(2),
+        });
+        plan
+    }
+
+    /// A fault that ends when its replica is stopped, or after some boundaries. Where more than the set masks may be
+    /// faulty, only such wrong outputs that no other replica has too.
+    pub fn transient(rng: &mut Rng, masked: bool, alone: bool) -> Fault {
+        loop {
+            let fault = Self::fault(rng);
+            let fits = match fault {
+                Fault::LeadsAtOnce | Fault::NeverLeads => false,
+                Fault::Wrong { wrong, .. } => {
+                    !alone && (masked || matches!(wrong, Wrong::Equivocate | Wrong::ExtraOutput))
+                }
+                Fault::Diverge | Fault::Early => !alone,
+                // Nobody can tell that a single replica hangs.
+                Fault::Hang(_) => !alone,
+                _ => true,
+            };
+            if fits {
+                return fault;
+            }
         }
     }
 

@@ -3,12 +3,15 @@
 use std::rc::Rc;
 
 use quorate_voter::{
-    CastError, Channel, LeadError, Lockstep, Output, ReplicaId, ReplicaState, Step, StopReason,
+    CastError, Channel, LeadError, Lockstep, MAX_REPLICAS, Output, ReplicaId, ReplicaState, Step,
+    StopReason,
 };
 
-use crate::oracle::{Check, Coverage, Oracle};
-use crate::plan::{Fault, LAG_TIMEOUT_NS, Plan, Point, TARGET, Wrong};
+use crate::coverage::Coverage;
+use crate::oracle::{Check, KEY, Oracle};
+use crate::plan::{Fault, LAG_TIMEOUT_NS, Plan, Point, Recovery, TARGET, Wrong};
 use crate::rng::{Rng, mix};
+use crate::truth::{SimEntry, after, outputs};
 
 /// Steps after which a run counts as stuck.
 const MAX_STEPS: u64 = 120_000;
@@ -16,15 +19,8 @@ const MAX_STEPS: u64 = 120_000;
 /// but, with the jitter, below `STALL_FACTOR` of them: see the known limit at `Config::stall_allowance`.
 const LONG_NS: u64 = 4 * LAG_TIMEOUT_NS;
 
-/// A journal entry: what the leader found.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SimEntry {
-    /// No two entries are the same, not even for the same boundary.
-    content: u64,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Thread {
+pub enum Thread {
     Computing,
     /// At a boundary, has cast.
     Standing,
@@ -34,57 +30,86 @@ enum Thread {
     Leading,
     /// Does nothing any more, and nobody knows.
     Hung,
+    /// Knows that its replica is stopped, and will bring it back.
+    Down,
     Gone,
 }
 
 #[derive(Debug)]
-struct Guest {
-    thread: Thread,
-    ready_ns: u64,
+pub struct Guest {
+    pub thread: Thread,
+    pub ready_ns: u64,
     /// All that a deterministic guest is: a function of the entries so far.
-    state: u64,
-    next: u64,
-    fault: Option<(u64, Fault)>,
+    pub state: u64,
+    pub next: u64,
+    pub fault: Option<(u64, Fault)>,
+    /// Checkpoints: boundary and state, oldest first.
+    pub vault: Vec<(u64, u64)>,
+    /// Times that it has failed to recover in a row.
+    pub attempts: usize,
 }
 
 pub struct World {
-    plan: Plan,
-    rng: Rng,
-    now_ns: u64,
-    lockstep: Lockstep<Rc<SimEntry>>,
-    guests: Vec<Guest>,
-    oracle: Oracle,
+    pub plan: Plan,
+    /// What is left of it.
+    pub left: Option<Recovery>,
+    pub rng: Rng,
+    pub now_ns: u64,
+    pub lockstep: Lockstep<Rc<SimEntry>>,
+    pub guests: Vec<Guest>,
+    pub oracle: Oracle,
     next_tick_ns: u64,
     /// Per boundary: when the wait condition is met.
     due_ns: Vec<Option<u64>>,
     entries: u64,
     steps: u64,
     /// What a sleeping thread watches.
-    changed: (u64, u64, u8, usize),
+    changed: (u64, u64, u8, u8, u64, usize, bool),
     trace: bool,
 }
 
 impl World {
-    pub fn new(seed: u64, trace: bool) -> Result<Self, String> {
+    pub fn new(seed: u64, recovery: bool, trace: bool) -> Result<Self, String> {
         let mut rng = Rng::new(seed);
-        let plan = Plan::new(&mut rng);
+        let mut plan = match recovery {
+            true => Plan::recovering(&mut rng),
+            false => Plan::new(&mut rng),
+        };
         if trace {
             println!("seed {seed}: {plan:#?}");
         }
-        let lockstep = Lockstep::new(plan.config).map_err(|e| e.to_string())?;
-        let guests = plan
-            .faults
-            .iter()
-            .map(|fault| Guest {
-                thread: Thread::Computing,
-                ready_ns: 1 + rng.below(50),
-                state: mix(seed),
+        let lockstep = match recovery {
+            true => Lockstep::recoverable(plan.config, KEY),
+            false => Lockstep::new(plan.config),
+        };
+        let lockstep = lockstep.map_err(|e| e.to_string())?;
+        let oracle = Oracle::new(&plan, seed);
+        let guest = |fault: &Option<(u64, Fault)>| Guest {
+            thread: Thread::Computing,
+            ready_ns: 1 + rng.below(50),
+            state: mix(seed),
+            next: 0,
+            fault: *fault,
+            vault: Vec::new(),
+            attempts: 0,
+        };
+        let mut guests: Vec<Guest> = plan.faults.iter().map(guest).collect();
+        // Who may join later.
+        while recovery && guests.len() < MAX_REPLICAS {
+            guests.push(Guest {
+                thread: Thread::Gone,
+                ready_ns: 0,
+                state: 0,
                 next: 0,
-                fault: *fault,
-            })
-            .collect();
+                fault: None,
+                vault: Vec::new(),
+                attempts: 0,
+            });
+        }
+        plan.speed.resize(MAX_REPLICAS, 10);
         Ok(Self {
-            oracle: Oracle::new(&plan),
+            oracle,
+            left: plan.recovery,
             plan,
             rng,
             now_ns: 1,
@@ -94,7 +119,7 @@ impl World {
             due_ns: Vec::new(),
             entries: 0,
             steps: 0,
-            changed: (0, 0, 0, 0),
+            changed: (0, 0, 0, 0, 0, 0, false),
             trace,
         })
     }
@@ -106,7 +131,9 @@ impl World {
             if self.done() {
                 break;
             }
-            if self.steps > MAX_STEPS {
+            // Catching up takes its time.
+            let patience = if self.left.is_some() { 5 } else { 1 };
+            if self.steps > patience * MAX_STEPS {
                 self.stuck()?;
                 break;
             }
@@ -115,6 +142,9 @@ impl World {
         }
         self.oracle
             .check(&mut self.lockstep, true, true, self.now_ns)?;
+        if self.plan.recovery.is_some() {
+            self.oracle.check_history(&self.lockstep)?;
+        }
         self.oracle.finish()?;
         Ok(self.oracle.coverage)
     }
@@ -122,7 +152,10 @@ impl World {
     /// Every honest replica is there, and every hang that holds somebody up was found; or the set has ended and all
     /// threads have heard of it.
     fn done(&self) -> bool {
-        if self.oracle.ended() {
+        if self.plan.recovery.is_some() {
+            return self.full_strength();
+        }
+        if self.oracle.ended {
             let heard = |g: &Guest| matches!(g.thread, Thread::Gone | Thread::Hung);
             return self.guests.iter().all(heard);
         }
@@ -136,6 +169,14 @@ impl World {
 
     /// Out of steps: a failure if a quorum is honest.
     fn stuck(&self) -> Check {
+        if self.plan.recovery.is_some() {
+            let states = self.lockstep.stats().per_replica;
+            let outcome = self.lockstep.outcome();
+            let threads: Vec<_> = self.guests.iter().map(|g| (g.thread, g.next)).collect();
+            return Err(format!(
+                "liveness: stuck, {outcome:?} {states:?} {threads:?}"
+            ));
+        }
         let drips = |g: &Guest| matches!(g.fault, Some((_, Fault::Drip | Fault::NeverLeads)));
         let honest = self.guests.iter().any(|g| g.fault.is_none());
         if self.plan.tolerable() || (honest && !self.guests.iter().any(drips)) {
@@ -163,28 +204,37 @@ impl World {
         if self.rng.one_in(50) {
             self.nonsense()?;
         }
+        if self.plan.recovery.is_some() {
+            self.disturb()?;
+        }
         // Anyone who could be next within a moment: arbitrary interleavings, but nobody starves.
         let horizon = soonest.max(self.now_ns) + self.rng.below(40);
         let able: Vec<usize> = (0..self.guests.len())
             .filter(|r| !matches!(self.guests[*r].thread, Thread::Hung | Thread::Gone))
             .filter(|r| self.guests[*r].ready_ns <= horizon)
             .collect();
+        if able.is_empty() {
+            return Ok(());
+        }
         let r = self.rng.pick(&able);
         self.now_ns = self.now_ns.max(self.guests[r].ready_ns);
         self.act(r)?;
         self.check()
     }
 
-    fn check(&mut self) -> Check {
+    pub fn check(&mut self) -> Check {
         // Who sleeps is woken by whatever may have changed, as by an executor.
         let stats = self.lockstep.stats();
         let seen = (
-            stats.ballots,
+            stats.ballots + stats.replayed,
             stats.entries,
             stats.healthy,
+            stats.recovering,
+            stats.recoveries,
             stats.undrained_bytes,
+            self.lockstep.outcome().is_some(),
         );
-        if self.changed != seen || self.oracle.ended() {
+        if self.changed != seen || self.oracle.over() {
             self.changed = seen;
             for r in 0..self.guests.len() {
                 if self.guests[r].thread == Thread::Asleep {
@@ -193,13 +243,14 @@ impl World {
                 }
             }
         }
+        self.find_stopped();
         let drain = !self.plan.lazy || self.rng.one_in(12);
         let thorough = self.rng.one_in(4);
         self.oracle
             .check(&mut self.lockstep, drain, thorough, self.now_ns)
     }
 
-    fn say(&self, what: impl FnOnce() -> String) {
+    pub fn say(&self, what: impl FnOnce() -> String) {
         if self.trace {
             println!("{:>8} {:>7} {}", self.steps, self.now_ns, what());
         }
@@ -237,7 +288,7 @@ impl World {
         };
         self.say(|| format!("{id} stops: {reason}"));
         self.lockstep.fail(id, reason, self.now_ns);
-        self.guests[r].thread = Thread::Gone;
+        self.down(r);
         true
     }
 
@@ -245,6 +296,7 @@ impl World {
         let id = ReplicaId(r as u8);
         match self.guests[r].thread {
             Thread::Computing => {
+                self.expire(r);
                 if self.struck(r, Point::BeforeCast) {
                     return Ok(());
                 }
@@ -269,18 +321,20 @@ impl World {
                     self.lead(r)?;
                 }
             }
+            Thread::Down => self.revive(r)?,
             Thread::Asleep | Thread::Hung | Thread::Gone => {}
         }
         Ok(())
     }
 
-    fn again(&mut self, r: usize, within_ns: u64) {
+    pub fn again(&mut self, r: usize, within_ns: u64) {
         self.guests[r].ready_ns = self.now_ns + self.rng.below(within_ns);
     }
 
     fn stand(&mut self, r: usize) -> Check {
         let id = ReplicaId(r as u8);
         let boundary = self.guests[r].next - 1;
+        self.checkpoint(r);
         let step = self.lockstep.step(id, self.now_ns);
         self.say(|| format!("{id} at {boundary}: {step:?}"));
         match step {
@@ -312,16 +366,21 @@ impl World {
                 self.guests[r].ready_ns = u64::MAX;
             }
             Step::Stopped(_) => {
-                if matches!(self.lockstep.state(id), ReplicaState::Running { .. }) {
+                if !matches!(self.lockstep.state(id), ReplicaState::Stopped { .. }) {
                     return Err(format!("R5: {id} runs, but was told to stop"));
                 }
-                self.guests[r].thread = Thread::Gone;
+                self.down(r);
             }
             Step::Held => {
-                if self.lockstep.outcome().is_none() {
+                let decided = boundary < self.oracle.decided.len() as u64;
+                if self.lockstep.outcome().is_none() || (decided && self.oracle.recoverable) {
                     return Err(format!("liveness: {id} is held, but there is a majority"));
                 }
-                self.guests[r].thread = Thread::Gone;
+                self.guests[r].ready_ns = u64::MAX;
+                self.guests[r].thread = match self.oracle.recoverable {
+                    true => Thread::Asleep,
+                    false => Thread::Gone,
+                };
             }
         }
         Ok(())
@@ -367,7 +426,9 @@ impl World {
             }
             Err(LeadError::TooLarge { .. }) if bytes as u64 > limit => {}
             Err(LeadError::Stopped(_)) if !self.oracle.is_running(r) => {}
-            Err(LeadError::Held) if self.oracle.ended() => {}
+            Err(LeadError::Held) if self.oracle.ended => {}
+            // It was stopped and began again since, or a majority was lost and found.
+            Err(LeadError::NotAsked(_)) if self.oracle.recoverable => {}
             Err(e) => return Err(format!("lead: {e}")),
         }
         self.again(r, 10);
@@ -378,7 +439,7 @@ impl World {
         self.oracle.delivered(r, boundary, entry)?;
         let fault = self.fault(r);
         let guest = &mut self.guests[r];
-        guest.state = mix(guest.state ^ entry.content);
+        guest.state = after(guest.state, entry);
         if fault == Some(Fault::Diverge) {
             guest.state = mix(guest.state ^ r as u64 ^ 0xbad);
         }
@@ -400,13 +461,7 @@ impl World {
     /// What the guest wants to show at its next boundary.
     fn ballot(&mut self, r: usize) -> Vec<Output> {
         let guest = &self.guests[r];
-        let mut own = Rng::new(guest.state);
-        let mut outputs = Vec::new();
-        for _ in 0..own.below(4) {
-            let len = own.below(self.plan.output_bytes + 1);
-            let bytes = (0..len).map(|_| own.next() as u8).collect();
-            outputs.push((Channel(own.below(3) as u16), bytes));
-        }
+        let mut outputs = outputs(guest.state, self.plan.output_bytes);
         let now = guest.fault.filter(|(at, _)| guest.next >= *at);
         let Some((at, fault)) = now else {
             return outputs;
@@ -433,7 +488,7 @@ impl World {
         let nobody = ReplicaId(self.rng.between(self.guests.len() as u64, 255) as u8);
         let now_ns = self.rng.below(self.now_ns + 1);
         let entry = Rc::new(SimEntry { content: 0 });
-        let active = self.oracle.is_running(r) && !self.oracle.ended();
+        let active = self.oracle.is_active(r) && !self.oracle.over();
         let guest = &self.guests[r];
         let refused = match self.rng.below(6) {
             0 => {
