@@ -46,6 +46,17 @@ pub(crate) enum Backing {
     File,
 }
 
+/// What was done with how many pages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    /// Looked at.
+    pub compared: u64,
+    /// Of those, not what they were to be.
+    pub changed: u64,
+    /// Of those, copied into a checkpoint; the rest are zeroes now.
+    pub copied: u64,
+}
+
 /// One range of guest-physical memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Range {
@@ -92,41 +103,57 @@ impl Memory {
             })
     }
 
-    /// Takes the pages that `dirty` names out of guest memory. Returns how many there were and how many of them are kept.
-    pub(crate) fn update(&mut self, memory: &[Arc<Mapping>], dirty: &[Bits]) -> (u64, u64) {
-        let (mut seen, mut kept) = (0, 0);
-        for ((range, mapping), dirty) in self.ranges.iter_mut().zip(memory).zip(dirty) {
-            for at in ones(dirty) {
+    /// Takes the pages that `suspects` names out of guest memory, as far as they are not what is here already. `each` is told
+    /// of every one: range, page, and whether it had changed.
+    pub(crate) fn update(
+        &mut self,
+        memory: &[Arc<Mapping>],
+        suspects: &[Bits],
+        each: &mut dyn FnMut(usize, usize, bool),
+    ) -> Seen {
+        let mut seen = Seen::default();
+        let ranges = self.ranges.iter_mut().zip(memory).zip(suspects);
+        for (number, ((range, mapping), suspects)) in ranges.enumerate() {
+            for at in ones(suspects) {
                 let Some(page) = mapping.page(at) else {
                     break; // The log's last word may have more bits than the range has pages.
                 };
-                seen += 1;
-                let page = if range.backing == Backing::Zeroes && is_zero(page) {
-                    None
-                } else {
-                    kept += 1;
-                    Some(copy(page))
+                let zeroes = range.backing == Backing::Zeroes;
+                let changed = match range.map.get(at) {
+                    Some(kept) => !equals(page, kept),
+                    None => !zeroes || !is_zero(page),
                 };
-                range.map.set(at, page);
+                seen.compared += 1;
+                if changed {
+                    seen.changed += 1;
+                    let page = if zeroes && is_zero(page) {
+                        None
+                    } else {
+                        seen.copied += 1;
+                        Some(copy(page))
+                    };
+                    range.map.set(at, page);
+                }
+                each(number, at, changed);
             }
         }
-        (seen, kept)
+        seen
     }
 
     /// Takes every page out of guest memory, whatever any log says. A page that is what `known` has is shared with it.
     pub(crate) fn scan(
         memory: &GuestMemory,
         known: Option<&Self>,
-    ) -> Result<(Self, u64, u64), MachineError> {
+    ) -> Result<(Self, Seen), MachineError> {
         let mut all = Self::pristine(memory);
-        let (mut seen, mut copied) = (0, 0);
+        let mut seen = Seen::default();
         for (at, (range, slot)) in all.ranges.iter_mut().zip(&memory.slots).enumerate() {
             let known = known.and_then(|known| known.ranges.get(at));
             for index in ones(&slot.mapping.own_pages()?) {
                 let Some(page) = slot.mapping.page(index) else {
                     break;
                 };
-                seen += 1;
+                seen.compared += 1;
                 if range.backing == Backing::Zeroes && is_zero(page) {
                     continue;
                 }
@@ -134,23 +161,23 @@ impl Memory {
                     .and_then(|known| known.map.get(index))
                     .filter(|known| equals(page, known));
                 let page = shared.cloned().unwrap_or_else(|| {
-                    copied += 1;
+                    seen.changed += 1;
+                    seen.copied += 1;
                     copy(page)
                 });
                 range.map.set(index, Some(page));
             }
         }
-        Ok((all, seen, copied))
+        Ok((all, seen))
     }
 
-    /// Makes guest memory what is kept here: the pages in `which`, or all with `None`. Returns how many pages were looked at
-    /// and how many were changed. It writes past the log: whoever calls it resets that.
+    /// Makes guest memory what is kept here: the pages in `which`, or all with `None`. It writes past the log: whoever calls it resets that.
     pub(crate) fn put(
         &self,
         memory: &GuestMemory,
         which: Option<&[Bits]>,
-    ) -> Result<(u64, u64), MachineError> {
-        let (mut seen, mut changed) = (0, 0);
+    ) -> Result<Seen, MachineError> {
+        let mut seen = Seen::default();
         for (at, (range, slot)) in self.ranges.iter().zip(&memory.slots).enumerate() {
             let own = slot.mapping.own_pages()?;
             let mut wanted;
@@ -168,11 +195,11 @@ impl Memory {
                 let Some(page) = slot.mapping.page(index) else {
                     break;
                 };
-                seen += 1;
+                seen.compared += 1;
                 match (range.map.get(index), range.backing) {
                     (Some(kept), _) => {
                         if !equals(page, kept) {
-                            changed += 1;
+                            seen.changed += 1;
                             write(page, kept);
                         }
                     }
@@ -180,18 +207,18 @@ impl Memory {
                     (None, _) if !is_set(&own, index) => {}
                     (None, Backing::Zeroes) => {
                         if !is_zero(page) {
-                            changed += 1;
+                            seen.changed += 1;
                             write(page, &[0; PAGE_SIZE as usize]);
                         }
                     }
                     (None, Backing::File) => {
-                        changed += 1;
+                        seen.changed += 1;
                         slot.mapping.forget(index).map_err(MachineError::Forget)?;
                     }
                 }
             }
         }
-        Ok((seen, changed))
+        Ok(seen)
     }
 
     /// Copies memory at a guest-physical address. `image` is the root image's file.
@@ -250,7 +277,7 @@ pub(crate) fn set(bits: &mut Bits, at: usize) {
     bits[at / 64] |= 1 << (at % 64);
 }
 
-fn is_set(bits: &[u64], at: usize) -> bool {
+pub(crate) fn is_set(bits: &[u64], at: usize) -> bool {
     bits.get(at / 64)
         .is_some_and(|word| word >> (at % 64) & 1 != 0)
 }

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 /// What a checkpoint cost the machine that it was taken of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pause {
-    /// Pages that were looked at: those that the logs named, or all that the host has.
+    /// Pages that had changed since the checkpoint before.
     pub dirty_pages: u64,
+    /// Pages that were looked at for that: those that the logs named, or all that the host has.
+    pub compared_pages: u64,
     /// Bytes that were copied.
     pub copied_bytes: u64,
     /// How long the machine stood still, microseconds.
@@ -84,7 +86,7 @@ impl Machine {
             None => None,
         };
         let full = by_log.is_none();
-        let (memory, dirty_pages, copied) = match by_log {
+        let (memory, seen) = match by_log {
             Some(found) => found,
             None => Memory::scan(
                 &self.memory,
@@ -106,8 +108,9 @@ impl Machine {
             }),
         };
         let pause = Pause {
-            dirty_pages,
-            copied_bytes: copied * PAGE_SIZE,
+            dirty_pages: seen.changed,
+            compared_pages: seen.compared,
+            copied_bytes: seen.copied * PAGE_SIZE,
             micros: micros(start.elapsed()),
             state_micros: micros(state),
             full,
@@ -172,13 +175,13 @@ impl Machine {
             }
             _ => None,
         };
-        let (compared_pages, copied_pages) = saved.memory.put(&self.memory, which.as_deref())?;
+        let seen = saved.memory.put(&self.memory, which.as_deref())?;
         if !self.pristine {
             self.forget_translations()?;
         }
         self.pristine = false;
         if let Some(tracking) = &mut self.tracking {
-            tracking.reset(&self.vm, &self.memory, saved.number, saved.memory.clone())?;
+            tracking.restart_from(&self.vm, &self.memory, saved.number, saved.memory.clone())?;
         }
         saved.vcpu.put(&self.vcpu, &self.offers)?;
         // After memory: the queues are checked against it.
@@ -186,8 +189,8 @@ impl Machine {
         self.phase = saved.phase;
         self.debug_restored();
         Ok(Restored {
-            compared_pages,
-            copied_pages,
+            compared_pages: seen.compared,
+            copied_pages: seen.changed,
             micros: micros(start.elapsed()),
         })
     }

@@ -1,23 +1,47 @@
 //! Which pages changed since the last checkpoint: KVM's dirty log for what the guest writes, the bitmaps of vm-memory for what the
 //! VMM writes (devices, injected faults).
 //!
-//! Reading KVM's log clears it and write-protects what it named, which costs the guest a fault at its next write to each such page.
-//! So it is read once for each checkpoint, and what it said is kept until it was used.
+//! A page that is to be logged is write-protected, and the guest's next write to it is a fault (30 us on page-table based KVM, which
+//! has to leave and enter the guest for it). A guest writes to much the same pages between any two checkpoints, so pages that were
+//! written stay writable and in the log, and each checkpoint compares them with the one before (0.5 us). Only a page that was found
+//! unchanged [`IDLE_CHECKPOINTS`] times in a row is protected again: more would lengthen pauses, fewer would cost faults.
+//! This needs KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (Linux 5.1). Without it reading the log protects all pages again; it is
+//! then read once for each checkpoint, and what it said is kept until it was used.
 
-use super::memory::{Bits, Memory, merge, set};
+use super::memory::{Bits, Memory, Seen, merge, set};
 use crate::error::MachineError;
 use crate::machine::Machine;
 use crate::memory::{GuestMemory, Mapping, Slot};
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1,
+    kvm_enable_cap, kvm_userspace_memory_region,
+};
 use kvm_ioctls::VmFd;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::GuestMemoryBackend;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iowr_nr;
+
+/// After so many checkpoints in a row that found it unchanged a page is no longer looked at, until it is written again.
+const IDLE_CHECKPOINTS: u8 = 16;
+
+// kvm-ioctls does not have this one.
+ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
 /// Who knows what was written since when.
 #[derive(Debug)]
 pub(crate) struct Tracking {
-    /// Pages written since memory was `base`, as far as the logs were read.
+    /// Whether pages stay in KVM's log until they are taken out of it.
+    manual: bool,
+    /// What KVM's log said when it was read last, if pages stay there. It names all that the guest wrote since memory was `base`, and
+    /// more.
+    log: Vec<Bits>,
+    /// What else was written since memory was `base`.
     pending: Vec<Bits>,
+    /// For each page in the log: how many checkpoints in a row found it unchanged.
+    idle: Vec<Vec<u8>>,
     /// What memory was when the logs were last used up, with the number of the checkpoint that is; 0 for none. `None`: nobody knows.
     base: Option<(u64, Memory)>,
     /// A copy that is being made in the background, with the pages it is to bring.
@@ -25,13 +49,30 @@ pub(crate) struct Tracking {
 }
 
 impl Tracking {
-    /// Takes what the logs say. They are empty afterwards.
-    fn drain(&mut self, vm: &VmFd, memory: &GuestMemory) -> Result<(), MachineError> {
-        for ((number, slot), pending) in (0..).zip(&memory.slots).zip(&mut self.pending) {
+    fn new(memory: &GuestMemory, manual: bool, base: Option<(u64, Memory)>) -> Self {
+        let pages = || memory.slots.iter().map(|slot| slot.mapping.pages());
+        let words = || pages().map(|pages| vec![0; pages.div_ceil(64)]).collect();
+        Self {
+            manual,
+            log: words(),
+            pending: words(),
+            idle: pages().map(|pages| vec![0; pages]).collect(),
+            base,
+            precopy: None,
+        }
+    }
+
+    /// Reads the logs.
+    fn read(&mut self, vm: &VmFd, memory: &GuestMemory) -> Result<(), MachineError> {
+        for (at, slot) in memory.slots.iter().enumerate() {
             let log = vm
-                .get_dirty_log(number, slot.mapping.pages() * 4096)
+                .get_dirty_log(at as u32, slot.len as usize)
                 .map_err(MachineError::kvm("KVM_GET_DIRTY_LOG"))?;
-            merge(pending, &log);
+            if self.manual {
+                self.log[at] = log;
+            } else {
+                merge(&mut self.pending[at], &log);
+            }
         }
         let regions = memory.ram.iter();
         for (region, pending) in regions.zip(&mut self.pending) {
@@ -39,17 +80,14 @@ impl Tracking {
         }
         Ok(())
     }
-}
 
-impl Tracking {
-    fn new(memory: &GuestMemory, base: Option<(u64, Memory)>) -> Self {
-        let slots = memory.slots.iter();
-        let words = slots.map(|slot| vec![0; slot.mapping.pages().div_ceil(64)]);
-        Self {
-            pending: words.collect(),
-            base,
-            precopy: None,
+    /// Every page that may have changed since memory was the base.
+    fn suspects(&self) -> Vec<Bits> {
+        let mut all = self.pending.clone();
+        for (all, log) in all.iter_mut().zip(&self.log) {
+            merge(all, log);
         }
+        all
     }
 
     /// What memory was when the logs were last used up: what a page can be shared with that has not changed since.
@@ -57,15 +95,14 @@ impl Tracking {
         self.base.as_ref().map(|(_, memory)| memory)
     }
 
-    /// Memory now, by the logs, if they go back to the checkpoint `number` (0: to the start). Also how many pages were looked at
-    /// and copied.
+    /// Memory now, by the logs, if they go back to the checkpoint `number` (0: to the start).
     pub(crate) fn update(
         &mut self,
         vm: &VmFd,
         memory: &GuestMemory,
         number: u64,
-    ) -> Result<Option<(Memory, u64, u64)>, MachineError> {
-        self.drain(vm, memory)?;
+    ) -> Result<Option<(Memory, Seen)>, MachineError> {
+        self.read(vm, memory)?;
         self.end_precopy();
         let Some((since, base)) = &self.base else {
             return Ok(None);
@@ -73,9 +110,31 @@ impl Tracking {
         if *since != number {
             return Ok(None);
         }
+        let suspects = self.suspects();
         let mut now = base.clone();
-        let (seen, copied) = now.update(&mappings(memory), &self.pending);
-        Ok(Some((now, seen, copied)))
+        let mut forget: Vec<Bits> = self.log.iter().map(|log| vec![0; log.len()]).collect();
+        let (log, idle) = (&self.log, &mut self.idle);
+        let seen = now.update(
+            &mappings(memory),
+            &suspects,
+            &mut |range, page, changed| match idle[range].get_mut(page) {
+                Some(idle) if changed => *idle = 0,
+                Some(idle) if super::memory::is_set(&log[range], page) => {
+                    *idle += 1;
+                    if *idle >= IDLE_CHECKPOINTS {
+                        *idle = 0;
+                        set(&mut forget[range], page);
+                    }
+                }
+                _ => {}
+            },
+        );
+        for ((number, slot), forget) in (0..).zip(&memory.slots).zip(&mut forget) {
+            if forget.iter().any(|&word| word != 0) {
+                clear_log(vm, number, slot, forget)?;
+            }
+        }
+        Ok(Some((now, seen)))
     }
 
     /// The pages that have to be put back to make memory what `wanted` is, if the logs say.
@@ -85,35 +144,39 @@ impl Tracking {
         memory: &GuestMemory,
         wanted: &Memory,
     ) -> Result<Option<Vec<Bits>>, MachineError> {
-        self.drain(vm, memory)?;
-        self.end_precopy();
+        self.read(vm, memory)?;
         let Some((_, base)) = &self.base else {
             return Ok(None);
         };
-        let mut changed = self.pending.clone();
+        let mut changed = self.suspects();
+        if let Some((_, pages)) = &self.precopy {
+            for (changed, pages) in changed.iter_mut().zip(pages) {
+                merge(changed, pages);
+            }
+        }
         for ((changed, wanted), base) in changed.iter_mut().zip(&wanted.ranges).zip(&base.ranges) {
             wanted.map.differing(&base.map, &mut |at| set(changed, at));
         }
         Ok(Some(changed))
     }
 
-    /// From now on the logs count from here: memory is `base`, which is the checkpoint `number`. What was logged up to now must
-    /// have been drained.
+    /// From now on the logs count from here: memory is `base`, which is the checkpoint `number`. The logs must have been read.
     pub(crate) fn start_from(&mut self, number: u64, base: Memory) {
         self.pending.iter_mut().for_each(|bits| bits.fill(0));
         self.base = Some((number, base));
         self.precopy = None;
     }
 
-    /// Everything that the logs know is forgotten, with what they say just now.
-    pub(crate) fn reset(
+    /// As [`Tracking::start_from`], after [`Machine::forget_translations`] and writes past the logs.
+    pub(crate) fn restart_from(
         &mut self,
         vm: &VmFd,
         memory: &GuestMemory,
         number: u64,
         base: Memory,
     ) -> Result<(), MachineError> {
-        self.drain(vm, memory)?;
+        self.read(vm, memory)?;
+        self.idle.iter_mut().for_each(|idle| idle.fill(0));
         self.start_from(number, base);
         Ok(())
     }
@@ -135,13 +198,34 @@ impl Tracking {
     }
 }
 
+/// Takes pages out of KVM's log and protects them against writes.
+fn clear_log(vm: &VmFd, number: u32, slot: &Slot, pages: &mut [u64]) -> Result<(), MachineError> {
+    let order = kvm_clear_dirty_log {
+        slot: number,
+        num_pages: slot.mapping.pages() as u32,
+        first_page: 0,
+        __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+            dirty_bitmap: pages.as_mut_ptr().cast(),
+        },
+    };
+    // SAFETY: KVM reads the structure, and from the bitmap a bit for each of the slot's pages: `pages` was made that long.
+    let done = unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &order) };
+    if done == 0 {
+        return Ok(());
+    }
+    Err(MachineError::Kvm {
+        call: "KVM_CLEAR_DIRTY_LOG",
+        source: io::Error::last_os_error(),
+    })
+}
+
 fn mappings(memory: &GuestMemory) -> Vec<Arc<Mapping>> {
     let slots = memory.slots.iter();
     slots.map(|slot| Arc::clone(&slot.mapping)).collect()
 }
 
 /// The work of copying the pages that were dirty when [`Machine::precopy`] was called. It may be done on any thread while the
-/// machine runs; the next checkpoint then takes only what changed meanwhile.
+/// machine runs; the next checkpoint then copies only what changed meanwhile.
 #[derive(Debug)]
 pub struct Precopy {
     mappings: Vec<Arc<Mapping>>,
@@ -161,7 +245,7 @@ impl Precopy {
     /// Copies them. If the next checkpoint comes before this is done, it copies them itself.
     pub fn run(self) {
         let mut memory = self.base;
-        memory.update(&self.mappings, &self.pages);
+        memory.update(&self.mappings, &self.pages, &mut |_, _, _| {});
         *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
     }
 }
@@ -206,18 +290,23 @@ impl Machine {
         if self.tracking.is_some() {
             return Ok(());
         }
+        let manual = kvm_enable_cap {
+            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+            args: [KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into(), 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        let manual = self.vm.enable_cap(&manual).is_ok();
         for (number, slot) in (0..).zip(&self.memory.slots) {
             set_slot(&self.vm, number, slot, true)?;
         }
         // The bitmaps of what the VMM writes are as old as the memory is.
         let base = self.pristine.then(|| (0, Memory::pristine(&self.memory)));
-        self.tracking = Some(Tracking::new(&self.memory, base));
+        self.tracking = Some(Tracking::new(&self.memory, manual, base));
         Ok(())
     }
 
     /// The pages that changed since the last checkpoint, to be copied in the background before the next one: see [`Precopy`].
-    /// Worth it if many changed, as before the first checkpoint; it costs the guest a fault at its next write to each of them.
-    /// `None` if writes are not tracked, or a copy is already under way.
+    /// Worth it if many changed, as before the first checkpoint. `None` if writes are not tracked, or a copy is already under way.
     ///
     /// # Errors
     ///
@@ -229,19 +318,18 @@ impl Machine {
         if tracking.precopy.is_some() || tracking.base.is_none() {
             return Ok(None);
         }
-        tracking.drain(&self.vm, &self.memory)?;
+        tracking.read(&self.vm, &self.memory)?;
         let Some((_, base)) = &tracking.base else {
             return Ok(None);
         };
-        let empty = tracking.pending.iter().map(|bits| vec![0; bits.len()]);
-        let empty = empty.collect();
-        let pages = std::mem::replace(&mut tracking.pending, empty);
+        let pages = tracking.suspects();
         let job = Precopy {
             mappings: mappings(&self.memory),
             base: base.clone(),
             pages: pages.clone(),
             result: Arc::default(),
         };
+        tracking.pending.iter_mut().for_each(|bits| bits.fill(0));
         tracking.precopy = Some((Arc::clone(&job.result), pages));
         Ok(Some(job))
     }

@@ -1,8 +1,29 @@
 //! Checkpoints: what was taken and put back goes on as if nothing had been.
 
-use super::guest::Does;
+use super::guest::{Command, Does};
 use super::machine::{boundary, config, entry, kvm};
 use crate::*;
+use std::sync::Arc;
+
+/// The entry that tells [`Does::Work`] what to do.
+pub fn order(command: Command, count: u64, argument: u64) -> Arc<Entry> {
+    Arc::new(Entry {
+        realtime_ns: argument,
+        flags: command as u64 | count << 8,
+        ..Entry::default()
+    })
+}
+
+/// Gives an order and returns the digest.
+fn work(machine: &mut Machine, command: Command, count: u64, argument: u64) -> [u64; 2] {
+    machine
+        .resume(&order(command, count, argument), &mut NoDisks)
+        .unwrap();
+    match boundary(machine.run()).outputs.as_slice() {
+        [Output::Fingerprint { digest, .. }] => *digest,
+        other => panic!("{other:?}"),
+    }
+}
 
 /// A machine with its writes tracked, at its first boundary.
 fn started(does: Does) -> Machine {
@@ -114,5 +135,25 @@ fn whatever_became_of_the_machine_it_is_good_again() {
         assert_eq!(go_on(&mut machine, 5, 5), seen, "{name}");
         let (again, _) = machine.checkpoint(Some(&first)).unwrap();
         assert_same(&last, &again);
+    }
+}
+
+#[test]
+fn page_tables_that_changed_since_are_not_remembered() {
+    let (one, two) = (3 << 20 | 1 << 12, 5 << 20);
+    let mut config = config(Does::Work);
+    config.layout_seed = [9; 32];
+    for how in [Restore::Verified, Restore::Dirty] {
+        let mut machine = Machine::new(&kvm(), &config).unwrap();
+        machine.track_dirty().unwrap();
+        boundary(machine.run());
+        work(&mut machine, Command::Touch, 1, one);
+        work(&mut machine, Command::Touch, 1, two);
+        work(&mut machine, Command::Touch, 1, two);
+        assert_eq!(work(&mut machine, Command::Map, 0, one)[0], 1);
+        let (first, _) = machine.checkpoint(None).unwrap();
+        assert_eq!(work(&mut machine, Command::Map, 0, two)[0], 2);
+        machine.restore(&first, how).unwrap();
+        assert_eq!(work(&mut machine, Command::Read, 0, 0)[0], 1, "{how:?}");
     }
 }

@@ -64,6 +64,25 @@ pub enum Does {
     /// Counts RCX to 5 in a loop, and rings with RCX and the flags that `pushfq` gives; then rings with 77 and 5 plus what R12 was
     /// changed to.
     Counts,
+    /// Does what the entries say, see [`Command`], and rings with a digest of what it read and what is in an SSE register.
+    Work,
+}
+
+/// What [`Does::Work`] does next: goes into the entry as `flags` and `realtime_ns`.
+#[derive(Clone, Copy, Debug)]
+pub enum Command {
+    /// Nothing.
+    Nothing = 0,
+    /// Reads and writes `count` words anywhere in memory, drawn from the seed `argument`.
+    Scribble = 1,
+    /// Writes to `count` pages from the physical address `argument` on.
+    Touch = 2,
+    /// Maps the page at the physical address `argument` where the first device window was, and reads it.
+    Map = 3,
+    /// Reads what is mapped there.
+    Read = 4,
+    /// Makes the image writable, and writes `count` to its byte `argument`.
+    WriteImage = 5,
 }
 
 std::arch::global_asm!(
@@ -292,6 +311,113 @@ qt_counts:
     ring
     jmp qt_counts
 
+    # r14 = the sync page, r15 = BootInfo, r8 = direct map, r9 = end of low RAM, r13 = digest.
+qt_work:
+    load_page
+    mov r14, rax
+    mov r15, rdi
+    mov r8, [r15 + {info_direct}]
+    mov r9, [r15 + {info_ram} + 8]
+    xor r13d, r13d
+    pxor xmm0, xmm0
+6:
+    mov rax, r14
+    mov [rax + {print}], r13
+    movq rcx, xmm0
+    mov [rax + {print} + 8], rcx
+    ring
+    mov rbx, [r14 + {realtime}]
+    movq xmm1, rbx
+    paddq xmm0, xmm1
+    mov r10, [r14 + {flags}]
+    movzx ecx, r10b
+    shr r10, 8
+    cmp ecx, 1
+    je 7f
+    cmp ecx, 2
+    je 8f
+    cmp ecx, 3
+    je 9f
+    cmp ecx, 4
+    je 12f
+    cmp ecx, 5
+    je 13f
+    jmp 6b
+7:  # Scribble
+    sub r10, 1
+    jc 6b
+    mov rcx, 6364136223846793005
+    imul rbx, rcx
+    mov rcx, 1442695040888963407
+    add rbx, rcx
+    mov rax, rbx
+    shr rax, 24
+    xor edx, edx
+    div r9
+    and rdx, -8
+    cmp rdx, 0x200000
+    jb 7b
+    mov rcx, rdx
+    sub rcx, [r15 + {info_reserved}]
+    cmp rcx, [r15 + {info_reserved} + 8]
+    jb 7b
+    add r13, [r8 + rdx]
+    rol r13, 7
+    mov [r8 + rdx], rbx
+    jmp 7b
+8:  # Touch
+    sub r10, 1
+    jc 6b
+    mov rdx, rbx
+    add rbx, 4096
+    mov rcx, rdx
+    sub rcx, [r15 + {info_reserved}]
+    cmp rcx, [r15 + {info_reserved} + 8]
+    jb 8b
+    add qword ptr [r8 + rdx], 1
+    jmp 8b
+9:  # Map
+    mov r11, [r15 + {info_devices}]
+    mov esi, 12
+    call 14f
+    mov rcx, 0x8000000000000067
+    or rcx, rbx
+    mov [rdx], rcx
+    int3 # Reloads CR3.
+12: # Read
+    mov r11, [r15 + {info_devices}]
+    mov r13, [r11]
+    jmp 6b
+13: # WriteImage
+    mov r11, [r15 + {info_image}]
+    mov esi, 21
+    call 14f
+    or qword ptr [rdx], 2
+    int3
+    mov [r11 + rbx], r10b
+    mov r13, [r11 + rbx]
+    jmp 6b
+
+    # rdx = where the page table entry of the address r11 is that maps 2^esi bytes.
+14:
+    mov rax, [r15 + {info_root}]
+    mov ecx, 39
+15:
+    mov rdx, r11
+    shr rdx, cl
+    and edx, 511
+    lea rdx, [rax + rdx * 8]
+    add rdx, r8
+    cmp ecx, esi
+    je 16f
+    mov rax, [rdx]
+    mov rdi, 0x000ffffffffff000
+    and rax, rdi
+    sub ecx, 9
+    jmp 15b
+16:
+    ret
+
     .balign 16
 qt_vectors:
     .set qt_vector, 0
@@ -310,7 +436,10 @@ qt_common:
     out dx, eax
     hlt
 5:
-    add rsp, 8
+    mov [rsp], rax
+    mov rax, cr3
+    mov cr3, rax
+    pop rax
     iretq
     .balign 8
 quorate_test_guest_end:
@@ -342,6 +471,7 @@ quorate_test_guest_table:
     .quad qt_sse - quorate_test_guest
     .quad qt_nowhere - quorate_test_guest
     .quad qt_counts - quorate_test_guest
+    .quad qt_work - quorate_test_guest
     .quad qt_vectors - quorate_test_guest
     .quad qt_syscall_entry - quorate_test_guest
     .text
@@ -350,6 +480,8 @@ quorate_test_guest_table:
     info_image = const offset_of!(BootInfo, layout) + offset_of!(Layout, image),
     info_direct = const offset_of!(BootInfo, layout) + offset_of!(Layout, direct),
     info_devices = const offset_of!(BootInfo, layout) + offset_of!(Layout, devices),
+    info_ram = const offset_of!(BootInfo, ram),
+    info_reserved = const offset_of!(BootInfo, reserved),
     info_root = const offset_of!(BootInfo, page_table_root),
     op = const offset::OP,
     message_len = const offset::MESSAGE_LEN,
@@ -366,7 +498,7 @@ quorate_test_guest_table:
     panic = const MONITOR_PANIC_PORT,
 );
 
-const ENTRIES: usize = Does::Counts as usize + 1;
+const ENTRIES: usize = Does::Work as usize + 1;
 
 unsafe extern "C" {
     static quorate_test_guest: [u8; 0];
