@@ -3,6 +3,8 @@
 use super::guest::{Command, Does};
 use super::machine::{boundary, config, entry, kvm};
 use crate::*;
+use proptest::prelude::*;
+use std::io::Write;
 use std::sync::Arc;
 
 /// The entry that tells [`Does::Work`] what to do.
@@ -155,5 +157,91 @@ fn page_tables_that_changed_since_are_not_remembered() {
         assert_eq!(work(&mut machine, Command::Map, 0, two)[0], 2);
         machine.restore(&first, how).unwrap();
         assert_eq!(work(&mut machine, Command::Read, 0, 0)[0], 1, "{how:?}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// The guest writes and reads this many words of memory, drawn from a seed.
+    Scribble(u64, u64),
+    /// The guest writes a byte of the image.
+    Image(u64, u8),
+    /// The VMM writes, as devices do.
+    Vmm(u64, u8),
+    /// A checkpoint, with the pages copied in the background before, or not, or not in time.
+    Checkpoint(Option<bool>),
+    /// Back to the checkpoint that is that many before the last.
+    Restore(usize, Restore),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u64..40, any::<u64>()).prop_map(|(count, seed)| Step::Scribble(count, seed)),
+        1 => (0u64..9000, any::<u8>()).prop_map(|(at, value)| Step::Image(at, value)),
+        1 => (0x20_0000u64 / 4096..(32 << 20) / 4096, 0u8..8)
+            .prop_map(|(page, bit)| Step::Vmm(page * 4096, bit)),
+        3 => prop::option::of(any::<bool>()).prop_map(Step::Checkpoint),
+        1 => (0usize..3, any::<bool>()).prop_map(|(back, verified)| {
+            Step::Restore(back, if verified { Restore::Verified } else { Restore::Dirty })
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// By the logs or by looking at everything, with background copies or without, after restores of both kinds: a
+    /// checkpoint always has all of memory, and a restore always brings it all back.
+    #[test]
+    fn incremental_equals_full(steps in prop::collection::vec(step(), 1..25), late in any::<bool>()) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[0x5a; 9000]).unwrap();
+        let mut config = config(Does::Work);
+        config.image = Some(Arc::new(file));
+        let mut machine = Machine::new(&kvm(), &config).unwrap();
+        if !late {
+            machine.track_dirty().unwrap();
+        }
+        boundary(machine.run());
+        machine.track_dirty().unwrap();
+        // What the VMM writes must not hit what the guest runs on.
+        let reserved = machine.boot.reserved;
+        let mut taken: Vec<Checkpoint> = Vec::new();
+        for step in steps.into_iter().chain([Step::Checkpoint(None)]) {
+            match step {
+                Step::Scribble(count, seed) => {
+                    work(&mut machine, Command::Scribble, count, seed);
+                }
+                Step::Image(at, value) => {
+                    let seen = work(&mut machine, Command::WriteImage, value.into(), at);
+                    prop_assert_eq!(seen[0] as u8, value);
+                }
+                Step::Vmm(at, bit) => {
+                    if !(reserved.start..reserved.start + reserved.len).contains(&at) {
+                        machine.flip_memory(at, bit.into()).unwrap();
+                    }
+                }
+                Step::Checkpoint(precopy) => {
+                    if let Some(in_time) = precopy {
+                        let job = machine.precopy().unwrap();
+                        work(&mut machine, Command::Scribble, 10, 77);
+                        if in_time {
+                            job.into_iter().for_each(Precopy::run);
+                        }
+                        work(&mut machine, Command::Scribble, 10, 78);
+                    }
+                    let (now, _) = machine.checkpoint(taken.last()).unwrap();
+                    let full = machine.dump().unwrap();
+                    assert_same(&now, &full);
+                    taken.push(now);
+                }
+                Step::Restore(back, how) => {
+                    let Some(at) = taken.len().checked_sub(back + 1) else { continue };
+                    machine.restore(&taken[at], how).unwrap();
+                    assert_same(&taken[at], &machine.dump().unwrap());
+                    taken.truncate(at + 1);
+                }
+            }
+        }
     }
 }
