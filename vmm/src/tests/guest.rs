@@ -71,8 +71,6 @@ pub enum Does {
 /// What [`Does::Work`] does next: goes into the entry as `flags` and `realtime_ns`.
 #[derive(Clone, Copy, Debug)]
 pub enum Command {
-    /// Nothing.
-    Nothing = 0,
     /// Reads and writes `count` words anywhere in memory, drawn from the seed `argument`.
     Scribble = 1,
     /// Writes to `count` pages from the physical address `argument` on.
