@@ -110,6 +110,20 @@ pub enum RejoinError {
     },
 }
 
+/// Why a saved set cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ResumeError {
+    /// The configuration is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A decided boundary is without its entry.
+    #[error("the entry of boundary {0} is missing")]
+    EntryMissing(u64),
+    /// Nothing says what was decided.
+    #[error("no digest of a decided boundary from {0} on: there is nothing to go on from")]
+    NoDigest(u64),
+}
+
 /// Why the membership stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MemberError {

@@ -35,11 +35,11 @@ mod voter;
 
 pub use ballot::{BALLOT_OVERHEAD, OUTPUT_OVERHEAD, Output, ballot_cost};
 pub use config::{Config, MAX_WINDOW_BOUNDARIES, MIN_WINDOW_BYTES, STALL_FACTOR};
-pub use errors::{CastError, ConfigError, LeadError, MemberError, RejoinError};
+pub use errors::{CastError, ConfigError, LeadError, MemberError, RejoinError, ResumeError};
 pub use history::{HISTORY_OVERHEAD, HistoryStats, ballot_digest};
 pub use ids::{Channel, MAX_REPLICAS, ReplicaId};
 pub use lockstep::Lockstep;
-pub use recover::Rejoin;
+pub use recover::{Past, Rejoin};
 pub use replica::{Event, ReplicaState, Step};
 pub use stats::{ReplicaStats, Stats};
 pub use verdict::{

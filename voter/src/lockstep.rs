@@ -86,7 +86,7 @@ impl<E: Clone> Lockstep<E> {
         Self::made(config, Some(History::new(key, 0)))
     }
 
-    fn made(config: Config, history: Option<History>) -> Result<Self, ConfigError> {
+    pub(crate) fn made(config: Config, history: Option<History>) -> Result<Self, ConfigError> {
         config.check()?;
         let members = ReplicaSet::first(config.replicas);
         let life = |r| match members.contains(r) {
@@ -103,7 +103,7 @@ impl<E: Clone> Lockstep<E> {
             running: members,
             recovering: ReplicaSet::default(),
             promoted: ReplicaSet::default(),
-            voter: Voter::new(config.quorum()),
+            voter: Voter::new(config.quorum(), 0),
             journal: Journal::new(0),
             history,
             events: VecDeque::new(),
@@ -207,7 +207,7 @@ impl<E: Clone> Lockstep<E> {
         if let Some(why) = blocked {
             self.replicas[usize::from(r.0)].since_ns = now_ns;
             self.counters.window_full += 1;
-            if why == Blocked::ByTheSlowest {
+            if why == Blocked::Window {
                 self.held_since_ns.get_or_insert(now_ns);
             }
             return Step::WindowFull;
@@ -442,16 +442,15 @@ impl<E: Clone> Lockstep<E> {
     /// another replica, so there is always one that can go on: no deadlock.
     pub(crate) fn blocked(&self, r: ReplicaId) -> Option<Blocked> {
         if self.undrained > self.config.window_bytes {
-            return Some(Blocked::ByTheCaller);
+            return Some(Blocked::Undrained);
         }
         let ahead = self.next(r).saturating_sub(self.slowest()?);
         let full =
             ahead >= self.config.window_boundaries || self.stored() > self.config.window_bytes;
         if ahead > 0 && full {
-            return Some(Blocked::ByTheSlowest);
+            return Some(Blocked::Window);
         }
-        self.leashed(self.next(r))
-            .then_some(Blocked::ByTheRecovering)
+        self.leashed(self.next(r)).then_some(Blocked::Leash)
     }
 
     /// Whether a replica waits for something that is not its own doing: then it is not late.
@@ -472,11 +471,11 @@ impl<E: Clone> Lockstep<E> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blocked {
     /// The window is full, and another replica is slower.
-    ByTheSlowest,
+    Window,
     /// A replica that recovers would never arrive otherwise.
-    ByTheRecovering,
+    Leash,
     /// Releases are not fetched.
-    ByTheCaller,
+    Undrained,
 }
 
 pub(crate) fn release_cost(bytes: &[u8]) -> usize {

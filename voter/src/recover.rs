@@ -15,14 +15,16 @@
 //! the first boundary that was not is voted by those who come back. Entries beyond it stand (R1).
 
 use crate::ballot::Output;
-use crate::config::Config;
-use crate::errors::RejoinError;
-use crate::history::{HISTORY_OVERHEAD, HistoryStats};
+use crate::config::{Config, STALL_FACTOR};
+use crate::errors::{RejoinError, ResumeError};
+use crate::history::{HISTORY_OVERHEAD, History, HistoryStats};
 use crate::ids::ReplicaId;
+use crate::journal::Journal;
 use crate::lockstep::Lockstep;
 use crate::pace::Debt;
 use crate::replica::{Chase, Event, Leash, Life, Phase};
-use crate::verdict::StopReason;
+use crate::verdict::{NoMajority, NoMajorityCause, StopReason};
+use crate::voter::Voter;
 
 /// Where a replica begins again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,17 @@ pub enum Rejoin {
     At(u64),
 }
 
+/// What a set that was saved goes on from.
+#[derive(Clone, Debug)]
+pub struct Past<E> {
+    /// First boundary whose entry is here: no later than the oldest checkpoint that somebody begins at.
+    pub from: u64,
+    /// Entries from there on, and what each costs. They may go beyond what was decided, and those then stand too.
+    pub entries: Vec<(E, usize)>,
+    /// Digests of what was released, from there on, made with the same key. They end where the set stood.
+    pub digests: Vec<[u8; 32]>,
+}
+
 impl Config {
     /// How near the frontier a recovering replica is when the others begin to wait for it.
     fn promotion(&self) -> u64 {
@@ -41,6 +54,51 @@ impl Config {
 }
 
 impl<E: Clone> Lockstep<E> {
+    /// As [`Self::recoverable`], for a set that was saved: it goes on where that one stood. All members are stopped
+    /// ([`StopReason::Joining`]) and the set is without a majority until enough of them have
+    /// [rejoined](Self::rejoin) and caught up; [`Event::Majority`] says when.
+    ///
+    /// # Errors
+    /// When a field of `config` is out of bounds, or `past` has a gap.
+    pub fn resume(config: Config, key: [u8; 32], past: Past<E>) -> Result<Self, ResumeError> {
+        let frontier = past.from.saturating_add(past.digests.len() as u64);
+        // The last decided boundary need not have an entry yet.
+        if past.digests.len() > past.entries.len() + 1 {
+            return Err(ResumeError::EntryMissing(
+                past.from.saturating_add(past.entries.len() as u64),
+            ));
+        }
+        if past.digests.is_empty() && past.from > 0 {
+            return Err(ResumeError::NoDigest(past.from));
+        }
+        let mut history = History::new(key, past.from);
+        // How long they took is not known any more.
+        let need_ns = config.lag_timeout_ns.saturating_mul(STALL_FACTOR);
+        for digest in past.digests {
+            history.push(digest, need_ns);
+        }
+        let mut set = Self::made(config, Some(history))?;
+        set.journal = Journal::new(past.from);
+        for (entry, bytes) in past.entries {
+            set.journal.append(entry, bytes);
+        }
+        set.journal.trim(frontier.saturating_sub(1), past.from);
+        set.voter = Voter::new(config.quorum(), frontier);
+        for r in std::mem::take(&mut set.running).iter() {
+            set.replicas[usize::from(r.0)].life = Life::Stopped {
+                reason: StopReason::Joining,
+                at_ns: 0,
+            };
+        }
+        set.outcome = Some(NoMajority {
+            boundary: frontier,
+            healthy: 0,
+            quorum: config.quorum(),
+            cause: NoMajorityCause::TooFew,
+        });
+        Ok(set)
+    }
+
     /// Moves the bound of the history: entries from `boundary` on stay, and with them the possibility to rejoin there.
     /// At 0 to begin with. What is below is gone, except what running and recovering replicas still need.
     pub fn keep_from(&mut self, boundary: u64) {

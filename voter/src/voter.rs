@@ -85,11 +85,12 @@ pub(crate) struct Voter {
 }
 
 impl Voter {
-    pub(crate) fn new(quorum: u8) -> Self {
+    /// All below `frontier` is decided.
+    pub(crate) fn new(quorum: u8, frontier: u64) -> Self {
         Self {
             quorum,
-            base: 0,
-            frontier: 0,
+            base: frontier,
+            frontier,
             slots: VecDeque::new(),
             bytes: 0,
         }

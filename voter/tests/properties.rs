@@ -6,7 +6,8 @@ mod common;
 use common::{Set, config, id};
 use proptest::prelude::*;
 use quorate_voter::{
-    Channel, Config, Event, Lockstep, NoMajorityCause, Output, ReplicaState, Step, StopReason,
+    Channel, Config, Event, Lockstep, NoMajorityCause, Output, Rejoin, ReplicaState, Step,
+    StopReason,
 };
 
 /// Few different ballots, so that agreement is common.
@@ -42,6 +43,10 @@ enum Call {
     Poll,
     Later(u64),
     Time(u64),
+    Rejoin(u8, Option<u64>),
+    Add(u8),
+    Remove(u8),
+    Keep(u64),
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -56,6 +61,23 @@ fn call() -> impl Strategy<Value = Call> {
         4 => Just(Call::Poll),
         2 => (0..2000u64).prop_map(Call::Later),
         1 => any::<u64>().prop_map(Call::Time),
+    ]
+}
+
+/// The calls of a set whose replicas come back.
+fn any_call() -> impl Strategy<Value = Call> {
+    let r = 0..7u8;
+    let how = prop_oneof![
+        3 => Just(None),
+        5 => (0..6u64).prop_map(Some),
+        1 => any::<u64>().prop_map(Some),
+    ];
+    prop_oneof![
+        30 => call(),
+        4 => (r.clone(), how).prop_map(|(r, how)| Call::Rejoin(r, how)),
+        1 => r.clone().prop_map(Call::Add),
+        1 => r.prop_map(Call::Remove),
+        1 => prop_oneof![0..20u64, Just(u64::MAX)].prop_map(Call::Keep),
     ]
 }
 
@@ -100,7 +122,8 @@ proptest! {
     fn any_calls_are_survived(
         replicas in 1..=5u8,
         window in 1..4u64,
-        calls in prop::collection::vec(call(), 0..300),
+        recoverable in any::<bool>(),
+        calls in prop::collection::vec(any_call(), 0..300),
     ) {
         let config = Config {
             replicas,
@@ -109,15 +132,20 @@ proptest! {
             lag_timeout_ns: 1000,
             lag_factor: 2,
         };
-        let mut set = Lockstep::new(config).unwrap();
+        let mut set = match recoverable {
+            true => Lockstep::recoverable(config, [7; 32]).unwrap(),
+            false => Lockstep::new(config).unwrap(),
+        };
+        let mut most = config;
         let mut now = 0u64;
         let mut written = Vec::new();
         let mut last = 0;
         let mut ended = false;
         for (i, call) in calls.into_iter().enumerate() {
             let next = |set: &Lockstep<usize>, r| match set.state(id(r)) {
-                ReplicaState::Running { boundary } => boundary,
-                _ => 0,
+                ReplicaState::Running { boundary }
+                | ReplicaState::Recovering { boundary, .. } => boundary,
+                ReplicaState::Stopped { .. } => 0,
             };
             match call {
                 Call::Cast(r, s, b) => drop(set.cast(id(r), s, b, now)),
@@ -143,14 +171,27 @@ proptest! {
                         last = boundary;
                     }
                     Some(Event::NoMajority(_)) => ended = true,
+                    Some(Event::Majority { .. }) => {
+                        prop_assert!(recoverable && ended);
+                        ended = false;
+                    }
                     _ => {}
                 },
                 Call::Later(by) => now = now.saturating_add(by),
                 Call::Time(to) => now = to,
+                Call::Rejoin(r, how) => {
+                    let _ = set.rejoin(id(r), how.map_or(Rejoin::Start, Rejoin::At), now);
+                }
+                Call::Add(r) => drop(set.add(id(r), now)),
+                Call::Remove(r) => drop(set.remove(id(r), now)),
+                Call::Keep(from) => set.keep_from(from),
             }
             let stats = set.stats();
-            prop_assert!(stats.window_bytes_peak <= config.max_stored_bytes());
-            prop_assert!(stats.window_boundaries_used <= window);
+            most.replicas = most.replicas.max(stats.replicas);
+            prop_assert!(stats.window_bytes_peak <= most.max_stored_bytes());
+            // Whoever has nearly caught up may be behind the slowest.
+            prop_assert!(stats.window_boundaries_used <= window + u64::from(recoverable) * (window + 1));
+            prop_assert!(set.history().from <= stats.boundaries);
             prop_assert!(stats.healthy >= stats.quorum || set.outcome().is_some());
         }
     }

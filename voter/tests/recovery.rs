@@ -5,8 +5,8 @@ mod common;
 
 use common::{MS, NET, S, Set, config, id, net};
 use quorate_voter::{
-    Config, Event, HISTORY_OVERHEAD, LeadError, NoMajorityCause, Rejoin, RejoinError, ReplicaState,
-    Step, StopReason, ballot_digest,
+    Config, Event, HISTORY_OVERHEAD, LeadError, Lockstep, NoMajorityCause, Past, Rejoin,
+    RejoinError, ReplicaState, ResumeError, Step, StopReason, ballot_digest,
 };
 
 /// What an honest replica casts at a boundary.
@@ -547,4 +547,156 @@ fn without_a_majority_nobody_leads_beyond_the_frontier() {
     assert_eq!(set.released(), words(5..6));
     set.go(0);
     assert!(set.all_run());
+}
+
+#[test]
+fn a_replay_that_is_no_faster_than_the_others_arrives_nevertheless() {
+    let mut set = Set::recoverable(Config {
+        window_boundaries: 8,
+        ..config(3)
+    });
+    up_to(&mut set, &[0, 1, 2], 2);
+    set.kill(2);
+    up_to(&mut set, &[0, 1], 100);
+    set.rejoin(2, Rejoin::At(0));
+    set.go(2);
+    // Each makes a step in turn, if it is let.
+    let mut steps = 0;
+    let mut waited = 0;
+    while set.recovering(2) {
+        steps += 1;
+        right(&mut set, 2);
+        for r in 0..2 {
+            let s = set.at(r);
+            set.cast(r, word(s));
+        }
+        while set.recovering(2) && set.step(0) == Step::WindowFull {
+            waited += 1;
+            right(&mut set, 2);
+        }
+        set.go(0);
+        set.go(1);
+    }
+    // 98 to where they were, then as many at half their pace.
+    assert!((98..=98 * 2 + 8).contains(&steps), "{steps}");
+    assert!((90..=98).contains(&waited), "{waited}");
+    // It lets go when it is stopped.
+    set.kill(2);
+    set.rejoin(2, Rejoin::At(0));
+    set.go(2);
+    for _ in 0..400 {
+        if set.at(2) < set.at(0) {
+            right(&mut set, 2);
+        }
+        for r in 0..2 {
+            if set.step(r) != Step::WindowFull {
+                set.go(r);
+                let s = set.at(r);
+                set.cast(r, word(s));
+            }
+        }
+        if set.step(0) == Step::WindowFull && set.step(1) == Step::WindowFull {
+            break;
+        }
+    }
+    assert_eq!(set.step(0), Step::WindowFull);
+    set.kill(2);
+    set.go(0);
+    set.go(1);
+    up_to(&mut set, &[0, 1], 600);
+}
+
+#[test]
+fn a_laggard_is_late_where_a_smaller_quorum_had_decided() {
+    let mut set = Set::recoverable(config(3));
+    for r in 0..3 {
+        right(&mut set, r);
+    }
+    // Two of three decide boundary 1 and 2; replica 2 hangs. Then two join.
+    up_to(&mut set, &[0, 1], 3);
+    for r in 3..5 {
+        set.inner.add(id(r), set.now).unwrap();
+        set.rejoin(r, Rejoin::Start);
+        up_to(&mut set, &[r], 3);
+    }
+    assert_eq!(set.inner.config().quorum(), 3);
+    set.ticks(3 * S);
+    assert!(matches!(
+        set.stopped(2),
+        Some(StopReason::Lagging { boundary: 1, .. })
+    ));
+}
+
+#[test]
+fn of_two_the_one_that_came_must_repeat_it_too_when_the_other_is_late_again() {
+    let mut set = Set::recoverable(config(2));
+    up_to(&mut set, &[0, 1], 5);
+    // Replica 0 skips what replica 1 computes for a long time.
+    set.cast(0, net(b"wird 5"));
+    for round in 0..2 {
+        assert_eq!(set.stopped(0), None);
+        set.ticks(set.now + 2 * S + 100 * MS);
+        assert!(matches!(set.stopped(1), Some(StopReason::Lagging { .. })));
+        set.rejoin(1, Rejoin::At(3));
+        set.go(1);
+        right(&mut set, 1);
+        assert_eq!(set.stopped(0).is_some(), round == 1, "{round}");
+    }
+    assert_eq!(set.stopped(0), Some(StopReason::Disputed { boundary: 5 }));
+    set.released();
+    set.rejoin(0, Rejoin::At(3));
+    set.go(0);
+    right(&mut set, 0);
+    set.ticks(set.now + 10 * S);
+    assert!(set.all_run(), "nobody came, so nobody is late");
+    set.cast(1, word(5));
+    set.cast(0, word(5));
+    assert_eq!(set.released(), words(5..6));
+}
+
+#[test]
+fn a_saved_set_goes_on_where_it_stood() {
+    let mut set = Set::recoverable(config(3));
+    up_to(&mut set, &[0, 1, 2], 20);
+    // Replica 0 is ahead: its entry is not decided, and stands.
+    right(&mut set, 0);
+    set.inner.keep_from(8);
+    let past = |set: &Set, entries: u64| Past {
+        from: 8,
+        entries: (8..entries).map(|s| (s, 10)).collect(),
+        digests: set.inner.history_entries(8).map(|(_, _, d)| d).collect(),
+    };
+    let mut next = Set::of(Lockstep::resume(config(3), [7; 32], past(&set, 21)).unwrap());
+    assert_eq!(next.events(), []);
+    assert_eq!(next.stopped(1), Some(StopReason::Joining));
+    assert_eq!(next.inner.history().from, 8);
+    assert_eq!(next.inner.stats().window_bytes_used, 20);
+    assert_eq!(next.outcome().cause, NoMajorityCause::TooFew);
+    // One of them was saved wrongly.
+    next.rejoin(0, Rejoin::At(8));
+    next.go(0);
+    next.cast(0, word(8));
+    assert_eq!(next.stopped(0), Some(StopReason::Relapsed { boundary: 9 }));
+    for (r, at) in [(1, 15), (2, 9), (0, 18)] {
+        next.rejoin(r, Rejoin::At(at));
+        next.go(r);
+        up_to(&mut next, &[r], 20);
+    }
+    up_to(&mut next, &[0, 1, 2], 25);
+    assert_eq!(next.released(), words(20..25), "R3: from where it stood");
+    // The last entry need not have been written.
+    let mut last = Set::of(Lockstep::resume(config(3), [7; 32], past(&set, 19)).unwrap());
+    for r in 0..3 {
+        last.rejoin(r, Rejoin::At(19));
+        assert_eq!(last.step(r), Step::Lead);
+    }
+    assert!(last.inner.outcome().is_none());
+    let gap = Lockstep::resume(config(3), [7; 32], past(&set, 18));
+    assert_eq!(gap.err(), Some(ResumeError::EntryMissing(18)));
+    let none = Past {
+        digests: vec![],
+        ..past(&set, 18)
+    };
+    let none = Lockstep::resume(config(3), [7; 32], none);
+    assert_eq!(none.err(), Some(ResumeError::NoDigest(8)));
 }
