@@ -24,7 +24,7 @@ mod stub;
 mod tests;
 mod vcpu;
 
-pub use checkpoint::{Checkpoint, Pause, Precopy, Restore, Restored};
+pub use checkpoint::{Checkpoint, CheckpointError, Pause, Precopy, Restore, Restored};
 pub use crash::{CrashKind, CrashReport};
 pub use debug::{DebugStop, Motion};
 pub use error::{KernelFault, MachineError};

@@ -233,7 +233,7 @@ impl GuestMemory {
 }
 
 /// Where RAM lies in guest-physical memory.
-fn ram_ranges(bytes: u64) -> Result<Vec<Range>, MachineError> {
+pub(crate) fn ram_ranges(bytes: u64) -> Result<Vec<Range>, MachineError> {
     if bytes < MIN_RAM {
         return Err(MachineError::MemoryTooSmall {
             given: bytes,

@@ -11,7 +11,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A blake3 digest.
 type Digest = [u8; 32];
@@ -34,12 +34,14 @@ pub(crate) struct Identity {
     pub image_bytes: u64,
 }
 
+/// Device, inode, length, seconds and nanoseconds of the last change: the same file, not changed.
+type Stamp = [i64; 5];
+
 /// The root image's file. Its digest is made when it is first needed: it costs a pass over the file.
 #[derive(Debug)]
 pub(crate) struct Image {
     pub file: Arc<File>,
-    /// Device, inode, length, seconds and nanoseconds of the last change: the same file, not changed.
-    stamp: [i64; 5],
+    stamp: Stamp,
     digest: OnceLock<Digest>,
 }
 
@@ -132,6 +134,13 @@ impl Image {
         if let Some(digest) = self.digest.get() {
             return Ok(*digest);
         }
+        // The replicas of a set have the same image, and each opens it for itself.
+        static KNOWN: Mutex<Vec<(Stamp, Digest)>> = Mutex::new(Vec::new());
+        const MOST_KNOWN: usize = 16;
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, digest)) = known.iter().find(|(stamp, _)| *stamp == self.stamp) {
+            return Ok(*self.digest.get_or_init(|| *digest));
+        }
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 20];
         let mut at = 0;
@@ -146,11 +155,16 @@ impl Image {
                 Err(error) => return Err(error),
             }
         }
-        Ok(*self.digest.get_or_init(|| *hasher.finalize().as_bytes()))
+        if known.len() == MOST_KNOWN {
+            known.remove(0);
+        }
+        let digest = *hasher.finalize().as_bytes();
+        known.push((self.stamp, digest));
+        Ok(*self.digest.get_or_init(|| digest))
     }
 }
 
-fn stamp(file: &File) -> io::Result<[i64; 5]> {
+fn stamp(file: &File) -> io::Result<Stamp> {
     let about = file.metadata()?;
     Ok([
         about.dev() as i64,

@@ -10,16 +10,20 @@
 //!
 //! Memory is a persistent map of pages (`pages.rs`): a checkpoint shares what has not changed with the one before, but does not
 //! depend on it. In the worst case each checkpoint that somebody keeps has all of the guest's memory for itself (R10): how many are
-//! kept is up to their owner, and a machine keeps hold of the last one it took or was restored from.
+//! kept is up to their owner, and a machine keeps hold of the last one it took or was restored from. As a file (`file.rs`, `persist.rs`)
+//! pages are compressed.
 
+pub(crate) mod file;
 mod identity;
 mod memory;
 mod pages;
+pub(crate) mod persist;
 mod read;
 mod state;
 mod take;
 mod track;
 
+pub use file::CheckpointError;
 pub(crate) use identity::{Identity, Image};
 pub(crate) use state::{Offers, write_msrs};
 pub use take::{Pause, Restore, Restored};
@@ -50,14 +54,16 @@ pub(crate) enum Phase {
 #[derive(Clone)]
 pub struct Checkpoint {
     inner: Arc<Inner>,
+    /// None if there is no root image, or its file is not at hand.
+    image: Option<Arc<Image>>,
 }
 
 struct Inner {
     /// Differs from checkpoint to checkpoint in this process; never 0.
     number: u64,
     identity: Arc<Identity>,
-    /// None if there is no root image, or its file is not at hand.
-    image: Option<Arc<Image>>,
+    /// Digest of the root image, if the checkpoint comes from a file.
+    image_digest: Option<[u8; 32]>,
     phase: Phase,
     vcpu: VcpuState,
     devices: DeviceSetState,

@@ -1,19 +1,48 @@
 //! Reading the guest memory of a checkpoint.
 
 use super::Checkpoint;
+use super::identity::{Image, hex};
 use super::pages::Page;
 use crate::error::MachineError;
 use crate::paging::walk;
 use quorate_abi::PAGE_SIZE;
+use std::fs::File;
+use std::sync::Arc;
 
 impl Checkpoint {
+    /// The same checkpoint with the root image at hand, which a file does not contain: for reading what is in it.
+    ///
+    /// # Errors
+    ///
+    /// If this is another image, or it cannot be read.
+    pub fn with_image(&self, image: Arc<File>) -> Result<Self, MachineError> {
+        let image = Image::new(image).map_err(MachineError::Image)?;
+        let digest = image.digest().map_err(MachineError::Image)?;
+        let saved = match (self.inner.image_digest, &self.image) {
+            (Some(digest), _) => Some(digest),
+            (None, Some(image)) => Some(image.digest().map_err(MachineError::Image)?),
+            (None, None) => None,
+        };
+        if saved != Some(digest) {
+            return Err(MachineError::Identity {
+                what: "root image",
+                saved: saved.map_or("none".into(), |digest| hex(&digest)),
+                here: hex(&digest),
+            });
+        }
+        Ok(Self {
+            inner: Arc::clone(&self.inner),
+            image: Some(Arc::new(image)),
+        })
+    }
+
     /// Copies memory at a guest-physical address.
     ///
     /// # Errors
     ///
-    /// If there is no memory, or it is in the root image and that is not at hand (see [`Checkpoint::read_from`]).
+    /// If there is no memory, or it is in the root image and that is not at hand (see [`Checkpoint::with_image`]).
     pub fn read_phys(&self, addr: u64, to: &mut [u8]) -> Result<(), MachineError> {
-        let image = self.inner.image.as_ref().map(|image| &*image.file);
+        let image = self.image.as_ref().map(|image| &*image.file);
         self.inner
             .memory
             .read(addr, to, image)

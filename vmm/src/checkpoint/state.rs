@@ -24,10 +24,9 @@ use kvm_bindings::{
     kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
-use serde::{Deserialize, Serialize};
 
 /// The vCPU as plain data.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub(crate) struct VcpuState {
     pub mp_state: kvm_mp_state,
     pub regs: kvm_regs,

@@ -17,7 +17,7 @@ pub fn order(command: Command, count: u64, argument: u64) -> Arc<Entry> {
 }
 
 /// Gives an order and returns the digest.
-fn work(machine: &mut Machine, command: Command, count: u64, argument: u64) -> [u64; 2] {
+pub fn work(machine: &mut Machine, command: Command, count: u64, argument: u64) -> [u64; 2] {
     machine
         .resume(&order(command, count, argument), &mut NoDisks)
         .unwrap();
@@ -28,7 +28,7 @@ fn work(machine: &mut Machine, command: Command, count: u64, argument: u64) -> [
 }
 
 /// A machine with its writes tracked, at its first boundary.
-fn started(does: Does) -> Machine {
+pub fn started(does: Does) -> Machine {
     let mut machine = Machine::new(&kvm(), &config(does)).unwrap();
     machine.track_dirty().unwrap();
     boundary(machine.run());
@@ -36,7 +36,7 @@ fn started(does: Does) -> Machine {
 }
 
 /// Runs a number of boundaries and returns what was seen at them.
-fn go_on(machine: &mut Machine, from: u64, count: u64) -> Vec<Boundary> {
+pub fn go_on(machine: &mut Machine, from: u64, count: u64) -> Vec<Boundary> {
     (from..from + count)
         .map(|at| {
             machine.resume(&entry(1000 + at), &mut NoDisks).unwrap();
@@ -51,7 +51,7 @@ fn pages(checkpoint: &Checkpoint) -> Vec<(u64, Vec<u8>)> {
 }
 
 /// Both are the same state.
-fn assert_same(one: &Checkpoint, two: &Checkpoint) {
+pub fn assert_same(one: &Checkpoint, two: &Checkpoint) {
     assert_eq!(one.boundary(), two.boundary());
     assert_eq!(one.registers(), two.registers());
     assert_eq!(one.devices(), two.devices());

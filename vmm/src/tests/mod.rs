@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod checkpoint;
+mod checkpoint_file;
 mod cost;
 mod debug;
 mod guest;
