@@ -13,10 +13,11 @@ pub const MIN_WINDOW_BYTES: usize = 1024;
 /// whether the others hang: the set waits this many lag timeouts before it gives up.
 pub const STALL_FACTOR: u64 = 10;
 
-/// Configuration of a replica set. Fixed for the run: the quorum never shrinks with the set (R5).
+/// Configuration of a replica set. The quorum does not shrink when replicas are stopped (R5), only when members are
+/// removed; all else is fixed for the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
-    /// Replicas, 1 to [`MAX_REPLICAS`].
+    /// Replicas, 1 to [`MAX_REPLICAS`]: the members that the set has now.
     pub replicas: u8,
     /// How many boundaries a replica may be ahead of the slowest running one; 1 to [`MAX_WINDOW_BOUNDARIES`].
     pub window_boundaries: u64,
@@ -30,7 +31,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Votes that a release needs: `floor(N/2) + 1` of the configured N (R2).
+    /// Votes that a release needs: `floor(N/2) + 1` of the N members (R2).
     #[must_use]
     pub fn quorum(&self) -> u8 {
         self.replicas / 2 + 1
@@ -56,7 +57,8 @@ impl Config {
 
     /// Bytes of ballots and entries that are never exceeded, whatever replicas do. Once the window is full,
     /// each replica can add the one ballot and the one entry that it was already allowed: only the
-    /// slowest are let on, and what a slowest replica casts next frees the boundary that it left.
+    /// slowest are let on, and what a slowest replica casts next frees the boundary that it left. A recovering replica
+    /// adds nothing: what it casts is compared, not stored. For the most members that the set has had.
     #[must_use]
     pub fn max_stored_bytes(&self) -> usize {
         let each = self.max_ballot_bytes() + self.max_entry_bytes();

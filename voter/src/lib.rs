@@ -10,11 +10,12 @@
 //! | rule | where |
 //! | --- | --- |
 //! | R1 input | [`Lockstep::step`] and [`Lockstep::lead`]: one entry per boundary, the first one written |
-//! | R2 quorum | `voter::Voter::decide`: bytes are compared, whole ballots, by running replicas only |
+//! | R2 quorum | `voter::Voter::decide`: bytes are compared, whole ballots, of running members only; `members`: whose |
 //! | R3 order | `voter::Voter::decide`: only the oldest undecided boundary can be decided |
-//! | R5 blame | `Lockstep::settle`, `Lockstep::no_majority` |
+//! | R5 blame | `settle`: who is stopped, and when the set has a majority |
+//! | R7 replay | `recover`: what a recovering replica casts is compared with what was released |
 //! | R9 trust | what a replica casts can stop that replica: outvoted, misbehaved, lagging |
-//! | R10 memory | `Lockstep::blocked` with the bounds in [`Config`] |
+//! | R10 memory | `Lockstep::blocked` with the bounds in [`Config`]; the history's bound is the caller's: [`Lockstep::keep_from`] |
 #![forbid(unsafe_code)]
 
 mod ballot;
