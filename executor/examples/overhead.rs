@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_devices::{DiskReads, Entry, Output};
+use quorate_devices::{DiskPosition, DiskReads, Entry, Output};
 use quorate_executor::egress::Egress;
 use quorate_executor::events::NoQuorum;
 use quorate_executor::exit::Failure;
 use quorate_executor::inject::Fault;
 use quorate_executor::journal::Ingress;
-use quorate_executor::replica::{Kick, Turn, Vcpu};
+use quorate_executor::recovery::RecoveryConfig;
+use quorate_executor::replica::{Kick, Pause, Turn, Vcpu};
 use quorate_executor::seeds::RunSeed;
 use quorate_executor::set::{Outside, ReplicaSet, SetConfig, World};
 use quorate_voter::Config;
@@ -23,6 +24,32 @@ struct Runner {
 }
 
 impl Vcpu for Runner {
+    type Checkpoint = ();
+
+    fn track_dirty(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, _: Option<&()>) -> Result<((), Pause), String> {
+        Ok(((), Pause::default()))
+    }
+
+    fn restore(&mut self, _: &()) -> Result<(), String> {
+        Err("nothing is restored here".to_owned())
+    }
+
+    fn positions(_: &()) -> Vec<DiskPosition> {
+        Vec::new()
+    }
+
+    fn pages(_: &()) -> u64 {
+        0
+    }
+
+    fn dump(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
     fn run(&mut self) -> Turn {
         self.boundary += 1;
         let mut outputs = vec![Output::Fingerprint {
@@ -90,6 +117,10 @@ fn main() -> Result<(), Failure> {
             stop_grace: Duration::from_secs(1),
             seed: RunSeed::from_text("overhead"),
             layout_mode: "same",
+            recovery: RecoveryConfig {
+                checkpoint_interval: None,
+                ..RecoveryConfig::default()
+            },
         };
         let world = World {
             ingress: Arc::new(Nothing),
@@ -100,7 +131,7 @@ fn main() -> Result<(), Failure> {
             outside: Box::new(Outside::default),
         };
         let start = Instant::now();
-        let set = ReplicaSet::start(config, world, move |_| Ok(Runner { boundary: 0, frame }))?;
+        let set = ReplicaSet::start(config, world, move |_, _| Ok(Runner { boundary: 0, frame }))?;
         let summary = set.wait();
         let each = start.elapsed().as_nanos() as f64 / BOUNDARIES as f64;
         println!(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::exit::ExitCode;
+use crate::recovery::Step;
 use crate::sync::lock;
 
 /// Events that the log keeps; the oldest is dropped for a new one (R10).
@@ -35,16 +36,18 @@ pub enum Event {
         /// What it said and what the majority said.
         detail: String,
     },
-    /// The replicas have no majority at a boundary: nothing is released from here on.
+    /// The replicas have no majority at a boundary: nothing is released from here on, or until [`Event::Majority`].
     NoMajority {
         /// Where.
         boundary: u64,
         /// What is done about it: `stop` or `hold`.
         policy: NoQuorum,
+        /// It is not final: outputs are held until the vote of a recovering replica decides.
+        recovering: bool,
         /// Who said what, as the voter tells it.
         detail: String,
     },
-    /// A replica was stopped and stays stopped.
+    /// A replica was stopped. With recovery, [`Event::Recovering`] or [`Event::LeftOut`] follows.
     ReplicaStopped {
         /// The replica.
         replica: usize,
@@ -61,6 +64,78 @@ pub enum Event {
         of: usize,
         /// True if one more fault can still be masked.
         masks_another: bool,
+    },
+    /// A replica begins to come back, by this step of the ladder.
+    Recovering {
+        /// The replica.
+        replica: usize,
+        /// The step.
+        step: Step,
+        /// From which boundary on.
+        boundary: u64,
+    },
+    /// A step did not bring its replica back; the next one follows.
+    StepFailed {
+        /// The replica.
+        replica: usize,
+        /// The step.
+        step: Step,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A replica has caught up and votes again.
+    Recovered {
+        /// The replica.
+        replica: usize,
+        /// The step that helped.
+        step: Step,
+        /// The first boundary at which it votes.
+        boundary: u64,
+        /// Milliseconds since its fault.
+        after_ms: u64,
+        /// `kept`, `new` or `copied`: what became of its layout.
+        layout: &'static str,
+    },
+    /// All members vote again.
+    FullStrength {
+        /// Milliseconds since the first of them did not.
+        after_ms: u64,
+    },
+    /// There is a majority again: the set goes on.
+    Majority {
+        /// The first boundary that is not released.
+        boundary: u64,
+    },
+    /// A replica does not come back by itself.
+    LeftOut {
+        /// The replica.
+        replica: usize,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A replica is a copy of another, layout included: one attack may hit both.
+    DiversityReduced {
+        /// The copy.
+        replica: usize,
+        /// Of whom.
+        donor: usize,
+    },
+    /// A checkpoint could not be taken; those before it are kept.
+    CheckpointFailed {
+        /// Whose; absent if it was one of the whole set.
+        replica: Option<usize>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A new replica is a member from here on.
+    Added {
+        /// The replica.
+        replica: usize,
+    },
+    /// A replica is no member from here on.
+    Removed {
+        /// The replica.
+        replica: usize,
     },
     /// A fault was injected on request.
     Injected {
@@ -115,6 +190,14 @@ impl fmt::Display for Event {
                 )
             }
             Event::Outvoted { detail, .. } => write!(f, "verdict: {detail}"),
+            Event::NoMajority {
+                recovering: true,
+                detail,
+                ..
+            } => write!(
+                f,
+                "verdict: {detail}: outputs are held until a recovering replica votes"
+            ),
             Event::NoMajority { policy, detail, .. } => {
                 let then = match policy {
                     NoQuorum::Stop => "the set stops",
@@ -147,6 +230,54 @@ impl fmt::Display for Event {
                     "set degraded: {running} of {} running; {masks}",
                     count(*of)
                 )
+            }
+            Event::Recovering {
+                replica,
+                step,
+                boundary,
+            } => {
+                write!(
+                    f,
+                    "replica {replica} recovers from boundary {boundary} by step {step}"
+                )
+            }
+            Event::StepFailed {
+                replica,
+                step,
+                reason,
+            } => write!(f, "replica {replica}: step {step} failed: {reason}"),
+            Event::Recovered {
+                replica,
+                step,
+                boundary,
+                after_ms,
+                layout,
+            } => write!(
+                f,
+                "replica {replica} votes again at boundary {boundary}, {after_ms} ms after its fault, by step {step}; layout {layout}"
+            ),
+            Event::FullStrength { after_ms } => {
+                write!(f, "set at full strength again after {after_ms} ms")
+            }
+            Event::Majority { boundary } => {
+                write!(f, "there is a majority again at boundary {boundary}")
+            }
+            Event::LeftOut { replica, reason } => write!(
+                f,
+                "replica {replica} is left out: {reason}; `quorate recover {replica}` brings it back"
+            ),
+            Event::DiversityReduced { replica, donor } => write!(
+                f,
+                "diversity reduced: replica {replica} has the layout of replica {donor}"
+            ),
+            Event::CheckpointFailed {
+                replica: Some(replica),
+                reason,
+            } => write!(f, "checkpoint of replica {replica} failed: {reason}"),
+            Event::CheckpointFailed { reason, .. } => write!(f, "checkpoint failed: {reason}"),
+            Event::Added { replica } => write!(f, "replica {replica} is a member of the set"),
+            Event::Removed { replica } => {
+                write!(f, "replica {replica} is no member of the set any more")
             }
             Event::Injected {
                 replica,

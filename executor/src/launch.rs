@@ -23,12 +23,15 @@ use crate::kernel;
 use crate::machine::{KvmVcpu, failure};
 use crate::record::Recorder;
 use crate::scratch::{self, Scratch};
+use crate::recovery::{Lineage, RecoveryConfig};
 use crate::seeds::{RunSeed, Seed};
 use crate::set::{Outside, ReplicaSet, SetConfig, SetHandle, Summary, World};
 use crate::store::{Backend, Bounds, Disk, DiskSpec, Notice, OnError};
 
 /// How many times as slow as a quorum a replica may be for a while; with fewer cores than replicas they take turns.
 const LAG_FACTOR: u32 = 10;
+/// Most faults that are counted for the crash limit.
+const MAX_CRASH_LIMIT: u64 = 10_000;
 /// Default of [`Options::stop_grace`].
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,10 @@ pub struct Options {
     pub memory: Option<u64>,
     /// What to do without a majority.
     pub no_quorum: Option<NoQuorum>,
+    /// Whether a replica that was stopped comes back.
+    pub recovery: Option<bool>,
+    /// How often each replica takes a checkpoint; zero: never.
+    pub checkpoint_interval: Option<Duration>,
     /// How long the guest program may take to end when it is asked to; [`STOP_GRACE`] if absent.
     pub stop_grace: Option<Duration>,
     /// Where images are kept; the default place if absent.
@@ -166,6 +173,7 @@ impl Plan {
                     LayoutKind::Same => "same",
                     LayoutKind::Random => "random",
                 },
+                recovery: recovery(&appliance.recovery, options),
             },
             publish,
             machine: MachineConfig {
@@ -195,11 +203,16 @@ impl Plan {
         })
     }
 
-    /// The layout seed of a replica. With one layout for all, nothing of it may differ (R8).
+    /// The layout seed of a replica at its start.
     pub fn layout_seed(&self, replica: usize) -> Seed {
+        self.layout_seed_of(Lineage::first(replica))
+    }
+
+    /// The layout seed of a lineage. With one layout for all, nothing of it may differ (R8).
+    pub fn layout_seed_of(&self, lineage: Lineage) -> Seed {
         match self.machine.layout {
             LayoutKind::Same => self.set.seed.layout(0, 0),
-            LayoutKind::Random => self.set.seed.layout(replica, 0),
+            LayoutKind::Random => self.set.seed.layout(lineage.replica, lineage.generation),
         }
     }
 
@@ -229,7 +242,7 @@ impl Plan {
                 },
                 replicas: self.set.voter.replicas.into(),
                 // A recording needs the data of reads, as a replica does that begins again.
-                recoverable: recorded,
+                recoverable: recorded || self.set.recovery.enabled,
                 bounds: self.disk_bounds.clone(),
             };
             // An appliance has at most `MAX_DISKS`.
@@ -305,8 +318,8 @@ impl Plan {
             },
         };
         let config = self.set.clone();
-        let set = ReplicaSet::start(config, world, move |me| {
-            self.build(&kvm, me, self.layout_seed(me))
+        let set = ReplicaSet::start(config, world, move |me, lineage| {
+            self.build(&kvm, me, self.layout_seed_of(lineage))
         })?;
         // Frames that came before this are seen when the first replica looks for input.
         let _ = handle.set(set.handle());
@@ -361,6 +374,23 @@ impl Running {
         }
         self.console.finish();
         summary
+    }
+}
+
+fn recovery(given: &quorate_images::appliance::Recovery, options: &Options) -> RecoveryConfig {
+    let interval = options
+        .checkpoint_interval
+        .unwrap_or(Duration::from_millis(given.checkpoint_interval_ms));
+    let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    RecoveryConfig {
+        enabled: options.recovery.unwrap_or(given.enabled),
+        checkpoint_interval: Some(interval).filter(|interval| !interval.is_zero()),
+        checkpoint_journal: given.checkpoint_journal.max(1),
+        history: given.history,
+        keep: count(given.keep),
+        // Its times are kept one by one (R10).
+        crash_limit: count(given.crash_limit.min(MAX_CRASH_LIMIT)),
+        crash_window: Duration::from_secs(given.crash_window_s),
     }
 }
 

@@ -21,6 +21,7 @@ mod kernel;
 pub mod launch;
 pub mod machine;
 pub mod record;
+pub mod recovery;
 pub mod replay;
 pub mod replica;
 pub mod scratch;

@@ -1,13 +1,14 @@
 //! A KVM machine as the set's [`Vcpu`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use quorate_devices::{DiskReads, Entry};
-use quorate_vmm::{Layout, Machine, MachineError, Outcome, Register};
+use quorate_devices::{DiskPosition, DiskReads, Entry};
+use quorate_vmm::{Checkpoint, Layout, Machine, MachineError, Outcome, Register, Restore};
 
 use crate::exit::{ExitCode, Failure};
 use crate::inject::Fault;
-use crate::replica::{Kick, Turn, Vcpu};
+use crate::replica::{Kick, Pause, Turn, Vcpu};
 
 /// Names of the regions of a layout, in the order of [`Layout`]'s fields.
 pub const REGIONS: [&str; 12] = [
@@ -39,6 +40,45 @@ impl KvmVcpu {
 }
 
 impl Vcpu for KvmVcpu {
+    type Checkpoint = Checkpoint;
+
+    fn track_dirty(&mut self) -> Result<(), String> {
+        self.machine
+            .track_dirty()
+            .map_err(|error| error.to_string())
+    }
+
+    fn checkpoint(&mut self, base: Option<&Checkpoint>) -> Result<(Checkpoint, Pause), String> {
+        let taken = self.machine.checkpoint(base);
+        let (checkpoint, cost) = taken.map_err(|error| error.to_string())?;
+        let pause = Pause {
+            dirty_pages: cost.dirty_pages,
+            copied_bytes: cost.copied_bytes,
+            pause: Duration::from_micros(cost.micros),
+        };
+        Ok((checkpoint, pause))
+    }
+
+    fn restore(&mut self, from: &Checkpoint) -> Result<(), String> {
+        // Whatever stopped the replica may have written anywhere, so that no log of its writes is believed.
+        self.machine
+            .restore(from, Restore::Verified)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    fn positions(checkpoint: &Checkpoint) -> Vec<DiskPosition> {
+        checkpoint.disk_positions()
+    }
+
+    fn pages(checkpoint: &Checkpoint) -> u64 {
+        checkpoint.pages_kept()
+    }
+
+    fn dump(&mut self) -> Result<Checkpoint, String> {
+        self.machine.dump().map_err(|error| error.to_string())
+    }
+
     fn run(&mut self) -> Turn {
         match self.machine.run() {
             Outcome::Boundary(boundary) => Turn::Boundary {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_devices::{BlockOp, BlockRequest, DiskReads, Entry, Output};
+use quorate_devices::{BlockOp, BlockRequest, DiskPosition, DiskReads, Entry, Output};
 use quorate_voter::Output as Cast;
 
 use crate::channel;
 use crate::inject::{Fault, corrupt};
-use crate::shared::{Ballot, Mail, Next, Shared};
+use crate::shared::{Ballot, Mail, Next, Order, Shared};
 
 /// How a run of the vCPU ended.
 #[derive(Debug)]
@@ -31,8 +31,53 @@ pub enum Turn {
 /// Makes the vCPU's thread come out of the guest. May be called from any thread, at any time.
 pub type Kick = Arc<dyn Fn() + Send + Sync>;
 
+/// What a checkpoint has cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// Pages that had changed since the checkpoint before, or all if nobody knows.
+    pub dirty_pages: u64,
+    /// What was copied of them.
+    pub copied_bytes: u64,
+    /// How long the machine stood still for it.
+    pub pause: Duration,
+}
+
 /// What the set needs of a virtual machine. It is made, used and dropped by one thread.
+///
+/// The lifecycle of checkpoints: [`Vcpu::checkpoint`] only between a [`Vcpu::run`] that ended at a boundary and the
+/// [`Vcpu::resume`] of that boundary; after [`Vcpu::restore`] the machine stands there again, and `resume` comes next.
 pub trait Vcpu {
+    /// The whole state of a machine at a boundary. Cheap to clone.
+    type Checkpoint: Clone + Send + Sync + 'static;
+
+    /// From here on the machine knows which of its pages change, so that later checkpoints copy only those. Costs something.
+    ///
+    /// # Errors
+    /// When the host cannot do it.
+    fn track_dirty(&mut self) -> Result<(), String>;
+    /// Takes the state at the boundary that the last run ended at. What has not changed since `base`, the last one that was taken
+    /// of or restored into this machine, is shared with it.
+    ///
+    /// # Errors
+    /// When it cannot be had, for lack of memory for example. The machine can go on.
+    fn checkpoint(
+        &mut self,
+        base: Option<&Self::Checkpoint>,
+    ) -> Result<(Self::Checkpoint, Pause), String>;
+    /// Puts the machine, wherever it is, back to where the checkpoint was taken; of it or of another of the same layout.
+    ///
+    /// # Errors
+    /// When the host does not take the state. The machine is of no use then.
+    fn restore(&mut self, from: &Self::Checkpoint) -> Result<(), String>;
+    /// Where the replica stood on its disks.
+    fn positions(checkpoint: &Self::Checkpoint) -> Vec<DiskPosition>;
+    /// Pages that it has. Counts them.
+    fn pages(checkpoint: &Self::Checkpoint) -> u64;
+    /// Takes the state wherever the machine is, for a look at it.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn dump(&mut self) -> Result<Self::Checkpoint, String>;
     /// Runs the guest to its next boundary, or until it is kicked or fails.
     fn run(&mut self) -> Turn;
     /// Delivers the entry of the boundary that the last run ended at; `reads` has the data of the disk reads that it completes.
@@ -52,12 +97,34 @@ pub trait Vcpu {
     fn layout(&self) -> Vec<(&'static str, u64)>;
 }
 
-/// The thread of one replica: run the guest to its next boundary, cast the ballot, take the entry, run on (design §3).
-/// Returns when the set has no more use for the replica; the machine is then dropped and its memory free.
-pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
-    let mut boundary = 0;
+/// Where a machine that is to be driven is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// On its way to boundary 0.
+    Start,
+    /// At this boundary, which it need not cast.
+    Boundary(u64),
+}
+
+/// The thread of one replica while it has a machine: run the guest to its next boundary, cast the ballot, take the entry, run on
+/// (design §3). `keep` takes a checkpoint. Returns when the set has no more use for the replica, or has stopped it.
+pub fn drive<V: Vcpu>(
+    shared: &Shared,
+    me: usize,
+    vcpu: &mut V,
+    from: From,
+    keep: &mut dyn FnMut(&mut V, Order),
+) {
     let mut tamper = Tamper::default();
     let mut ran = Duration::ZERO;
+    let mut boundary = 0;
+    if let From::Boundary(at) = from {
+        boundary = at + 1;
+        let next = shared.await_entry(me);
+        if !act(shared, me, vcpu, next, &mut tamper, keep) {
+            return;
+        }
+    }
     loop {
         let entered = Instant::now();
         let turn = vcpu.run();
@@ -77,30 +144,14 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
                 }
                 let ballot = ballot(boundary, outputs, wait_until_ns);
                 boundary += 1;
-                let mut next = shared.cast(me, ballot, left, ran);
-                loop {
-                    match next {
-                        Next::Resume(entry) => {
-                            let disks = shared.disks();
-                            if let Err(report) = vcpu.resume(&entry, &mut disks.reads(me)) {
-                                return shared.misbehaved(me, report);
-                            }
-                            disks.delivered(me, &entry);
-                            break;
-                        }
-                        Next::Mail(mail) => {
-                            if !open(shared, me, &mut vcpu, mail, &mut tamper) {
-                                return;
-                            }
-                            next = shared.await_entry(me);
-                        }
-                        Next::Leave => return,
-                    }
+                let next = shared.cast(me, ballot, left, std::mem::take(&mut ran));
+                if !act(shared, me, vcpu, next, &mut tamper, keep) {
+                    return;
                 }
             }
             Turn::Kicked => {
                 while let Some(mail) = shared.mail(me) {
-                    if !open(shared, me, &mut vcpu, mail, &mut tamper) {
+                    if !open(shared, me, vcpu, mail, &mut tamper) {
                         return;
                     }
                 }
@@ -111,6 +162,38 @@ pub fn drive(shared: &Shared, me: usize, mut vcpu: impl Vcpu) {
             Turn::Crash(report) => return shared.crashed(me, report),
             Turn::Misbehaved(report) => return shared.misbehaved(me, report),
         }
+    }
+}
+
+/// At a boundary: does what is to be done there until the entry is delivered. False: the replica is to leave.
+fn act<V: Vcpu>(
+    shared: &Shared,
+    me: usize,
+    vcpu: &mut V,
+    mut next: Next,
+    tamper: &mut Tamper,
+    keep: &mut dyn FnMut(&mut V, Order),
+) -> bool {
+    loop {
+        match next {
+            Next::Resume(entry) => {
+                let disks = shared.disks();
+                if let Err(report) = vcpu.resume(&entry, &mut disks.reads(me)) {
+                    shared.misbehaved(me, report);
+                    return false;
+                }
+                disks.delivered(me, &entry);
+                return true;
+            }
+            Next::Mail(mail) => {
+                if !open(shared, me, vcpu, mail, tamper) {
+                    return false;
+                }
+            }
+            Next::Checkpoint(order) => keep(vcpu, order),
+            Next::Leave => return false,
+        }
+        next = shared.await_entry(me);
     }
 }
 

@@ -16,6 +16,14 @@ const CONTEXT_FAULT: &str = "quorate 2026-11 fault injection";
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RunSeed(Seed);
 
+/// A secret of this run that is never shown, for keyed digests.
+///
+/// # Errors
+/// When `getrandom` fails.
+pub fn secret() -> Result<Seed, NoRandomness> {
+    Ok(random_bytes()?)
+}
+
 /// Getting random bytes from the host failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the host gives no random bytes: {0}")]

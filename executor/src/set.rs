@@ -1,7 +1,7 @@
 //! The replica set: a thread per replica around the shared state, a ticker, and the handle by which it is controlled.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,14 @@ use crate::events::{End, Event, EventLog, EventSink, NoQuorum};
 use crate::exit::{ExitCode, Failure};
 use crate::inject::{Applied, Fault};
 use crate::journal::{Clock, Ingress};
-use crate::replica::{Vcpu, drive};
-use crate::seeds::RunSeed;
+use crate::recovery::life::{World as LifeWorld, live};
+use crate::recovery::vault::Vaults;
+use crate::recovery::{Lineage, Observer, RecoveryConfig, Step, Unobserved};
+use crate::replica::Vcpu;
+use crate::seeds::{self, RunSeed};
 use crate::shared::{Mail, Place, Shared};
 use crate::store::Notice;
+use crate::sync::lock;
 
 /// Time between two ticks.
 const TICK: Duration = Duration::from_millis(100);
@@ -45,6 +49,8 @@ pub struct SetConfig {
     pub seed: RunSeed,
     /// `same` or `random`, for status.
     pub layout_mode: &'static str,
+    /// How replicas come back.
+    pub recovery: RecoveryConfig,
 }
 
 /// The world around a set.
@@ -90,7 +96,6 @@ pub struct Summary {
 /// A running replica set.
 pub struct ReplicaSet {
     core: Arc<Core>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// A handle that keeps nothing alive: for the gateway's thread and for signal handlers.
@@ -103,18 +108,38 @@ pub(crate) struct Core {
     pub(crate) log: Arc<EventLog>,
     pub(crate) outside: Box<dyn Fn() -> Outside + Send + Sync>,
     pub(crate) started: Instant,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Starts the thread of a replica; true for one that joins a running set.
+    spawn: OnceLock<Box<dyn Fn(&Arc<Core>, usize, bool) -> Result<(), Failure> + Send + Sync>>,
 }
 
 impl ReplicaSet {
-    /// Starts a set. `build` makes the machine of a replica; it is called on the replica's own thread. Guests run once all
-    /// machines are there; if one cannot be built, the set ends with that failure.
+    /// Starts a set. `build` makes the machine of a replica with the layout of a lineage; it is called on the replica's own
+    /// thread. Guests run once all machines are there; if one cannot be built, the set ends with that failure.
     ///
     /// # Errors
     /// When the configuration is out of bounds or no thread can be made.
     pub fn start<V, B>(config: SetConfig, world: World, build: B) -> Result<ReplicaSet, Failure>
     where
-        V: Vcpu,
-        B: Fn(usize) -> Result<V, Failure> + Send + Sync + 'static,
+        V: Vcpu + 'static,
+        B: Fn(usize, Lineage) -> Result<V, Failure> + Send + Sync + 'static,
+    {
+        Self::start_observed(config, world, build, Arc::new(Unobserved))
+    }
+
+    /// As [`ReplicaSet::start`]; `observer` sees replicas fall and checkpoints being taken.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_observed<V, B>(
+        config: SetConfig,
+        world: World,
+        build: B,
+        observer: Arc<dyn Observer<V::Checkpoint>>,
+    ) -> Result<ReplicaSet, Failure>
+    where
+        V: Vcpu + 'static,
+        B: Fn(usize, Lineage) -> Result<V, Failure> + Send + Sync + 'static,
     {
         if config.voter.window_bytes < MIN_WINDOW_BYTES {
             let text = format!(
@@ -123,7 +148,13 @@ impl ReplicaSet {
             );
             return Err(Failure::new(ExitCode::Appliance, text));
         }
-        let vote = Lockstep::new(config.voter).map_err(|error| {
+        let vote = if config.recovery.enabled {
+            let key = seeds::secret().map_err(|error| Failure::new(ExitCode::Host, error))?;
+            Lockstep::recoverable(config.voter, key)
+        } else {
+            Lockstep::new(config.voter)
+        };
+        let vote = vote.map_err(|error| {
             let code = if matches!(error, ConfigError::Replicas(_)) {
                 ExitCode::Usage
             } else {
@@ -146,6 +177,8 @@ impl ReplicaSet {
             world.disks,
             deliverer,
             Clock::start(),
+            config.recovery.clone(),
+            config.layout_mode != "same",
         );
         let core = Arc::new(Core {
             shared,
@@ -153,34 +186,30 @@ impl ReplicaSet {
             log,
             outside: world.outside,
             started: Instant::now(),
+            threads: Mutex::default(),
+            spawn: OnceLock::new(),
         });
 
-        let build = Arc::new(build);
-        let mut set = ReplicaSet {
-            core: Arc::clone(&core),
-            threads: Vec::new(),
+        let lives = Arc::new(LifeWorld::<V> {
+            vaults: Vaults::default(),
+            build: Box::new(build),
+            observer,
+        });
+        let spawn = move |core: &Arc<Core>, me: usize, joining: bool| {
+            let (of_thread, lives) = (Arc::clone(core), Arc::clone(&lives));
+            let body = move || live(&of_thread.shared, &*lives, me, joining);
+            core.run(format!("replica-{me}"), body)
         };
-        let spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(body)
-                .map_err(|error| {
-                    Failure::new(ExitCode::Host, format!("no thread for a replica: {error}"))
-                })
+        // Nobody else has it yet.
+        let _ = core.spawn.set(Box::new(spawn));
+        let set = ReplicaSet {
+            core: Arc::clone(&core),
         };
         for me in 0..replicas {
-            let (core, build) = (Arc::clone(&core), Arc::clone(&build));
-            let thread = spawn(
-                format!("replica-{me}"),
-                Box::new(move || live(&core, me, &*build)),
-            )?;
-            set.threads.push(thread);
+            core.start_replica(me, false)?;
         }
         let ticking = Arc::clone(&core);
-        set.threads.push(spawn(
-            "ticker".to_owned(),
-            Box::new(move || tick(&ticking)),
-        )?);
+        core.run("ticker".to_owned(), move || tick(&ticking))?;
         Ok(set)
     }
 
@@ -215,6 +244,30 @@ impl ReplicaSet {
         self.core.inject(replica, fault)
     }
 
+    /// Brings back a replica that was left out; by this step if one is given, which also makes one begin again that runs.
+    ///
+    /// # Errors
+    /// When there is nothing to bring back.
+    pub fn recover(&self, replica: usize, step: Option<Step>) -> Result<(), String> {
+        self.core.shared.recover(replica, step)
+    }
+
+    /// Adds a replica to the set; it becomes a member when it has caught up. Answers with its number.
+    ///
+    /// # Errors
+    /// When there is no place for one.
+    pub fn add(&self) -> Result<usize, String> {
+        self.core.add()
+    }
+
+    /// Takes a replica out of the set.
+    ///
+    /// # Errors
+    /// When it cannot be spared.
+    pub fn remove(&self, replica: usize) -> Result<(), String> {
+        self.core.shared.remove(replica)
+    }
+
     /// Records a note in the log of events.
     pub fn note(&self, text: String) {
         self.core.shared.tell(Event::Note { text });
@@ -231,7 +284,7 @@ impl ReplicaSet {
     }
 
     /// Waits until the set has ended, and its threads with it.
-    pub fn wait(mut self) -> Summary {
+    pub fn wait(self) -> Summary {
         let shared = &self.core.shared;
         let mut inner = shared.inner();
         while inner.end.is_none() {
@@ -249,7 +302,7 @@ impl ReplicaSet {
         let end = inner.end.clone().unwrap_or(End::Stopped);
         drop(inner);
         if all_gone {
-            for thread in self.threads.drain(..) {
+            for thread in std::mem::take(&mut *lock(&self.core.threads)) {
                 // A panicked thread has been reported by `live` already.
                 let _ = thread.join();
             }
@@ -281,30 +334,6 @@ impl Drop for ReplicaSet {
     }
 }
 
-/// A replica's thread.
-fn live<V: Vcpu>(core: &Core, me: usize, build: &(impl Fn(usize) -> Result<V, Failure> + ?Sized)) {
-    let shared = &core.shared;
-    // A panic is a defect of ours; it costs this replica, as a crash of its machine would, and nobody else.
-    let body = std::panic::AssertUnwindSafe(|| match build(me) {
-        Ok(vcpu) => {
-            if shared.enter(me, vcpu.kicker(), vcpu.layout()) {
-                drive(shared, me, vcpu);
-            }
-        }
-        Err(Failure { code, message }) => {
-            let detail = format!("replica {me}: {message}");
-            shared.end(End::Failed { code, detail });
-        }
-    });
-    if std::panic::catch_unwind(body).is_err() {
-        shared.fail(
-            me,
-            StopReason::Failed("its thread panicked; this is a defect of quorate".to_owned()),
-        );
-    }
-    shared.leave(me);
-}
-
 fn tick(core: &Core) {
     let shared = &core.shared;
     loop {
@@ -318,6 +347,36 @@ fn tick(core: &Core) {
 }
 
 impl Core {
+    fn run(&self, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+        let thread = std::thread::Builder::new().name(name).spawn(body);
+        let thread = thread.map_err(|error| {
+            Failure::new(ExitCode::Host, format!("no thread for a replica: {error}"))
+        })?;
+        let mut threads = lock(&self.threads);
+        // Those of replicas that were removed.
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
+        Ok(())
+    }
+
+    fn start_replica(self: &Arc<Self>, me: usize, joining: bool) -> Result<(), Failure> {
+        match self.spawn.get() {
+            Some(spawn) => spawn(self, me, joining),
+            None => Ok(()),
+        }
+    }
+
+    fn add(self: &Arc<Self>) -> Result<usize, String> {
+        let replica = self.shared.add()?;
+        if let Err(failure) = self.start_replica(replica, true) {
+            // It has no thread that could leave by itself.
+            let _ = self.shared.remove(replica);
+            self.shared.leave(replica);
+            return Err(failure.message);
+        }
+        Ok(replica)
+    }
+
     fn kill(&self, replica: usize) -> Result<(), String> {
         let stopped = self
             .shared
@@ -421,6 +480,11 @@ impl Controlled for SetHandle {
             }
             Command::Kill { replica } => core.kill(replica).map(|()| Reply::Done),
             Command::Inject { replica, fault } => core.inject(replica, fault).map(Reply::Applied),
+            Command::Recover { replica, step } => {
+                core.shared.recover(replica, step).map(|()| Reply::Done)
+            }
+            Command::Add => core.add().map(|replica| Reply::Added { replica }),
+            Command::Remove { replica } => core.shared.remove(replica).map(|()| Reply::Done),
         };
         result.unwrap_or_else(|message| Reply::Error { message })
     }

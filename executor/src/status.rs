@@ -1,9 +1,18 @@
 //! The state of a set, as the control protocol tells it.
 
-use crate::control::protocol::{DiskStatus, InjectedStatus, ReplicaStatus, Status};
+use std::time::Instant;
+
+use quorate_voter::HistoryStats;
+
+use crate::control::protocol::{
+    CheckpointStatus, DiskStatus, InjectedStatus, RecoveryCounts, RecoveryStatus, ReplicaStatus,
+    Status,
+};
 use crate::inject::Fault;
+use crate::recovery::RecoveryConfig;
+use crate::recovery::ladder::Standing;
 use crate::set::Core;
-use crate::shared::{Inner, Place, Slot};
+use crate::shared::{Checkpoints, Inner, Place, Slot};
 use crate::store::DiskStats;
 
 impl Core {
@@ -32,7 +41,7 @@ impl Core {
             state: state(&inner).to_owned(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             ready_after_ms: inner.ready.map(|after| after.as_millis() as u64),
-            size: inner.slots.len(),
+            size: inner.members().count(),
             running: stats.healthy.into(),
             quorum: stats.quorum.into(),
             no_quorum: inner.no_quorum.clone(),
@@ -50,6 +59,7 @@ impl Core {
             connections: outside.connections,
             published: outside.published,
             console_dropped: outside.console_dropped,
+            recovery: recovery(&inner, self.shared.config(), inner.vote.history()),
             disks: disks.into_iter().map(disk).collect(),
             replicas: inner
                 .slots
@@ -71,7 +81,7 @@ fn state(inner: &Inner) -> &'static str {
         "stopping"
     } else if inner.ready.is_none() {
         "starting"
-    } else if inner.slots.iter().any(|slot| slot.stopped.is_some()) {
+    } else if inner.members().any(|slot| !slot.is_voting()) {
         "degraded"
     } else {
         "running"
@@ -99,6 +109,9 @@ fn disk(stats: DiskStats) -> DiskStatus {
 
 fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
     let state = match slot.place {
+        _ if slot.recovery.standing == Standing::Removed => "removed",
+        _ if matches!(slot.recovery.standing, Standing::LeftOut(_)) => "left-out",
+        _ if is_recovering(slot) => "recovering",
         _ if slot.stopped.is_some() => "stopped",
         Place::Starting => "starting",
         Place::Running => "running",
@@ -107,15 +120,20 @@ fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
         Place::Held => "held",
         Place::Exited => "exited",
         Place::Frozen => "frozen",
-        Place::Gone => "stopped",
+        Place::Stopped | Place::Gone => "stopped",
     };
     ReplicaStatus {
         replica: number,
         state: state.to_owned(),
-        stopped: slot.stopped.clone(),
+        stopped: match &slot.recovery.standing {
+            Standing::LeftOut(reason) => Some(reason.clone()),
+            _ => slot.stopped.clone(),
+        },
         boundary: slot.boundary,
         lag: foremost - slot.boundary,
-        restarts: 0,
+        restarts: slot.recovery.restarts,
+        generation: slot.recovery.generation(),
+        checkpoints: checkpoints(&slot.checkpoints),
         outputs: slot.outputs,
         output_bytes: slot.output_bytes,
         guest_ms: slot.ran.as_millis() as u64,
@@ -134,6 +152,47 @@ fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
                 effect: effect(fault, slot).to_owned(),
             })
             .collect(),
+    }
+}
+
+fn is_recovering(slot: &Slot) -> bool {
+    matches!(
+        slot.recovery.standing,
+        Standing::Fallen | Standing::Trying(_) | Standing::Waiting
+    )
+}
+
+fn recovery(inner: &Inner, config: &RecoveryConfig, history: HistoryStats) -> RecoveryStatus {
+    let recoveries = &inner.recoveries;
+    let [checkpoint, older, replay, clone] = recoveries.by_step;
+    let millis = |time: std::time::Duration| time.as_millis() as u64;
+    RecoveryStatus {
+        enabled: config.enabled,
+        checkpoint_interval_ms: config.checkpoint_interval.map_or(0, millis),
+        history_from: history.from,
+        history_bytes: history.bytes as u64,
+        recoveries: RecoveryCounts {
+            checkpoint,
+            older,
+            replay,
+            clone,
+        },
+        failed_steps: recoveries.failed_steps,
+        last_recovery_ms: recoveries.last.map(millis),
+    }
+}
+
+fn checkpoints(of: &Checkpoints) -> CheckpointStatus {
+    let now = Instant::now();
+    let age = |(_, at): (u64, Instant)| now.saturating_duration_since(at).as_millis() as u64;
+    CheckpointStatus {
+        taken: of.taken,
+        boundary: of.last.map(|(boundary, _)| boundary),
+        age_ms: of.last.map(age),
+        pages: of.pages,
+        dirty_pages: of.dirty_pages,
+        pause_us: of.pause.as_micros() as u64,
+        pause_max_us: of.pause_max.as_micros() as u64,
     }
 }
 

@@ -8,14 +8,17 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use quorate_abi::sync::{WAIT_FOREVER, WAIT_NONE};
-use quorate_devices::{BlockOp, BlockRequest, BlockStatus, DiskReads, Entry, Output, Waiting};
+use quorate_devices::{
+    BlockOp, BlockRequest, BlockStatus, DiskPosition, DiskReads, Entry, Output, Waiting,
+};
 use quorate_executor::disks::Disks;
 use quorate_executor::egress::Egress;
 use quorate_executor::events::{Event, NoQuorum};
 use quorate_executor::exit::ExitCode;
 use quorate_executor::inject::Fault;
 use quorate_executor::journal::Ingress;
-use quorate_executor::replica::{Kick, Turn, Vcpu};
+use quorate_executor::recovery::RecoveryConfig;
+use quorate_executor::replica::{Kick, Pause, Turn, Vcpu};
 use quorate_executor::seeds::RunSeed;
 use quorate_executor::set::{Outside, ReplicaSet, SetConfig, SetHandle, Summary, World};
 use quorate_executor::store::{Backend, Bounds, Disk, DiskSpec, OnError};
@@ -48,6 +51,32 @@ struct Guest {
 }
 
 impl Vcpu for Guest {
+    type Checkpoint = ();
+
+    fn track_dirty(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, _: Option<&()>) -> Result<((), Pause), String> {
+        Err("this guest has no checkpoints".into())
+    }
+
+    fn restore(&mut self, _: &()) -> Result<(), String> {
+        Err("this guest has no checkpoints".into())
+    }
+
+    fn positions(_: &()) -> Vec<DiskPosition> {
+        Vec::new()
+    }
+
+    fn pages(_: &()) -> u64 {
+        0
+    }
+
+    fn dump(&mut self) -> Result<(), String> {
+        Err("this guest has no checkpoints".into())
+    }
+
     fn run(&mut self) -> Turn {
         let mut outputs = Vec::new();
         let mut exit = false;
@@ -191,7 +220,7 @@ fn run(
         read_only: false,
         on_error: OnError::Stop,
         replicas,
-        recoverable: true,
+        recoverable: false,
         bounds: Bounds {
             versions,
             ..Bounds::default()
@@ -219,6 +248,7 @@ fn run(
         stop_grace: Duration::from_secs(10),
         seed: RunSeed::from_text("disks"),
         layout_mode: "same",
+        recovery: RecoveryConfig::off(),
     };
     let start = Arc::new(Start::default());
     let world = World {
@@ -229,7 +259,7 @@ fn run(
         tap: None,
         outside: Box::new(Outside::default),
     };
-    let set = ReplicaSet::start(config, world, move |me| {
+    let set = ReplicaSet::start(config, world, move |me, _| {
         Ok(Guest {
             steps: scripts[me].clone().into(),
             started: false,

@@ -79,6 +79,7 @@ impl Lab {
         let appliance = Appliance::parse(&text, &self.path("lab.toml")).unwrap();
         let mut options = Options {
             seed: Some("lab".into()),
+            recovery: Some(false),
             cache_dir: Some(self.path("cache")),
             ..Options::default()
         };

@@ -52,6 +52,15 @@
 //! # lag_timeout_ms = 2000
 //! # window_boundaries = 4096
 //! # window_bytes = "64M"
+//!
+//! [recovery]
+//! # enabled = true                  # a replica that was stopped comes back
+//! # checkpoint_interval_ms = 1000   # 0: no checkpoints
+//! # checkpoint_journal = "64M"      # one also after so much journal
+//! # history = "64M"                 # how much journal is kept from the very beginning
+//! # keep = 2                        # checkpoints of each replica
+//! # crash_limit = 10                # whoever fails so often
+//! # crash_window_s = 30             # within so many seconds is left out
 //! ```
 //!
 //! With `oci` the image itself says command, environment, working directory and user; what `[program]` says takes their place
@@ -70,12 +79,14 @@ mod check;
 mod disks;
 mod explain;
 mod program;
+mod recovery;
 
 pub use check::check_memory;
 pub(crate) use check::strings_fit as check_strings;
 pub use disks::{DISK_UNIT, DiskSpec, Filesystem, MAX_DISK, Mount, OnError, Root, TmpfsSpec};
 pub(crate) use program::default_env;
 pub use program::{Id, MAX_GROUPS, Program, User};
+pub use recovery::{MAX_KEEP, Recovery};
 
 /// The only version of the file format there is.
 pub const APPLIANCE_VERSION: i64 = 1;
@@ -117,6 +128,9 @@ pub struct Appliance {
     /// What to do when replicas disagree or lag.
     #[serde(default)]
     pub policy: Policy,
+    /// How replicas come back.
+    #[serde(default)]
+    pub recovery: Recovery,
     /// The file that it was read from (empty when it was parsed from text alone).
     #[serde(skip)]
     pub path: PathBuf,

@@ -39,6 +39,7 @@ fn disk_plan(words: &[&str], kind: &str, directory: &Path, replicas: u8) -> Plan
     let options = Options {
         replicas: Some(replicas),
         seed: Some("disks".to_owned()),
+        recovery: Some(false),
         ..Options::default()
     };
     plan(&text, directory, &options).unwrap()

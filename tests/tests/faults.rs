@@ -23,6 +23,7 @@ fn start(replicas: usize, arguments: &[&str]) -> Set {
     Options::redis()
         .replicas(replicas)
         .arguments(arguments)
+        .without_recovery()
         .start()
         .unwrap()
 }

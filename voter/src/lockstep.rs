@@ -331,6 +331,12 @@ impl<E: Clone> Lockstep<E> {
         self.outcome.clone()
     }
 
+    /// First boundary that is not decided.
+    #[must_use]
+    pub fn frontier(&self) -> u64 {
+        self.voter.frontier()
+    }
+
     /// The configuration it was made with, and the number of replicas that it has now.
     #[must_use]
     pub fn config(&self) -> &Config {

@@ -1,7 +1,9 @@
-//! `quorate status`, `stop`, `kill` and `inject`: one question to a running set each.
+//! `quorate status`, `stop`, `kill`, `inject`, `recover`, `add` and `remove`: one question to a running set each.
 
 use super::progress::{answer, line};
-use super::{InjectArgs, KillArgs, StatusArgs, StopArgs, table};
+use super::{
+    AddArgs, InjectArgs, KillArgs, RecoverArgs, RemoveArgs, StatusArgs, StopArgs, table,
+};
 use crate::control::ControlError;
 use crate::control::client::Client;
 use crate::control::protocol::{Command, Reply, Status};
@@ -54,6 +56,37 @@ pub fn kill(args: &KillArgs) -> Result<ExitCode, Failure> {
         })
         .map_err(failed)?;
     line(&format!("replica {} stopped", args.replica));
+    Ok(ExitCode::Success)
+}
+
+pub fn recover(args: &RecoverArgs) -> Result<ExitCode, Failure> {
+    let (replica, step) = (args.replica, args.step);
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    client
+        .call(Command::Recover { replica, step })
+        .map_err(failed)?;
+    line(&format!("replica {replica} recovers"));
+    Ok(ExitCode::Success)
+}
+
+pub fn add(args: &AddArgs) -> Result<ExitCode, Failure> {
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    match client.call(Command::Add).map_err(failed)? {
+        Reply::Added { replica } => {
+            line(&format!(
+                "replica {replica} joins: it is a member once it has caught up"
+            ));
+            Ok(ExitCode::Success)
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub fn remove(args: &RemoveArgs) -> Result<ExitCode, Failure> {
+    let replica = args.replica;
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    client.call(Command::Remove { replica }).map_err(failed)?;
+    line(&format!("replica {replica} removed"));
     Ok(ExitCode::Success)
 }
 

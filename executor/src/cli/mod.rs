@@ -10,6 +10,7 @@ mod run;
 mod table;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
@@ -17,6 +18,7 @@ use tracing_subscriber::EnvFilter;
 use crate::events::NoQuorum;
 use crate::exit::{ExitCode, Failure};
 use crate::gateway::Publish;
+use crate::recovery::Step;
 
 /// Runs one appliance as several virtual machines at once, and lets the outside world see only what a majority of them
 /// agree on.
@@ -38,8 +40,14 @@ enum Command {
     Status(StatusArgs),
     /// Stop a running set
     Stop(StopArgs),
-    /// Stop one replica of a running set
+    /// Kill one replica of a running set; with recovery, it comes back
     Kill(KillArgs),
+    /// Bring back a replica that was left out
+    Recover(RecoverArgs),
+    /// Add a replica to a running set
+    Add(AddArgs),
+    /// Take a replica out of a running set
+    Remove(RemoveArgs),
     /// Inject a fault into one replica of a running set
     Inject(InjectArgs),
     /// Say what this host offers and what will work on it
@@ -81,6 +89,12 @@ struct RunArgs {
     /// What to do when there is no majority [default: the appliance's]
     #[arg(long, value_name = "POLICY")]
     no_quorum: Option<NoQuorum>,
+    /// Whether a replica that was stopped comes back [default: the appliance's]
+    #[arg(long)]
+    recovery: Option<OnOff>,
+    /// How often each replica takes a checkpoint: milliseconds, or off [default: the appliance's]
+    #[arg(long, value_name = "MS", value_parser = interval)]
+    checkpoint_interval: Option<Duration>,
     /// Seconds that the guest program gets to end when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_grace: u64,
@@ -109,6 +123,23 @@ fn disk_file(text: &str) -> Result<(String, PathBuf), String> {
         }
         _ => Err("expected NAME=FILE".to_owned()),
     }
+}
+
+/// The zero stands for never.
+fn interval(text: &str) -> Result<Duration, String> {
+    if text == "off" {
+        return Ok(Duration::ZERO);
+    }
+    match text.parse() {
+        Ok(millis) => Ok(Duration::from_millis(millis)),
+        Err(_) => Err("expected milliseconds or off".to_owned()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OnOff {
+    On,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -150,6 +181,34 @@ struct StopArgs {
 /// `quorate kill`
 #[derive(Debug, Args)]
 struct KillArgs {
+    /// The replica, from 0
+    replica: usize,
+    #[command(flatten)]
+    at: ControlArg,
+}
+
+/// `quorate recover`
+#[derive(Debug, Args)]
+struct RecoverArgs {
+    /// The replica, from 0
+    replica: usize,
+    /// Begin with this step of the ladder; a replica that runs begins again, too
+    #[arg(long)]
+    step: Option<Step>,
+    #[command(flatten)]
+    at: ControlArg,
+}
+
+/// `quorate add`
+#[derive(Debug, Args)]
+struct AddArgs {
+    #[command(flatten)]
+    at: ControlArg,
+}
+
+/// `quorate remove`
+#[derive(Debug, Args)]
+struct RemoveArgs {
     /// The replica, from 0
     replica: usize,
     #[command(flatten)]
@@ -205,6 +264,9 @@ pub fn main() -> ExitCode {
         Command::Status(args) => control::status(&args),
         Command::Stop(args) => control::stop(&args),
         Command::Kill(args) => control::kill(&args),
+        Command::Recover(args) => control::recover(&args),
+        Command::Add(args) => control::add(&args),
+        Command::Remove(args) => control::remove(&args),
         Command::Inject(args) => control::inject(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Build(args) => build::build(&args),

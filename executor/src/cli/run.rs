@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::progress::{Progress, line};
-use super::{LayoutArg, RecordArgs, RunArgs, load};
+use super::{LayoutArg, OnOff, RecordArgs, RunArgs, load};
 use crate::console::Console;
 use crate::control::{ControlError, paths, server::Server};
 use crate::events::End;
@@ -36,6 +36,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         publish: args.publish,
         memory: args.memory,
         no_quorum: args.no_quorum,
+        recovery: args.recovery.map(|wanted| matches!(wanted, OnOff::On)),
+        checkpoint_interval: args.checkpoint_interval,
         stop_grace: Some(Duration::from_secs(args.stop_grace)),
         cache_dir: None,
         state_dir: None,

@@ -54,6 +54,21 @@ pub fn status(status: &Status, with_layout: bool) -> String {
             let _ = writeln!(text, "disk {} failed: {why}", disk.disk);
         }
     }
+    let recovery = &status.recovery;
+    if recovery.enabled {
+        let by = &recovery.recoveries;
+        let _ = writeln!(
+            text,
+            "came back: {} by checkpoint, {} by an older one, {} by replay, {} by clone; {} steps failed; journal kept from boundary {} ({} bytes)",
+            by.checkpoint,
+            by.older,
+            by.replay,
+            by.clone,
+            recovery.failed_steps,
+            recovery.history_from,
+            recovery.history_bytes
+        );
+    }
     let _ = writeln!(text, "fingerprint {}", status.fingerprint);
     let _ = writeln!(text, "layout {}, seed {}", status.layout_mode, status.seed);
     if status.console_dropped > 0 {

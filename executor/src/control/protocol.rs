@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::inject::{Applied, Fault};
+use crate::recovery::Step;
 
 /// Version of the protocol. Requests of another version are refused.
 pub const VERSION: u32 = 1;
@@ -53,6 +54,22 @@ pub enum Command {
         /// The fault.
         fault: Fault,
     },
+    /// Bring back a replica that was left out. Answer: `done`, as soon as it begins.
+    Recover {
+        /// The replica.
+        replica: usize,
+        /// By this step of the ladder, and the ones after it; from the top if absent. With a step, a replica that runs begins
+        /// again as well.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<Step>,
+    },
+    /// Add a replica. Answer: `added`, as soon as it begins to catch up.
+    Add,
+    /// Take a replica out of the set. Answer: `done`.
+    Remove {
+        /// The replica.
+        replica: usize,
+    },
 }
 
 /// One reply line.
@@ -75,6 +92,11 @@ pub enum Reply {
     Done,
     /// Where the fault was applied.
     Applied(Applied),
+    /// A replica was added.
+    Added {
+        /// Its number.
+        replica: usize,
+    },
     /// Refused.
     Error {
         /// Why.
@@ -131,6 +153,9 @@ pub struct Status {
     pub published: Vec<String>,
     /// Console bytes that were dropped because standard output did not take them.
     pub console_dropped: u64,
+    /// What recovery has done.
+    #[serde(default)]
+    pub recovery: RecoveryStatus,
     /// The disks, in the order of their numbers.
     #[serde(default)]
     pub disks: Vec<DiskStatus>,
@@ -140,12 +165,64 @@ pub struct Status {
     pub events: Vec<serde_json::Value>,
 }
 
+/// What recovery has done.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RecoveryStatus {
+    /// Whether a replica that was stopped comes back.
+    pub enabled: bool,
+    /// How often each takes a checkpoint, milliseconds; 0: never.
+    pub checkpoint_interval_ms: u64,
+    /// First boundary whose entry is kept.
+    pub history_from: u64,
+    /// What is kept of the journal, bytes.
+    pub history_bytes: u64,
+    /// How often each step has helped.
+    pub recoveries: RecoveryCounts,
+    /// How often a step has failed.
+    pub failed_steps: u64,
+    /// From the last replica's fault until it voted again.
+    pub last_recovery_ms: Option<u64>,
+}
+
+/// How often each step has helped.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RecoveryCounts {
+    /// Its own last checkpoint.
+    pub checkpoint: u64,
+    /// An older one.
+    pub older: u64,
+    /// From the beginning.
+    pub replay: u64,
+    /// A copy of another replica.
+    pub clone: u64,
+}
+
+/// A replica's checkpoints.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// Taken so far.
+    pub taken: u64,
+    /// Boundary of the last.
+    pub boundary: Option<u64>,
+    /// Age of the last.
+    pub age_ms: Option<u64>,
+    /// Pages of the last.
+    pub pages: u64,
+    /// Pages that had changed since the one before.
+    pub dirty_pages: u64,
+    /// How long the replica stood still for the last.
+    pub pause_us: u64,
+    /// The longest.
+    pub pause_max_us: u64,
+}
+
 /// State of one replica.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReplicaStatus {
     /// Its number, from 0.
     pub replica: usize,
-    /// `starting`, `running`, `idle`, `ahead` (a whole window ahead of the slowest), `held`, `exited`, `frozen` or `stopped`.
+    /// `starting`, `running`, `idle`, `ahead` (a whole window ahead of the slowest), `held`, `exited`, `frozen`, `stopped`,
+    /// `recovering`, `left-out` or `removed`.
     pub state: String,
     /// Why it was stopped; absent while it runs.
     pub stopped: Option<String>,
@@ -155,6 +232,12 @@ pub struct ReplicaStatus {
     pub lag: u64,
     /// How often it was started again.
     pub restarts: u64,
+    /// Generation of its layout seed: how many layouts it has had before.
+    #[serde(default)]
+    pub generation: u64,
+    /// Its checkpoints.
+    #[serde(default)]
+    pub checkpoints: CheckpointStatus,
     /// Outputs it has cast.
     pub outputs: u64,
     /// Bytes of these.
@@ -306,6 +389,8 @@ mod tests {
             boundary: 0,
             lag: 0,
             restarts: 0,
+            generation: 0,
+            checkpoints: CheckpointStatus::default(),
             outputs: 0,
             output_bytes: 0,
             guest_ms: 0,
@@ -342,6 +427,9 @@ mod tests {
         let objects = [
             &json,
             &json["replicas"][0],
+            &json["replicas"][0]["checkpoints"],
+            &json["recovery"],
+            &json["recovery"]["recoveries"],
             &json["disks"][0],
             &json["replicas"][0]["injected"][0],
         ];

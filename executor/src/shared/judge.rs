@@ -47,10 +47,11 @@ impl Shared {
     pub(super) fn judge(&self, inner: &mut Inner, todo: &mut Todo, event: quorate_voter::Event) {
         let named = |channel| channel::name(channel).to_owned();
         match event {
-            quorate_voter::Event::Release { .. }
-            | quorate_voter::Event::Recovered { .. }
-            | quorate_voter::Event::Majority { .. }
-            | quorate_voter::Event::Membership { .. } => {}
+            quorate_voter::Event::Release { .. } | quorate_voter::Event::Membership { .. } => {}
+            quorate_voter::Event::Recovered { replica, boundary } => {
+                self.recovered(inner, todo, replica.0.into(), boundary);
+            }
+            quorate_voter::Event::Majority { boundary } => self.majority(inner, todo, boundary),
             quorate_voter::Event::Verdict(verdict) => {
                 let event = Event::Outvoted {
                     replica: verdict.replica.0.into(),
@@ -61,6 +62,8 @@ impl Shared {
                 self.event(inner, event);
             }
             quorate_voter::Event::Stopped { replica, reason } => {
+                let number = usize::from(replica.0);
+                let cause = reason.clone();
                 let reason = match reason {
                     // The verdict's own line has just said the rest.
                     StopReason::Outvoted(verdict) => {
@@ -68,9 +71,9 @@ impl Shared {
                     }
                     other => other.to_string(),
                 };
-                let number = usize::from(replica.0);
                 let slot = &mut inner.slots[number];
                 slot.stopped = Some(reason.clone());
+                slot.retiring = true;
                 let boundary = slot.boundary;
                 self.rouse(number, slot, todo);
                 todo.retired |= 1 << number;
@@ -82,13 +85,15 @@ impl Shared {
                         reason,
                     },
                 );
+                self.fallen(inner, number, &cause);
                 self.note_ready(inner);
                 self.wake_those_ahead(inner, todo);
+                self.despair(inner, todo);
             }
             quorate_voter::Event::Degraded { healthy, quorum } => {
                 let event = Event::Degraded {
                     running: healthy.into(),
-                    of: inner.slots.len(),
+                    of: inner.members().count(),
                     masks_another: healthy > quorum,
                 };
                 self.event(inner, event);
@@ -98,11 +103,15 @@ impl Shared {
                 let event = Event::NoMajority {
                     boundary: lost.boundary,
                     policy: self.policy,
+                    recovering: self.config.enabled,
                     detail: detail.clone(),
                 };
                 self.event(inner, event);
                 inner.no_quorum = Some(detail.clone());
-                if self.policy == NoQuorum::Stop {
+                if self.config.enabled {
+                    // Held until a recovering replica's vote decides, or none can come back (R5).
+                    self.despair(inner, todo);
+                } else if self.policy == NoQuorum::Stop {
                     self.over(inner, todo, End::NoQuorum { detail });
                 }
             }

@@ -9,6 +9,8 @@
 //! has caught up by half a window. Any replica that stands at the frontier may lead, so leadership moves by itself.
 
 mod judge;
+mod recover;
+mod schedule;
 mod turn;
 mod wake;
 
@@ -18,8 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quorate_abi::sync::{WAIT_FOREVER, WAIT_NONE};
-use quorate_devices::Entry;
-use quorate_voter::{Lockstep, ReplicaId, Step, StopReason};
+use quorate_devices::{DiskPosition, Entry};
+use quorate_voter::{HISTORY_OVERHEAD, Lockstep, MAX_REPLICAS, Rejoin, ReplicaId, ReplicaState, Step, StopReason};
 
 use crate::channel;
 use crate::disks::Disks;
@@ -27,12 +29,19 @@ use crate::egress::{Deliverer, Item};
 use crate::events::{End, Event, NoQuorum};
 use crate::inject::{Applied, FAULTS_KEPT, FAULTS_WAITING, Fault};
 use crate::journal::{Clock, ENTRY_MAX_BYTES, EntryWriter, FairClock, Ingress};
+use crate::recovery::ladder::{Recovery, Standing};
+use crate::recovery::{Lineage, RecoveryConfig};
 use crate::replica::Kick;
 use crate::sync::lock;
 use wake::Todo;
 
+pub use recover::{Arrival, Recoveries, Task};
+pub use schedule::{Checkpoints, Order, Taken};
+
 /// How long frames are held back for a guest that has not yet waited for any.
 const BOOT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a stopped replica looks whether it can come back, beyond being woken for it.
+const RECONSIDER: Duration = Duration::from_millis(500);
 
 /// A replica's outputs at one boundary, ready for the voter.
 pub struct Ballot {
@@ -54,6 +63,8 @@ pub enum Next {
     Resume(Arc<Entry>),
     /// Apply this fault, then ask again.
     Mail(Mail),
+    /// Take this checkpoint, say what became of it, then ask again.
+    Checkpoint(Order),
     /// End.
     Leave,
 }
@@ -85,6 +96,8 @@ pub enum Place {
     Exited,
     /// Stalled by an injected fault.
     Frozen,
+    /// It drives no machine: it makes or restores one, or waits until it can.
+    Stopped,
     /// Its thread has ended and its machine is gone.
     Gone,
 }
@@ -109,11 +122,71 @@ pub struct Slot {
     pub injected: Vec<(Fault, Applied)>,
     /// Faults asked for so far.
     pub faults: u64,
+    /// How it comes back.
+    pub recovery: Recovery,
+    /// Its checkpoints so far.
+    pub checkpoints: Checkpoints,
+    /// The layout that it last voted with.
+    lineage: Lineage,
+    /// Its disks have not forgotten its former life yet.
+    retiring: bool,
+    /// It catches up, and is so far behind that nobody waits for it.
+    behind: bool,
+    /// Somebody wants a checkpoint of it.
+    asked: bool,
+    /// It is about to come back from this boundary on.
+    pin: Option<u64>,
+    /// Where it came back on its disks.
+    positions: Vec<DiskPosition>,
+    next_checkpoint: Instant,
+    /// Bytes of the journal at its last checkpoint.
+    journal_mark: u64,
     kick: Option<Kick>,
     mail: Vec<Mail>,
     wait_until_ns: u64,
     exited: bool,
     has_waited: bool,
+}
+
+impl Slot {
+    fn new(recovery: Recovery) -> Self {
+        Slot {
+            place: Place::Starting,
+            boundary: 0,
+            outputs: 0,
+            output_bytes: 0,
+            ran: Duration::ZERO,
+            stopped: None,
+            layout: Vec::new(),
+            injected: Vec::new(),
+            faults: 0,
+            lineage: recovery.lineage,
+            recovery,
+            checkpoints: Checkpoints::default(),
+            retiring: false,
+            behind: false,
+            asked: false,
+            pin: None,
+            positions: Vec::new(),
+            next_checkpoint: Instant::now(),
+            journal_mark: 0,
+            kick: None,
+            mail: Vec::new(),
+            wait_until_ns: WAIT_NONE,
+            exited: false,
+            has_waited: false,
+        }
+    }
+
+    /// Whether it belongs to the set.
+    pub fn is_member(&self) -> bool {
+        !self.recovery.joining && self.recovery.standing != Standing::Removed
+    }
+
+    /// Whether its vote counts.
+    pub fn is_voting(&self) -> bool {
+        self.stopped.is_none() && self.recovery.standing == Standing::Voting
+    }
 }
 
 /// What is under the lock.
@@ -134,6 +207,24 @@ pub struct Inner {
     pub end: Option<End>,
     /// The operator has asked the guest program to end; at this time patience ends.
     pub stop_deadline: Option<Instant>,
+    /// What recovery has done so far.
+    pub recoveries: Recoveries,
+    /// Since when not all members vote.
+    weak_since: Option<Instant>,
+    /// Without a majority, and without hope for one.
+    despaired: bool,
+    /// Who takes a checkpoint just now.
+    token: Option<usize>,
+    /// Nobody takes one before this time.
+    not_before: Instant,
+    /// Name of the last checkpoint.
+    last_id: u64,
+    /// Bytes of all entries so far.
+    journal_bytes: u64,
+    /// History is kept from the very beginning.
+    from_start: bool,
+    /// History below this boundary is wanted by nobody.
+    floor: u64,
     fair: FairClock,
     pending: Vec<Item>,
     delivering: bool,
@@ -155,6 +246,9 @@ pub struct Shared {
     clock: Clock,
     window: u64,
     policy: NoQuorum,
+    config: RecoveryConfig,
+    /// Whether another seed gives another layout.
+    diverse: bool,
     started: Instant,
 }
 
@@ -167,43 +261,40 @@ impl Shared {
         disks: Arc<Disks>,
         deliverer: Deliverer,
         clock: Clock,
+        config: RecoveryConfig,
+        diverse: bool,
     ) -> Self {
         let replicas = usize::from(vote.config().replicas);
         let window = vote.config().window_boundaries;
         let entry_bytes = vote.config().max_entry_bytes().min(2 * ENTRY_MAX_BYTES) / 2;
-        let slot = || Slot {
-            place: Place::Starting,
-            boundary: 0,
-            outputs: 0,
-            output_bytes: 0,
-            ran: Duration::ZERO,
-            stopped: None,
-            layout: Vec::new(),
-            injected: Vec::new(),
-            faults: 0,
-            kick: None,
-            mail: Vec::new(),
-            wait_until_ns: WAIT_NONE,
-            exited: false,
-            has_waited: false,
-        };
         Shared {
             inner: Mutex::new(Inner {
                 vote,
-                slots: (0..replicas).map(|_| slot()).collect(),
+                slots: (0..replicas)
+                    .map(|me| Slot::new(Recovery::new(me)))
+                    .collect(),
                 writer: EntryWriter::new(entry_bytes),
                 boundaries: 0,
                 ready: None,
                 no_quorum: None,
                 end: None,
                 stop_deadline: None,
+                recoveries: Recoveries::default(),
+                weak_since: None,
+                despaired: false,
+                token: None,
+                not_before: Instant::now(),
+                last_id: 0,
+                journal_bytes: 0,
+                from_start: true,
+                floor: 0,
                 fair: FairClock::start(),
                 pending: Vec::new(),
                 delivering: false,
                 leader: 0,
             }),
             deliverer: Mutex::new(deliverer),
-            turns: (0..replicas).map(|_| Condvar::new()).collect(),
+            turns: (0..MAX_REPLICAS).map(|_| Condvar::new()).collect(),
             changed: Condvar::new(),
             idle: AtomicUsize::new(0),
             ingress,
@@ -211,6 +302,8 @@ impl Shared {
             clock,
             window,
             policy,
+            config,
+            diverse,
             started: Instant::now(),
         }
     }
@@ -223,6 +316,11 @@ impl Shared {
     /// The deliverer, for its digests. Never taken while the state is locked.
     pub fn deliverer(&self) -> MutexGuard<'_, Deliverer> {
         lock(&self.deliverer)
+    }
+
+    /// How it recovers.
+    pub fn config(&self) -> &RecoveryConfig {
+        &self.config
     }
 
     /// What is done without a majority.
@@ -267,7 +365,7 @@ impl Shared {
         let Some(slot) = inner.slots.get_mut(replica) else {
             return Err(format!("there is no replica {replica}"));
         };
-        if slot.stopped.is_some() || slot.place == Place::Gone {
+        if slot.stopped.is_some() || matches!(slot.place, Place::Gone | Place::Stopped) {
             return Err(format!("replica {replica} is stopped"));
         }
         if slot.mail.len() >= FAULTS_WAITING {
@@ -289,7 +387,8 @@ impl Shared {
         if inner.end.is_some() {
             return self.finish(inner, todo);
         }
-        if let Some(detail) = inner.no_quorum.clone() {
+        let hopeful = self.config.enabled && !inner.despaired && !now;
+        if let Some(detail) = inner.no_quorum.clone().filter(|_| !hopeful) {
             // A held set cannot be asked; that the operator ends it does not make it a success.
             self.over(&mut inner, &mut todo, End::NoQuorum { detail });
         } else if now {
@@ -330,6 +429,9 @@ impl Shared {
             self.drain(&mut inner, &mut todo);
             self.wake_those_ahead(&mut inner, &mut todo);
             self.wake_for_input(&mut inner, &mut todo);
+            self.wake_for_checkpoint(&mut inner, &mut todo, now);
+            self.aim(&mut inner, &mut todo);
+            self.drop_history(&mut inner, true);
             if inner.stop_deadline.is_some_and(|deadline| now >= deadline) {
                 self.event(
                     &mut inner,
@@ -337,7 +439,11 @@ impl Shared {
                         text: "the guest program did not end in time".to_owned(),
                     },
                 );
-                self.over(&mut inner, &mut todo, End::Stopped);
+                let end = match inner.no_quorum.clone() {
+                    Some(detail) => End::NoQuorum { detail },
+                    None => End::Stopped,
+                };
+                self.over(&mut inner, &mut todo, end);
             }
         }
         self.finish(inner, todo);
@@ -353,6 +459,13 @@ impl Shared {
             .wait_timeout(inner, timeout)
             .unwrap_or_else(PoisonError::into_inner)
             .0
+    }
+}
+
+impl Inner {
+    /// The replicas that belong to the set.
+    pub fn members(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.is_member())
     }
 }
 

@@ -9,6 +9,8 @@ impl Shared {
         inner.slots[me].kick = Some(kick);
         inner.slots[me].layout = layout;
         inner.slots[me].place = Place::Running;
+        inner.slots[me].next_checkpoint = Instant::now() + self.stagger(me);
+        inner.slots[me].journal_mark = 0;
         self.changed.notify_all();
         // Nobody votes before all can: otherwise a slow build would count as a lag.
         while inner.end.is_none() && inner.slots.iter().any(|slot| slot.place == Place::Starting) {
@@ -34,7 +36,7 @@ impl Shared {
     }
 
     /// Casts a ballot, then as [`Shared::await_entry`]. `now` is when the guest came to the boundary, `ran` the time that
-    /// it has spent in the guest so far.
+    /// it has spent in the guest since the last.
     pub fn cast(&self, me: usize, ballot: Ballot, now: Instant, ran: Duration) -> Next {
         let mut todo = Todo::default();
         let mut inner = self.inner();
@@ -43,7 +45,7 @@ impl Shared {
         }
         let slot = &mut inner.slots[me];
         slot.boundary = ballot.boundary + 1;
-        slot.ran = ran;
+        slot.ran += ran;
         slot.outputs += ballot.outputs.len() as u64;
         slot.output_bytes += ballot.bytes as u64;
         slot.wait_until_ns = ballot.wait_until_ns;
@@ -64,6 +66,7 @@ impl Shared {
                 .fail(id(me), StopReason::Failed(error.to_string()), fair_now);
         }
         self.drain(&mut inner, &mut todo);
+        self.caught_up(&mut inner, &mut todo, me);
         self.wake_those_ahead(&mut inner, &mut todo);
         self.next(me, inner, todo)
     }
@@ -89,8 +92,18 @@ impl Shared {
                 self.finish(inner, todo);
                 return Next::Mail(mail);
             }
-            let fair_now = inner.fair.at(Instant::now());
-            let (place, until) = match inner.vote.step(id(me), fair_now) {
+            let now = Instant::now();
+            if let Some(order) = self.order(&mut inner, me, now) {
+                // It may have been the one that an input woke: another leads meanwhile.
+                self.wake_for_input(&mut inner, &mut todo);
+                self.finish(inner, todo);
+                return Next::Checkpoint(order);
+            }
+            let fair_now = inner.fair.at(now);
+            let step = inner.vote.step(id(me), fair_now);
+            // At the end of the journal a recovering replica votes again, which may decide something.
+            self.drain(&mut inner, &mut todo);
+            let (place, until) = match step {
                 Step::Stopped(_) => {
                     self.finish(inner, todo);
                     return Next::Leave;
@@ -167,7 +180,9 @@ impl Shared {
             return None;
         }
         inner.boundaries = boundary + 1;
+        inner.journal_bytes += (bytes + HISTORY_OVERHEAD) as u64;
         inner.leader = me;
+        self.drop_history(inner, false);
         inner.pending.push(Item::Entry {
             boundary,
             entry: Arc::clone(&entry),
@@ -246,6 +261,13 @@ impl Shared {
     pub fn must_leave(&self, me: usize) -> bool {
         let inner = self.inner();
         inner.end.is_some() || inner.slots[me].stopped.is_some()
+    }
+
+    /// Where and why the replica was stopped, if it was and the set goes on.
+    pub fn stopped(&self, me: usize) -> Option<(u64, String)> {
+        let inner = self.inner();
+        let slot = inner.slots.get(me).filter(|_| inner.end.is_none())?;
+        Some((slot.boundary, slot.stopped.clone()?))
     }
 
     /// A fault that waits for the replica.

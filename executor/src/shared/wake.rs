@@ -10,11 +10,20 @@ pub(super) struct Todo {
     pub(super) changed: bool,
     /// Replicas that were stopped: the disks keep nothing more for them.
     pub(super) retired: u32,
+    /// Replicas that have caught up far enough for views of the disks of their own.
+    pub(super) promoted: u32,
+    /// Where on each disk what was read before is not wanted any more.
+    pub(super) forget: Vec<DiskPosition>,
 }
 
 impl Todo {
     pub(super) fn is_empty(&self) -> bool {
-        self.wake == 0 && self.kicks.is_empty() && !self.changed && self.retired == 0
+        self.wake == 0
+            && self.kicks.is_empty()
+            && !self.changed
+            && self.retired == 0
+            && self.promoted == 0
+            && self.forget.is_empty()
     }
 }
 
@@ -24,6 +33,8 @@ impl Shared {
         match slot.place {
             Place::Running => todo.kicks.extend(slot.kick.clone()),
             Place::Starting | Place::Gone => {}
+            // Its own loop says what it is.
+            Place::Stopped => todo.wake |= 1 << number,
             Place::Idle | Place::Ahead | Place::Held | Place::Exited | Place::Frozen => {
                 self.mark(number, slot, todo)
             }
@@ -83,7 +94,7 @@ impl Shared {
         let slowest = inner
             .slots
             .iter()
-            .filter(|slot| slot.stopped.is_none())
+            .filter(|slot| slot.stopped.is_none() && !slot.behind)
             .map(|slot| slot.boundary)
             .min();
         let Some(slowest) = slowest else { return };
@@ -129,13 +140,34 @@ impl Shared {
         for kick in todo.kicks {
             kick();
         }
-        let mut retired = todo.retired;
-        while retired != 0 {
-            self.disks.retire(retired.trailing_zeros() as usize);
-            retired &= retired - 1;
+        let mut promoted = todo.promoted;
+        while promoted != 0 {
+            self.disks.promote(promoted.trailing_zeros() as usize);
+            promoted &= promoted - 1;
         }
+        if todo.retired != 0 {
+            self.retire(todo.retired);
+        }
+        self.disks.forget_reads(&todo.forget);
         if todo.changed {
             self.changed.notify_all();
+        }
+    }
+}
+
+impl Shared {
+    /// The disks forget stopped replicas. Only then may one of them begin another life there.
+    fn retire(&self, replicas: u32) {
+        let mine = |number: &usize| replicas >> number & 1 == 1;
+        for number in (0..MAX_REPLICAS).filter(mine) {
+            self.disks.retire(number);
+        }
+        let mut inner = self.inner();
+        for (number, slot) in inner.slots.iter_mut().enumerate() {
+            if mine(&number) {
+                slot.retiring = false;
+                self.turns[number].notify_one();
+            }
         }
     }
 }

@@ -1,19 +1,22 @@
 //! A scripted machine: an echo server without a virtual machine around it, that can be told to go wrong.
+// Each test binary uses its part of this.
+#![allow(dead_code)]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use quorate_abi::sync::{FLAG_TERMINATE, WAIT_FOREVER, WAIT_NONE};
-use quorate_devices::{DiskReads, Entry, Output};
+use quorate_devices::{DiskPosition, DiskReads, Entry, Output};
 use quorate_executor::control::protocol::Status;
 use quorate_executor::egress::{Egress, Item};
 use quorate_executor::events::{End, Event, Logged, NoQuorum};
 use quorate_executor::exit::{ExitCode, Failure};
 use quorate_executor::inject::Fault;
 use quorate_executor::journal::Ingress;
-use quorate_executor::replica::{Kick, Turn, Vcpu};
+use quorate_executor::recovery::{Lineage, RecoveryConfig};
+use quorate_executor::replica::{Kick, Pause, Turn, Vcpu};
 use quorate_executor::seeds::RunSeed;
 use quorate_executor::set::{Outside, ReplicaSet, SetConfig, World};
 use quorate_voter::Config;
@@ -35,6 +38,8 @@ pub enum Behaviour {
     /// Does not end when asked to.
     IgnoreTerminate,
     CannotBeBuilt,
+    /// Crashes instead of reaching this boundary, but only the first machine that the replica has.
+    FirstCrashAt(u64),
     /// All replicas run through this many boundaries without waiting; this one stands still until the gate opens.
     GatedUntil(u64),
 }
@@ -77,40 +82,178 @@ impl Bell {
     }
 }
 
+/// What a guest is, apart from its machine: all that is in a checkpoint.
+#[derive(Clone, Debug, Default)]
+struct Guest {
+    boundary: u64,
+    frames: Vec<Vec<u8>>,
+    exit: Option<u64>,
+    /// Of all input so far, so that a replay that is not exact is found out.
+    digest: u64,
+    /// A bit has flipped, and it shows from this boundary on.
+    wrong_from: Option<u64>,
+}
+
+/// A checkpoint of an [`Echo`].
+#[derive(Clone)]
+pub struct Snapshot(Arc<(Guest, Lineage)>);
+
+/// What tests do to the machines, and see of them, beyond what goes through the set.
+#[derive(Default)]
+pub struct Hand {
+    /// Machines in `checkpoint` now; and whether there were ever two.
+    taking: AtomicUsize,
+    pub two_at_once: AtomicBool,
+    pub checkpoints: AtomicU64,
+    pub tracked: AtomicU64,
+    /// How many times more this fails, of whatever replica.
+    pub fail_checkpoints: AtomicUsize,
+    pub fail_restores: AtomicUsize,
+    pub fail_builds: AtomicUsize,
+    pub panics: AtomicUsize,
+    pub builds: AtomicUsize,
+    pub restores: AtomicUsize,
+    /// While it is closed, restoring waits.
+    pub restoring: Gate,
+    /// While it is closed, what a restored machine does first waits.
+    pub replaying: Gate,
+}
+
+impl Hand {
+    /// Whether it is this one's turn to fail.
+    fn fails(&self, what: &AtomicUsize) -> bool {
+        let less = |count: usize| count.checked_sub(1);
+        what.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_ok()
+    }
+}
+
 struct Echo {
     behaviour: Behaviour,
     /// Boundaries to run through without waiting.
     free_run: u64,
     gate: Option<Arc<Gate>>,
-    boundary: u64,
-    frames: Vec<Vec<u8>>,
-    exit: Option<u64>,
+    guest: Guest,
     kicked: Arc<Bell>,
     dropped: Arc<AtomicUsize>,
     me: usize,
+    lineage: Lineage,
+    hand: Arc<Hand>,
     hang: bool,
     crash: bool,
+    restored: bool,
 }
 
-#[derive(Default)]
-struct Gate {
-    open: Mutex<bool>,
+pub struct Gate {
+    closed: Mutex<bool>,
     opened: Condvar,
+    waiting: AtomicUsize,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Gate {
+            closed: Mutex::new(false),
+            opened: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Gate {
+    pub fn close(&self) {
+        *self.closed.lock().unwrap() = true;
+    }
+
+    pub fn open(&self) {
+        *self.closed.lock().unwrap() = false;
+        self.opened.notify_all();
+    }
+
+    /// How many stand before it.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    fn pass(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let closed = self.closed.lock().unwrap();
+        drop(self.opened.wait_while(closed, |closed| *closed).unwrap());
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Vcpu for Echo {
+    type Checkpoint = Snapshot;
+
+    fn track_dirty(&mut self) -> Result<(), String> {
+        self.hand.tracked.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, _: Option<&Snapshot>) -> Result<(Snapshot, Pause), String> {
+        let hand = &self.hand;
+        if hand.taking.fetch_add(1, Ordering::SeqCst) > 0 {
+            hand.two_at_once.store(true, Ordering::SeqCst);
+        }
+        // So long that two would meet.
+        for _ in 0..1000 {
+            std::thread::yield_now();
+        }
+        hand.taking.fetch_sub(1, Ordering::SeqCst);
+        if hand.fails(&hand.fail_checkpoints) {
+            return Err("no memory for a checkpoint".into());
+        }
+        hand.checkpoints.fetch_add(1, Ordering::SeqCst);
+        Ok((
+            Snapshot(Arc::new((self.guest.clone(), self.lineage))),
+            Pause::default(),
+        ))
+    }
+
+    fn restore(&mut self, from: &Snapshot) -> Result<(), String> {
+        self.hand.restoring.pass();
+        if self.hand.fails(&self.hand.panics) {
+            panic!("a panic on request");
+        }
+        if self.hand.fails(&self.hand.fail_restores) {
+            return Err("restoring fails on request".into());
+        }
+        assert_eq!(from.0.1, self.lineage, "a checkpoint of another layout");
+        self.hand.restores.fetch_add(1, Ordering::SeqCst);
+        self.guest = from.0.0.clone();
+        (self.hang, self.crash) = (false, false);
+        self.restored = true;
+        Ok(())
+    }
+
+    fn positions(_: &Snapshot) -> Vec<DiskPosition> {
+        Vec::new()
+    }
+
+    fn pages(_: &Snapshot) -> u64 {
+        7
+    }
+
+    fn dump(&mut self) -> Result<Snapshot, String> {
+        Err("there is nothing to see".into())
+    }
+
     fn run(&mut self) -> Turn {
+        if std::mem::take(&mut self.restored) {
+            self.hand.replaying.pass();
+        }
         if self.crash {
             return Turn::Crash("injected crash".into());
         }
         match self.behaviour {
-            Behaviour::CrashAt(at) if at == self.boundary => {
+            Behaviour::CrashAt(at) | Behaviour::FirstCrashAt(at) if at == self.guest.boundary => {
                 return Turn::Crash("scripted crash".into());
             }
-            Behaviour::MisbehaveAt(at) if at == self.boundary => {
+            Behaviour::MisbehaveAt(at) if at == self.guest.boundary => {
                 return Turn::Misbehaved("garbage in queue 1".into());
             }
-            Behaviour::SpinAt(at) if at == self.boundary => self.hang = true,
+            Behaviour::SpinAt(at) if at == self.guest.boundary => self.hang = true,
             _ => {}
         }
         if self.hang {
@@ -118,26 +261,25 @@ impl Vcpu for Echo {
             return Turn::Kicked;
         }
         if let Some(gate) = &self.gate {
-            drop(
-                gate.opened
-                    .wait_while(gate.open.lock().unwrap(), |open| !*open)
-                    .unwrap(),
-            );
+            gate.pass();
         }
+        let guest = &mut self.guest;
+        let wrong = guest.wrong_from.is_some_and(|from| from <= guest.boundary);
         let mut outputs = vec![Output::Fingerprint {
-            digest: [self.boundary, 7],
-            syscalls: self.boundary,
+            // Each replica is wrong in its own way: two that are wrong alike no vote can find.
+            digest: [guest.digest, 7 + u64::from(wrong) * (1 + self.me as u64)],
+            syscalls: guest.boundary,
         }];
-        outputs.extend(self.frames.drain(..).map(Output::Frame));
-        if let Some(status) = self.exit {
+        outputs.extend(guest.frames.drain(..).map(Output::Frame));
+        if let Some(status) = guest.exit {
             outputs.push(Output::Exit { status });
         }
-        let wait_until_ns = if self.boundary < self.free_run {
+        let wait_until_ns = if guest.boundary < self.free_run {
             WAIT_NONE
         } else {
             WAIT_FOREVER
         };
-        self.boundary += 1;
+        guest.boundary += 1;
         Turn::Boundary {
             outputs,
             wait_until_ns,
@@ -145,14 +287,18 @@ impl Vcpu for Echo {
     }
 
     fn resume(&mut self, entry: &Arc<Entry>, _: &mut dyn DiskReads) -> Result<(), String> {
+        let guest = &mut self.guest;
         for frame in &entry.frames {
+            for byte in frame {
+                guest.digest = (guest.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3) + 1;
+            }
             match frame.strip_prefix(b"exit ") {
-                Some(status) => self.exit = Some(String::from_utf8_lossy(status).parse().unwrap()),
-                None => self.frames.push(frame.clone()),
+                Some(status) => guest.exit = Some(String::from_utf8_lossy(status).parse().unwrap()),
+                None => guest.frames.push(frame.clone()),
             }
         }
         if entry.flags & FLAG_TERMINATE != 0 && self.behaviour != Behaviour::IgnoreTerminate {
-            self.exit = Some(15);
+            guest.exit = Some(15);
         }
         Ok(())
     }
@@ -161,6 +307,10 @@ impl Vcpu for Echo {
         match fault {
             Fault::Hang => self.hang = true,
             Fault::Crash => self.crash = true,
+            // The address says after how many boundaries it shows.
+            Fault::FlipMemory { address, .. } => {
+                self.guest.wrong_from = Some(self.guest.boundary + address.unwrap_or(0));
+            }
             _ => {}
         }
         Ok(format!("{fault:?}"))
@@ -172,7 +322,14 @@ impl Vcpu for Echo {
     }
 
     fn layout(&self) -> Vec<(&'static str, u64)> {
-        vec![("kernel", 0x1000)]
+        let Lineage {
+            replica,
+            generation,
+        } = self.lineage;
+        vec![
+            ("kernel", 0x1000 + generation * 0x10000),
+            ("boot", replica as u64),
+        ]
     }
 }
 
@@ -248,6 +405,7 @@ pub struct Fake {
     seen: Arc<Seen>,
     gate: Arc<Gate>,
     dropped: Arc<AtomicUsize>,
+    pub hand: Arc<Hand>,
 }
 
 /// What is left of a set that has ended.
@@ -285,6 +443,8 @@ impl Fake {
             Arc::new(Gate::default()),
         );
         let dropped = Arc::new(AtomicUsize::new(0));
+        let hand = Arc::<Hand>::default();
+        gate.close();
         let mut config = SetConfig {
             name: "fake".into(),
             voter: Config {
@@ -298,6 +458,8 @@ impl Fake {
             stop_grace: Duration::from_secs(10),
             seed: RunSeed::from_text("fake"),
             layout_mode: "random",
+            // Most tests want to see a replica that was stopped stay so.
+            recovery: RecoveryConfig::off(),
         };
         change(&mut config);
         let (of_tap, of_events) = (Arc::clone(&seen), Arc::clone(&seen));
@@ -328,6 +490,8 @@ impl Fake {
         };
         let build = {
             let (gate, dropped) = (Arc::clone(&gate), Arc::clone(&dropped));
+            let hand = Arc::clone(&hand);
+            let built = AtomicUsize::new(0);
             let free_run = script
                 .0
                 .iter()
@@ -339,8 +503,16 @@ impl Fake {
                     }
                 })
                 .unwrap_or(0);
-            move |me: usize| {
-                let behaviour = script.0.get(me).copied().unwrap_or_default();
+            move |me: usize, lineage: Lineage| {
+                let mut behaviour = script.0.get(me).copied().unwrap_or_default();
+                hand.builds.fetch_add(1, Ordering::SeqCst);
+                if hand.fails(&hand.fail_builds) {
+                    return Err(Failure::new(ExitCode::Host, "no machine for you"));
+                }
+                let again = built.fetch_or(1 << me, Ordering::SeqCst) & (1 << me) != 0;
+                if again && matches!(behaviour, Behaviour::FirstCrashAt(_)) {
+                    behaviour = Behaviour::Good;
+                }
                 if behaviour == Behaviour::CannotBeBuilt {
                     return Err(Failure::new(ExitCode::Host, "no KVM for you"));
                 }
@@ -349,14 +521,15 @@ impl Fake {
                     behaviour,
                     free_run,
                     gate: gated.then(|| Arc::clone(&gate)),
-                    boundary: 0,
-                    frames: Vec::new(),
-                    exit: None,
+                    guest: Guest::default(),
                     kicked: Arc::default(),
                     dropped: Arc::clone(&dropped),
                     me,
+                    lineage,
+                    hand: Arc::clone(&hand),
                     hang: false,
                     crash: false,
+                    restored: false,
                 })
             }
         };
@@ -367,6 +540,7 @@ impl Fake {
             seen,
             gate,
             dropped,
+            hand,
         })
     }
 
@@ -378,6 +552,39 @@ impl Fake {
     pub fn receive(&self) -> Vec<u8> {
         self.seen
             .wait("a frame", |outcome| outcome.frames.pop_front())
+    }
+
+    /// Sends frames and waits for each answer.
+    pub fn talk(&self, times: u64) {
+        for number in 0..times {
+            let frame = number.to_le_bytes();
+            self.send(&frame);
+            assert_eq!(self.receive(), frame);
+        }
+    }
+
+    /// Sends frames and waits for each answer until the state of the set is as wished.
+    pub fn talk_until(&self, what: &str, matches: impl Fn(&Status) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !matches(&self.set.status()) {
+            assert!(
+                Instant::now() < deadline,
+                "{what} did not happen: {:#?}",
+                self.set.status()
+            );
+            self.talk(1);
+        }
+    }
+
+    /// How many events there were of this kind.
+    pub fn count(&self, matches: impl Fn(&Event) -> bool) -> usize {
+        let outcome = self.seen.outcome.lock().unwrap();
+        outcome.events.iter().filter(|event| matches(event)).count()
+    }
+
+    /// True if nothing was released that has not been received.
+    pub fn is_silent(&self) -> bool {
+        self.seen.outcome.lock().unwrap().frames.is_empty()
     }
 
     pub fn wait_for(&self, what: &str, matches: impl Fn(&Event) -> bool) {
@@ -410,8 +617,7 @@ impl Fake {
     }
 
     pub fn open_gate(&self) {
-        *self.gate.open.lock().unwrap() = true;
-        self.gate.opened.notify_all();
+        self.gate.open();
     }
 
     /// Waits for the end of the set.

@@ -12,7 +12,7 @@ use quorate_abi::{PAGE_SIZE, image};
 use serde::Deserialize;
 use serde::de::Deserializer;
 
-use super::{APPLIANCE_VERSION, Appliance, MAX_FILE, MAX_REPLICAS, checked};
+use super::{APPLIANCE_VERSION, Appliance, MAX_FILE, MAX_KEEP, MAX_REPLICAS, checked};
 use crate::size;
 
 /// Longest name of an appliance or host (Linux's limit for a host name is 64 with its terminator).
@@ -192,6 +192,19 @@ pub fn check_memory(bytes: u64) -> Result<u64, String> {
 
 pub(super) fn window_bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     bytes(d, positive_or_why)
+}
+
+pub(super) fn recovery_bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    bytes(d, Ok)
+}
+
+pub(super) fn keep<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    checked(d, |value: u64| match value {
+        1..=MAX_KEEP => Ok(value),
+        _ => Err(format!(
+            "{value} checkpoints are not possible: 1 to {MAX_KEEP}"
+        )),
+    })
 }
 
 pub(super) fn positive<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {

@@ -32,6 +32,8 @@ fn defaults_are_the_documented_ones() {
     assert!(appliance.network.publish.is_empty());
     assert_eq!(appliance.policy, Policy::default());
     assert_eq!(appliance.policy.no_quorum, NoQuorum::Stop);
+    assert_eq!(appliance.recovery, Recovery::default());
+    assert!(appliance.recovery.enabled);
     assert!(appliance.program.env.contains_key("PATH"));
 }
 
@@ -62,6 +64,14 @@ no_quorum = "hold"
 lag_timeout_ms = 500
 window_boundaries = 10
 window_bytes = "1M"
+[recovery]
+enabled = false
+checkpoint_interval_ms = 0
+checkpoint_journal = "1M"
+history = "0"
+keep = 3
+crash_limit = 4
+crash_window_s = 5
 "#,
     )
     .unwrap();
@@ -95,6 +105,18 @@ window_bytes = "1M"
             lag_timeout_ms: 500,
             window_boundaries: 10,
             window_bytes: 1 << 20,
+        }
+    );
+    assert_eq!(
+        appliance.recovery,
+        Recovery {
+            enabled: false,
+            checkpoint_interval_ms: 0,
+            checkpoint_journal: 1 << 20,
+            history: 0,
+            keep: 3,
+            crash_limit: 4,
+            crash_window_s: 5,
         }
     );
 }
@@ -258,6 +280,14 @@ fn bad_values_in_optional_tables() {
         (
             "[policy]\nwindow = 1",
             "redis.toml:10: unknown key \"window\" in [policy]; expected one of no_quorum",
+        ),
+        (
+            "[recovery]\nkeep = 17",
+            "redis.toml:10: key \"keep\" in [recovery]: 17 checkpoints are not possible: 1 to 16",
+        ),
+        (
+            "[recovery]\ncrash_limit = 0",
+            "redis.toml:10: key \"crash_limit\" in [recovery]: 0 is not possible",
         ),
         (
             "env = { \"A=B\" = \"1\" }",
