@@ -3,7 +3,7 @@
 CARGO ?= cargo
 RELEASE := target/release
 
-.PHONY: build demo test check bench kills images test-svm fuzz clean setup
+.PHONY: build demo test check bench kills long-replay images test-svm fuzz clean setup
 
 build: setup
 	$(CARGO) build --release --locked --workspace
@@ -30,6 +30,10 @@ bench: build
 # The executor killed 300 times with three replicas and 300 times with one: see docs/numbers.md.
 kills: build
 	QUORATE_TEST_KILLS=300 $(CARGO) test --release --locked -p quorate-tests --test disks_kill -- --test-threads=1 --nocapture
+
+# Five million requests recorded, and replayed in two layouts: see docs/recording.md.
+long-replay: build
+	$(CARGO) test --release --locked -p quorate-tests --test recording -- --ignored --nocapture five_million
 
 fuzz: setup
 	scripts/fuzz

@@ -96,7 +96,10 @@ mod tests {
         };
         let one = digest(&[(1, channel::NET, b"a"), (1, channel::CONSOLE, b"b")]);
         for other in [
-            &[(1, channel::CONSOLE, b"b".as_slice()), (1, channel::NET, b"a")][..],
+            &[
+                (1, channel::CONSOLE, b"b".as_slice()),
+                (1, channel::NET, b"a"),
+            ][..],
             &[(1, channel::NET, b"a"), (2, channel::CONSOLE, b"b")],
             &[(1, channel::NET, b"a"), (1, channel::NET, b"b")],
             &[(1, channel::NET, b"a"), (1, channel::CONSOLE, b"c")],

@@ -310,7 +310,10 @@ impl Plan {
             events: hooks.events,
             tap: both(
                 hooks.tap,
-                hooks.recorder.as_ref().map(|to| to.tap(Arc::clone(&disks) as _)),
+                hooks
+                    .recorder
+                    .as_ref()
+                    .map(|to| to.tap(Arc::clone(&disks) as _)),
             ),
             outside: {
                 let (gateway, console) = (Arc::clone(&gateway), Arc::clone(&console));

@@ -113,7 +113,9 @@ pub fn replay(args: &ReplayArgs) -> Result<ExitCode, Failure> {
     let began = replayer.at();
     if !args.json {
         match began {
-            Some(boundary) => line(&format!("replaying from the checkpoint at boundary {boundary}")),
+            Some(boundary) => line(&format!(
+                "replaying from the checkpoint at boundary {boundary}"
+            )),
             None => line("replaying from the beginning"),
         }
     }
@@ -207,7 +209,9 @@ fn introduce(recording: &Recording) {
                 torn.path.display()
             )),
         },
-        (None, None) => line("the recording ends before the set did: it was killed, or could not be written on"),
+        (None, None) => {
+            line("the recording ends before the set did: it was killed, or could not be written on")
+        }
     }
 }
 
@@ -225,7 +229,9 @@ fn tell(report: &Report, json: bool) -> Result<ExitCode, Failure> {
         answer(&format!("fingerprint {}", report.fingerprint));
         let whole = report.recorded_fingerprint.as_deref() == Some(&report.fingerprint);
         match report.differs {
-            None if whole => answer("all outputs are those of the run; the fingerprint is the same"),
+            None if whole => {
+                answer("all outputs are those of the run; the fingerprint is the same")
+            }
             None => answer("all outputs are those of the run"),
             Some(boundary) => answer(&format!(
                 "DIFFERS: the outputs at boundary {boundary} are not those that the set released"

@@ -175,10 +175,7 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry, times: &mut Times) {
     for completion in &entry.completions {
         let flush = completion.kind == Waiting::Flush;
         let failed = completion.status == BlockStatus::IoError;
-        out.extend_from_slice(&[
-            completion.disk,
-            u8::from(flush) | u8::from(failed) << 1,
-        ]);
+        out.extend_from_slice(&[completion.disk, u8::from(flush) | u8::from(failed) << 1]);
         number(out, completion.seq);
     }
 }

@@ -124,9 +124,11 @@ impl Queue {
         let cost = MESSAGE_COST
             + match &message {
                 Message::Release { len, .. } => *len,
-                Message::Entry(_, entry) => {
-                    entry.frames.iter().map(|f| f.len() + MESSAGE_COST).sum::<usize>()
-                }
+                Message::Entry(_, entry) => entry
+                    .frames
+                    .iter()
+                    .map(|f| f.len() + MESSAGE_COST)
+                    .sum::<usize>(),
                 Message::Read(_, read) => read.data.len(),
                 Message::Event(..) => 512,
                 // Counted by `BLOBS_WAITING`.
@@ -260,16 +262,19 @@ impl Recorder {
             };
             Failure::new(ExitCode::Recording, text)
         };
-        let header = serde_json::to_vec(header)
-            .map_err(|error| Failure::new(ExitCode::Internal, error))?;
+        let header =
+            serde_json::to_vec(header).map_err(|error| Failure::new(ExitCode::Internal, error))?;
         let segments = Segments::create(path, limits, header).map_err(failed)?;
+        Recorder::over(segments).map_err(failed)
+    }
+
+    pub(super) fn over(segments: Segments) -> io::Result<Recorder> {
         let queue = Arc::new(Queue::default());
         queue.wants.store(u64::MAX, Ordering::Release);
         let of_thread = Arc::clone(&queue);
         let thread = std::thread::Builder::new()
             .name("recorder".to_owned())
-            .spawn(move || write_out(&of_thread, segments))
-            .map_err(failed)?;
+            .spawn(move || write_out(&of_thread, segments))?;
         Ok(Recorder {
             queue,
             thread: Mutex::new(Some(thread)),
@@ -330,6 +335,12 @@ impl Recorder {
     /// Takes a dump of a stopped replica's machine. Never waits for the disk. False: too many wait already, or nothing is recorded any more.
     pub fn dump(&self, meta: BlobMeta, source: BlobSource) -> bool {
         self.queue.put_blob(Kind::Dump, meta, source)
+    }
+
+    /// How often the deliverer had to wait so far.
+    #[must_use]
+    pub fn waits(&self) -> u64 {
+        lock(&self.queue.state).waits
     }
 
     /// The set has ended: writes what is left and closes the file.

@@ -672,8 +672,8 @@ impl Scan {
         let unpack = |stored| head.unpack(stored).map_err(&damaged);
         match head.kind {
             Kind::Header => {
-                let header = serde_json::from_slice(&unpack(stored)?)
-                    .map_err(text("the header"))?;
+                let header =
+                    serde_json::from_slice(&unpack(stored)?).map_err(text("the header"))?;
                 self.header.get_or_insert(header);
             }
             Kind::Journal | Kind::Reads => {
@@ -718,8 +718,7 @@ impl Scan {
             }
             Kind::Turn => self.turned = true,
             Kind::End => {
-                let end =
-                    serde_json::from_slice(&unpack(stored)?).map_err(text("the end"))?;
+                let end = serde_json::from_slice(&unpack(stored)?).map_err(text("the end"))?;
                 self.end = Some(end);
             }
         }

@@ -73,9 +73,31 @@ pub struct Segments {
     has_start: bool,
     kept: VecDeque<Kept>,
     total: u64,
+    /// The disk is full beyond this length.
+    #[cfg(test)]
+    full: Option<u64>,
 }
 
 impl Segments {
+    /// Lets the disk be full after so many bytes.
+    #[cfg(test)]
+    pub fn full_after(&mut self, bytes: u64) {
+        self.full = Some(bytes);
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(full) = self.full
+            && self.total + bytes.len() as u64 > full
+        {
+            // Part of it still has room.
+            self.file
+                .write_all(&bytes[..(full - self.total) as usize])?;
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
+        self.file.write_all(bytes)
+    }
+
     /// Makes the first segment, with this header (JSON).
     ///
     /// # Errors
@@ -108,6 +130,8 @@ impl Segments {
             has_start: true,
             kept: VecDeque::new(),
             total: 0,
+            #[cfg(test)]
+            full: None,
         };
         segments.begin()?;
         Ok(segments)
@@ -124,7 +148,7 @@ impl Segments {
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if let Err(error) = self.file.write_all(bytes) {
+        if let Err(error) = self.put(bytes) {
             // Half a block would only be taken for a torn one; but the space may be what is wanting.
             let _ = self.file.set_len(self.len);
             return Err(error);
@@ -139,14 +163,7 @@ impl Segments {
     /// # Errors
     /// Those of the file system.
     pub fn write(&mut self, kind: Kind, first: u64, boundaries: u32, raw: &[u8]) -> io::Result<()> {
-        let block = seal(
-            kind,
-            self.blocks,
-            first,
-            boundaries,
-            raw,
-            &mut self.chain,
-        )?;
+        let block = seal(kind, self.blocks, first, boundaries, raw, &mut self.chain)?;
         self.append(&block)?;
         self.blocks += 1;
         if matches!(kind, Kind::Journal | Kind::Reads | Kind::Events) {

@@ -150,8 +150,7 @@ impl Writer<'_> {
             for (number, read) in step.reads.iter().enumerate() {
                 put_read(&mut block, read);
                 if block.len() >= READS_BYTES || number + 1 == step.reads.len() {
-                    self.segments
-                        .write(Kind::Reads, step.boundary, 0, &block)?;
+                    self.segments.write(Kind::Reads, step.boundary, 0, &block)?;
                     block.clear();
                 }
             }
@@ -203,9 +202,7 @@ impl Writer<'_> {
 
     /// Writes a checkpoint or a dump. One that cannot be made is left without its end, and the reader passes it over.
     fn blob(&mut self, kind: Kind, meta: &BlobMeta, source: BlobSource) -> io::Result<()> {
-        if kind == Kind::Checkpoint
-            && self.queue.wants.load(Ordering::Acquire) > meta.boundary
-        {
+        if kind == Kind::Checkpoint && self.queue.wants.load(Ordering::Acquire) > meta.boundary {
             return Ok(());
         }
         let head = serde_json::to_vec(meta).map_err(io::Error::other)?;

@@ -503,10 +503,7 @@ fn make(kvm: &Kvm, config: &MachineConfig, tracked: bool) -> Result<Machine, Fai
 }
 
 /// With which checkpoint to begin; none for the beginning.
-fn choose(
-    recording: &Recording,
-    options: &ReplayOptions,
-) -> Result<Option<usize>, ReplayFailed> {
+fn choose(recording: &Recording, options: &ReplayOptions) -> Result<Option<usize>, ReplayFailed> {
     let first = recording.boundaries().start;
     let checkpoints = recording.checkpoints();
     let no_beginning = |why| ReplayFailed::NoBeginning { first, why };
