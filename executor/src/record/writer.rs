@@ -28,6 +28,8 @@ struct Writer<'q> {
     merge: Merge,
     journal: JournalBlock,
     events: Vec<u8>,
+    /// A checkpoint whose boundary is not decided yet: only then it is known to be a healthy replica's.
+    pending: Option<(BlobMeta, BlobSource)>,
     /// When the oldest record came that is not in a block yet.
     since: Option<Instant>,
     reason: String,
@@ -50,6 +52,7 @@ pub fn write_out(queue: &Queue, segments: Segments) -> Summary {
         merge: Merge::default(),
         journal: JournalBlock::default(),
         events: Vec::new(),
+        pending: None,
         since: None,
         reason: "the set was dropped".to_owned(),
         summary: Summary::default(),
@@ -112,6 +115,7 @@ impl Writer<'_> {
                 if let Some(step) = complete {
                     self.step(step)?;
                     self.record()?;
+                    self.checkpoint()?;
                 }
             }
             Message::Entry(boundary, entry) => self
@@ -120,8 +124,12 @@ impl Writer<'_> {
                 .map_err(io::Error::other)?,
             Message::Read(boundary, read) => self.merge.read(boundary, read),
             Message::Event(at, event) => {
-                if let Event::Stopped { reason, .. } = &event {
-                    self.reason.clone_from(reason);
+                match &event {
+                    Event::Stopped { reason, .. } => self.reason.clone_from(reason),
+                    Event::ReplicaStopped { replica, .. } => {
+                        self.pending.take_if(|(meta, _)| meta.replica == *replica);
+                    }
+                    _ => {}
                 }
                 let event = RecordedEvent {
                     at_ms: at.as_millis() as u64,
@@ -132,8 +140,14 @@ impl Writer<'_> {
                 put_event(&mut self.events, &event);
                 self.record()?;
             }
+            Message::Blob(Kind::Checkpoint, meta, source) => {
+                self.queue.blob_done();
+                if self.pending.is_none() {
+                    self.pending = Some((meta, source));
+                    self.checkpoint()?;
+                }
+            }
             Message::Blob(kind, meta, source) => {
-                self.flush()?;
                 let written = self.blob(kind, &meta, source);
                 self.queue.blob_done();
                 written?;
@@ -200,11 +214,22 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes a checkpoint or a dump. One that cannot be made is left without its end, and the reader passes it over.
-    fn blob(&mut self, kind: Kind, meta: &BlobMeta, source: BlobSource) -> io::Result<()> {
-        if kind == Kind::Checkpoint && self.queue.wants.load(Ordering::Acquire) > meta.boundary {
+    /// Writes the checkpoint that waits, if its boundary is recorded by now.
+    fn checkpoint(&mut self) -> io::Result<()> {
+        let next = self.merge.next();
+        let Some((meta, source)) = self.pending.take_if(|(meta, _)| meta.boundary < next) else {
+            return Ok(());
+        };
+        // It may be one from before the newest segment, which wants a later one.
+        if self.queue.wants.load(Ordering::Acquire) > meta.boundary {
             return Ok(());
         }
+        self.blob(Kind::Checkpoint, &meta, source)
+    }
+
+    /// Writes a checkpoint or a dump. One that cannot be made is left without its end, and the reader passes it over.
+    fn blob(&mut self, kind: Kind, meta: &BlobMeta, source: BlobSource) -> io::Result<()> {
+        self.flush()?;
         let head = serde_json::to_vec(meta).map_err(io::Error::other)?;
         self.segments.write(kind, meta.boundary, 0, &head)?;
         let mut pieces = Pieces {
