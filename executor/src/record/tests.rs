@@ -151,7 +151,7 @@ fn meta(boundary: u64) -> BlobMeta {
 }
 
 /// A recording of some boundaries, in one segment.
-fn recorded(directory: &Path, boundaries: u64) -> PathBuf {
+fn recorded(directory: &Path, boundaries: u64, dumped: usize) -> PathBuf {
     let path = directory.join("run.rec");
     let recorder = Recorder::create(&path, Limits::default(), &header()).unwrap();
     let mut tap = recorder.tap(Arc::new(Reads));
@@ -162,7 +162,7 @@ fn recorded(directory: &Path, boundaries: u64) -> PathBuf {
             tap(&Item::Event(Duration::from_millis(5), Event::Note { text }));
             let reason = "outvoted".to_owned();
             let dump = BlobMeta { reason, ..meta(1) };
-            assert!(recorder.dump(dump, Box::new(|to| to.write_all(&noise(0, 3 << 20)))));
+            assert!(recorder.dump(dump, Box::new(move |to| to.write_all(&noise(0, dumped)))));
         }
     }
     release(&mut tap, boundaries);
@@ -187,7 +187,7 @@ fn steps(recording: &Recording) -> Vec<Step> {
 #[test]
 fn what_is_recorded_is_read_again() {
     let directory = tempfile::tempdir().unwrap();
-    let path = recorded(directory.path(), 20);
+    let path = recorded(directory.path(), 20, 3 << 20);
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
     assert_eq!(mode & 0o777, 0o600, "it holds secrets");
     let recording = Recording::open(&path).unwrap();
@@ -267,7 +267,7 @@ fn any_byte_that_is_not_what_was_written_is_noticed_and_named() {
 #[test]
 fn a_torn_end_is_dropped_and_nothing_before_it() {
     let directory = tempfile::tempdir().unwrap();
-    let path = recorded(directory.path(), 3);
+    let path = recorded(directory.path(), 3, 5000);
     let whole = std::fs::read(&path).unwrap();
     let all = steps(&Recording::open(&path).unwrap());
     // Where blocks end.
@@ -312,7 +312,7 @@ fn a_torn_end_is_dropped_and_nothing_before_it() {
 #[test]
 fn blocks_cannot_be_taken_out_moved_or_repeated() {
     let directory = tempfile::tempdir().unwrap();
-    let path = recorded(directory.path(), 3);
+    let path = recorded(directory.path(), 3, 5000);
     let whole = std::fs::read(&path).unwrap();
     let (mut blocks, mut at) = (Vec::new(), SEGMENT_HEAD);
     while at < whole.len() {
@@ -381,6 +381,14 @@ fn rotated(
                     .is_none_or(|first| first <= number + 1)
             );
             recorder.checkpoint(meta(number), Box::new(write));
+        }
+        if number % 8 == 7 {
+            // The writer keeps up, as it does with a set that takes longer for all this.
+            let (done, is_done) = channel();
+            let barrier = move |_: &mut dyn Write| done.send(()).map_err(std::io::Error::other);
+            if recorder.dump(meta(number), Box::new(barrier)) {
+                let _ = is_done.recv();
+            }
         }
     }
     end(&mut tap);

@@ -94,7 +94,8 @@ impl Writer<'_> {
                 return self.end();
             }
             if self.since.is_some_and(|since| since.elapsed() >= BLOCK_AGE) {
-                self.flush_and_turn()?;
+                self.flush()?;
+                self.turn()?;
             }
         }
     }
@@ -178,14 +179,15 @@ impl Writer<'_> {
     fn record(&mut self) -> io::Result<()> {
         self.since.get_or_insert_with(Instant::now);
         if self.journal.bytes.len() >= BLOCK_BYTES || self.events.len() >= BLOCK_BYTES {
-            self.flush_and_turn()?;
+            self.flush()?;
         }
-        Ok(())
+        self.turn()
     }
 
-    fn flush_and_turn(&mut self) -> io::Result<()> {
-        self.flush()?;
+    /// Begins a new segment if this one is full.
+    fn turn(&mut self) -> io::Result<()> {
         if self.segments.is_full() {
+            self.flush()?;
             let first = self.merge.next();
             self.segments.turn(first)?;
             self.queue.wants.store(first, Ordering::Release);

@@ -202,8 +202,22 @@ impl<'r> Replayer<'r> {
 
     /// Puts the machine where a checkpoint of the recording was taken.
     fn load(&mut self, index: usize) -> Result<(), ReplayFailed> {
-        let info = &self.recording.checkpoints()[index];
-        Err(ReplayFailed::NoStart(info.meta.boundary))
+        let recording = self.recording;
+        let info = &recording.checkpoints()[index];
+        let boundary = info.meta.boundary;
+        let unusable = |why: String| {
+            let text = format!("the checkpoint at boundary {boundary} cannot be used: {why}");
+            ReplayFailed::from(Failure::new(ExitCode::Recording, text))
+        };
+        let mut bytes = std::io::BufReader::new(recording.blob(info));
+        let checkpoint =
+            Checkpoint::read_from(&mut bytes).map_err(|error| unusable(error.to_string()))?;
+        let digest = recording.step(boundary)?.digest;
+        let digest = digest.ok_or_else(|| unusable("the set had not decided it".to_owned()))?;
+        if checkpoint.boundary() != boundary || !checkpoint.at_boundary() {
+            return Err(unusable("it is of another place".to_owned()));
+        }
+        self.restore(checkpoint, ReleaseDigest::from_state(digest))
     }
 
     /// Puts the machine where a checkpoint was taken; `digest` is the fingerprint there.
