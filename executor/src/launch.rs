@@ -8,7 +8,8 @@ use std::time::Duration;
 use kvm_ioctls::Kvm;
 use quorate_images::{Appliance, BuildOptions, BuiltImage, LayoutPolicy, PreparedDisk, Progress};
 use quorate_vmm::{
-    DiskConfig, LayoutKind, Machine, MachineConfig, Mount, ProgramSpec, StartTime, open_kvm,
+    Checkpoint, DiskConfig, LayoutKind, Machine, MachineConfig, Mount, ProgramSpec, StartTime,
+    open_kvm,
 };
 use quorate_voter::{Config as VoterConfig, MAX_REPLICAS};
 
@@ -21,9 +22,9 @@ use crate::gateway::{Gateway, GatewayConfig, GatewayError, Ingress, Publish};
 use crate::journal::{self, realtime_ns};
 use crate::kernel;
 use crate::machine::{KvmVcpu, failure};
-use crate::record::Recorder;
+use crate::record::{Observing, Recorder};
+use crate::recovery::{Lineage, Observer, RecoveryConfig, Unobserved};
 use crate::scratch::{self, Scratch};
-use crate::recovery::{Lineage, RecoveryConfig};
 use crate::seeds::{RunSeed, Seed};
 use crate::set::{Outside, ReplicaSet, SetConfig, SetHandle, Summary, World};
 use crate::store::{Backend, Bounds, Disk, DiskSpec, Notice, OnError};
@@ -321,9 +322,12 @@ impl Plan {
             },
         };
         let config = self.set.clone();
-        let set = ReplicaSet::start(config, world, move |me, lineage| {
-            self.build(&kvm, me, self.layout_seed_of(lineage))
-        })?;
+        let observer: Arc<dyn Observer<Checkpoint>> = match &hooks.recorder {
+            Some(recorder) => Arc::new(Observing(Arc::clone(recorder))),
+            None => Arc::new(Unobserved),
+        };
+        let build = move |me, lineage| self.build(&kvm, me, self.layout_seed_of(lineage));
+        let set = ReplicaSet::start_observed(config, world, build, observer)?;
         // Frames that came before this are seen when the first replica looks for input.
         let _ = handle.set(set.handle());
         set.input_arrived();

@@ -127,7 +127,11 @@ fn whatever_stops_a_replica_it_comes_back_by_its_last_checkpoint() {
         fake.count(|event| matches!(event, Event::Recovered { layout: "kept", .. })),
         6
     );
-    assert_eq!(fake.hand.builds.load(Ordering::SeqCst), 3, "their machines are used again");
+    assert_eq!(
+        fake.hand.builds.load(Ordering::SeqCst),
+        3,
+        "their machines are used again"
+    );
     end_well(fake, 3);
 }
 
@@ -145,7 +149,12 @@ fn each_step_can_be_asked_for() {
     let fake = start(3, Script::default(), by_journal());
     take_checkpoints(&fake, 2);
     assert!(fake.set.recover(1, None).unwrap_err().contains("runs"));
-    assert!(fake.set.recover(5, None).unwrap_err().contains("no replica 5"));
+    assert!(
+        fake.set
+            .recover(5, None)
+            .unwrap_err()
+            .contains("no replica 5")
+    );
     for (step, layout, kernel, boot) in [
         (Step::Checkpoint, "kept", "0x1000", "0x1"),
         (Step::Older, "kept", "0x1000", "0x1"),
@@ -289,7 +298,9 @@ fn two_of_three_at_once_hold_the_set_until_one_is_back() {
     fake.set.inject(0, Fault::Crash).unwrap();
     fake.set.inject(2, Fault::Crash).unwrap();
     fake.send(b"while two are away");
-    fake.wait_for_status("both to be restored", |_| fake.hand.restoring.waiting() == 2);
+    fake.wait_for_status("both to be restored", |_| {
+        fake.hand.restoring.waiting() == 2
+    });
     fake.wait_for("the loss", |event| {
         matches!(
             event,
@@ -303,10 +314,15 @@ fn two_of_three_at_once_hold_the_set_until_one_is_back() {
     assert_eq!(status.state, "holding");
     assert!(status.no_quorum.is_some());
     assert_eq!(status.replicas[0].state, "recovering");
-    assert!(fake.is_silent(), "nothing may be released without a majority (R5)");
+    assert!(
+        fake.is_silent(),
+        "nothing may be released without a majority (R5)"
+    );
     fake.hand.restoring.open();
     assert_eq!(fake.receive(), b"while two are away");
-    fake.wait_for("a majority", |event| matches!(event, Event::Majority { .. }));
+    fake.wait_for("a majority", |event| {
+        matches!(event, Event::Majority { .. })
+    });
     fake.wait_for("full strength", |event| {
         matches!(event, Event::FullStrength { .. })
     });
@@ -381,9 +397,20 @@ fn who_fails_too_often_is_left_out_until_asked_back() {
     });
     let status = fake.set.status();
     assert_eq!(status.replicas[1].state, "left-out");
-    assert!(status.replicas[1].stopped.as_ref().unwrap().contains("3 times"));
+    assert!(
+        status.replicas[1]
+            .stopped
+            .as_ref()
+            .unwrap()
+            .contains("3 times")
+    );
     assert_eq!((status.running, status.state.as_str()), (2, "degraded"));
-    assert!(fake.set.inject(1, Fault::Crash).unwrap_err().contains("stopped"));
+    assert!(
+        fake.set
+            .inject(1, Fault::Crash)
+            .unwrap_err()
+            .contains("stopped")
+    );
     fake.talk(5);
     fake.set.recover(1, None).unwrap();
     end_well(fake, 3);
@@ -449,14 +476,23 @@ fn a_crash_that_all_repeat_is_the_appliances_own() {
         }
     }
     fake.wait_for("the verdict", |event| {
-        matches!(event, Event::NoMajority { recovering: false, .. })
+        matches!(
+            event,
+            Event::NoMajority {
+                recovering: false,
+                ..
+            }
+        )
     });
     let ended = fake.end();
     assert_eq!(ended.end.exit_code(), ExitCode::NoQuorum);
     let End::NoQuorum { detail } = &ended.end else {
         panic!("{}", ended.end);
     };
-    assert!(detail.contains("the fault lies in the appliance"), "{detail}");
+    assert!(
+        detail.contains("the fault lies in the appliance"),
+        "{detail}"
+    );
     assert!(detail.contains("at boundary 60"), "{detail}");
 }
 
@@ -475,7 +511,9 @@ fn replicas_join_and_leave_while_the_set_serves() {
     take_checkpoints(&fake, 1);
     assert_eq!(fake.set.add(), Ok(3));
     fake.talk(5);
-    fake.wait_for("the new one", |event| matches!(event, Event::Added { replica: 3 }));
+    fake.wait_for("the new one", |event| {
+        matches!(event, Event::Added { replica: 3 })
+    });
     let status = fake.set.status();
     assert_eq!((status.size, status.running, status.quorum), (4, 4, 3));
     assert_eq!(status.replicas[3].restarts, 0);
@@ -543,7 +581,10 @@ fn an_idle_replica_gets_its_checkpoint_and_the_journal_does_not_move() {
     };
     let fake = start(3, Script::default(), recovery);
     fake.wait_for_status("all to be idle", |status| {
-        status.replicas.iter().all(|r| r.state == "idle" && r.boundary == 1)
+        status
+            .replicas
+            .iter()
+            .all(|r| r.state == "idle" && r.boundary == 1)
     });
     fake.wait_for_status("their checkpoints", |status| {
         status.replicas.iter().all(|r| r.checkpoints.taken > 0)
@@ -591,7 +632,11 @@ fn without_checkpoints_replay_and_copy_still_help() {
         fake.talk(50);
     }
     assert_eq!(fake.hand.tracked.load(Ordering::SeqCst), 0);
-    assert_eq!(fake.hand.checkpoints.load(Ordering::SeqCst), 3, "one for each copy");
+    assert_eq!(
+        fake.hand.checkpoints.load(Ordering::SeqCst),
+        3,
+        "one for each copy"
+    );
     assert_eq!(fake.set.status().recovery.recoveries.clone, 3);
     end_well(fake, 3);
 }
@@ -623,9 +668,10 @@ fn a_panic_in_a_replicas_thread_costs_a_step_and_no_more() {
     fake.set.inject(1, Fault::Crash).unwrap();
     fake.talk(5);
     wait_recovered(&fake, 1, Step::Older);
-    fake.wait_for("what happened", |event| {
-        matches!(event, Event::StepFailed { reason, .. } if reason.contains("panicked"))
-    });
+    fake.wait_for(
+        "what happened",
+        |event| matches!(event, Event::StepFailed { reason, .. } if reason.contains("panicked")),
+    );
     end_well(fake, 3);
 }
 

@@ -1,9 +1,7 @@
 //! `quorate status`, `stop`, `kill`, `inject`, `recover`, `add` and `remove`: one question to a running set each.
 
 use super::progress::{answer, line};
-use super::{
-    AddArgs, InjectArgs, KillArgs, RecoverArgs, RemoveArgs, StatusArgs, StopArgs, table,
-};
+use super::{AddArgs, InjectArgs, KillArgs, RecoverArgs, RemoveArgs, StatusArgs, StopArgs, table};
 use crate::control::ControlError;
 use crate::control::client::Client;
 use crate::control::protocol::{Command, Reply, Status};

@@ -64,7 +64,7 @@ pub struct BlobMeta {
     /// Of a checkpoint: the boundary at which it stands, its ballot cast and the entry not delivered. Of a dump: the last boundary
     /// that the replica had completed.
     pub boundary: u64,
-    /// How often the replica had been given a new layout.
+    /// Of a checkpoint: how often the replica had been given a new layout. Of a dump 0; the seed says which layout it had.
     pub generation: u64,
     /// Its layout seed.
     #[serde(with = "hex32")]

@@ -17,6 +17,7 @@ pub mod codec;
 pub mod format;
 mod header;
 mod merge;
+mod observer;
 mod queue;
 mod reader;
 mod segment;
@@ -27,6 +28,7 @@ mod tests;
 
 pub use codec::{BlobMeta, EndRecord, ReadData, RecordedEvent, Step};
 pub use header::{Header, HeaderError, ImageId, LayoutSeed};
+pub use observer::Observing;
 pub use queue::{Limits, ReadLog, Recorder, Summary};
 pub use reader::{BlobInfo, Boundaries, RecordError, Recording, StartPoint, Torn};
 

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,6 +26,8 @@ use crate::sync::lock;
 pub const QUEUE_BYTES: usize = 32 << 20;
 /// Checkpoints and dumps that may wait to be written (R10). One more is refused.
 pub const BLOBS_WAITING: usize = 4;
+/// Part of [`Limits::keep`] that dumps may take (R10): one in so many. Beyond it no more are taken until old ones are deleted.
+pub const DUMPS_SHARE: u64 = 4;
 /// The writer is woken at once when so much waits; otherwise it lets a little come together.
 const WAKE_BYTES: usize = 256 << 10;
 /// What a message costs beside its bytes.
@@ -115,6 +117,8 @@ pub struct Queue {
     room: Condvar,
     /// The first boundary of the newest segment if it wants a checkpoint, else `u64::MAX`.
     pub wants: AtomicU64,
+    /// There is no room for more dumps.
+    pub no_dumps: AtomicBool,
     /// Told when the recording ends before the set does.
     pub failed: OnceLock<Box<dyn Fn(String) + Send + Sync>>,
 }
@@ -330,6 +334,14 @@ impl Recorder {
             .wants_checkpoint()
             .is_some_and(|first| meta.boundary >= first);
         wanted && self.queue.put_blob(Kind::Checkpoint, meta, source)
+    }
+
+    /// Whether a dump would be taken now: not too many wait, and those that are there leave room ([`DUMPS_SHARE`]).
+    #[must_use]
+    pub fn takes_dumps(&self) -> bool {
+        let state = lock(&self.queue.state);
+        let room = !self.queue.no_dumps.load(Ordering::Acquire);
+        room && !state.dead && !state.closed && state.blobs < BLOBS_WAITING
     }
 
     /// Takes a dump of a stopped replica's machine. Never waits for the disk. False: too many wait already, or nothing is recorded any more.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::format::{Hash, Kind, SegmentHead, seal};
-use super::queue::Limits;
+use super::queue::{DUMPS_SHARE, Limits};
 
 /// Secrets are in it: for its owner only.
 const MODE: u32 = 0o600;
@@ -54,6 +54,7 @@ pub fn finished(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 struct Kept {
     path: PathBuf,
     len: u64,
+    dumps: u64,
     has_start: bool,
 }
 
@@ -69,6 +70,8 @@ pub struct Segments {
     len: u64,
     /// Bytes of it without checkpoints and dumps.
     journal: u64,
+    /// Bytes of dumps in it.
+    dumps: u64,
     /// A replay can begin in it.
     has_start: bool,
     kept: VecDeque<Kept>,
@@ -127,6 +130,7 @@ impl Segments {
             blocks: 0,
             len: 0,
             journal: 0,
+            dumps: 0,
             has_start: true,
             kept: VecDeque::new(),
             total: 0,
@@ -139,7 +143,7 @@ impl Segments {
 
     fn begin(&mut self) -> io::Result<()> {
         self.chain = self.head.chain();
-        (self.blocks, self.len, self.journal) = (0, 0, 0);
+        (self.blocks, self.len, self.journal, self.dumps) = (0, 0, 0, 0);
         self.append(&self.head.encode())?;
         let header = std::mem::take(&mut self.header);
         let written = self.write(Kind::Header, self.head.first_boundary, 0, &header);
@@ -181,6 +185,22 @@ impl Segments {
         self.prune()
     }
 
+    /// A dump of this length has been written to the newest segment.
+    pub fn dumped(&mut self, bytes: u64) {
+        self.dumps += bytes;
+    }
+
+    /// Whether there is room for more dumps (R10).
+    pub fn has_room_for_dumps(&self) -> bool {
+        let there: u64 = self.kept.iter().map(|kept| kept.dumps).sum();
+        (there + self.dumps) < self.limits.keep / DUMPS_SHARE
+    }
+
+    /// Bytes of the newest segment.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Whether the newest segment is full.
     pub fn is_full(&self) -> bool {
         self.journal >= self.limits.segment
@@ -197,6 +217,7 @@ impl Segments {
         self.kept.push_back(Kept {
             path,
             len: self.len,
+            dumps: self.dumps,
             has_start: self.has_start,
         });
         self.head = SegmentHead {

@@ -191,8 +191,14 @@ impl Writer<'_> {
             let first = self.merge.next();
             self.segments.turn(first)?;
             self.queue.wants.store(first, Ordering::Release);
+            self.room_for_dumps();
         }
         Ok(())
+    }
+
+    fn room_for_dumps(&self) {
+        let none = !self.segments.has_room_for_dumps();
+        self.queue.no_dumps.store(none, Ordering::Release);
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -232,6 +238,7 @@ impl Writer<'_> {
     /// Writes a checkpoint or a dump. One that cannot be made is left without its end, and the reader passes it over.
     fn blob(&mut self, kind: Kind, meta: &BlobMeta, source: BlobSource) -> io::Result<()> {
         self.flush()?;
+        let before = self.segments.len();
         let head = serde_json::to_vec(meta).map_err(io::Error::other)?;
         self.segments.write(kind, meta.boundary, 0, &head)?;
         let mut pieces = Pieces {
@@ -255,6 +262,8 @@ impl Writer<'_> {
             self.segments.started()?;
         } else {
             self.summary.dumps += 1;
+            self.segments.dumped(self.segments.len() - before);
+            self.room_for_dumps();
         }
         Ok(())
     }

@@ -243,9 +243,10 @@ impl Recovery {
     /// Whether it has failed too often within too short a time.
     fn fails_too_often(&self, now: Instant, config: &RecoveryConfig) -> bool {
         self.faults.len() >= config.crash_limit
-            && self.faults.front().is_some_and(|first| {
-                now.saturating_duration_since(*first) <= config.crash_window
-            })
+            && self
+                .faults
+                .front()
+                .is_some_and(|first| now.saturating_duration_since(*first) <= config.crash_window)
     }
 
     /// Which step is next. Called while it is fallen or waits.

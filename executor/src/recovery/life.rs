@@ -187,7 +187,11 @@ impl<V: Vcpu> Life<'_, V> {
         });
         let (kept, checkpoint) = found.ok_or("its checkpoint is gone")?;
         self.restore(&checkpoint, lineage)?;
-        self.arrival(Rejoin::At(kept.boundary), kept.wait_until_ns, kept.positions)
+        self.arrival(
+            Rejoin::At(kept.boundary),
+            kept.wait_until_ns,
+            kept.positions,
+        )
     }
 
     /// Step 3.

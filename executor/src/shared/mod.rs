@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 
 use quorate_abi::sync::{WAIT_FOREVER, WAIT_NONE};
 use quorate_devices::{DiskPosition, Entry};
-use quorate_voter::{HISTORY_OVERHEAD, Lockstep, MAX_REPLICAS, Rejoin, ReplicaId, ReplicaState, Step, StopReason};
+use quorate_voter::{
+    HISTORY_OVERHEAD, Lockstep, MAX_REPLICAS, Rejoin, ReplicaId, ReplicaState, Step, StopReason,
+};
 
 use crate::channel;
 use crate::disks::Disks;

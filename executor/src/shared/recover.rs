@@ -258,11 +258,7 @@ impl Shared {
             if Instant::now() >= patience {
                 return Err(format!("replica {donor}, the donor, took no checkpoint"));
             }
-            slot.asked = !slot
-                .recovery
-                .kept
-                .iter()
-                .any(|kept| kept.boundary >= from);
+            slot.asked = !slot.recovery.kept.iter().any(|kept| kept.boundary >= from);
             if slot.asked {
                 let mut todo = Todo::default();
                 self.nudge(donor, slot, &mut todo);
@@ -494,9 +490,7 @@ impl Shared {
             }
             Standing::Voting => {
                 let fair_now = inner.fair.at(Instant::now());
-                inner
-                    .vote
-                    .fail(id(replica), StopReason::Killed, fair_now);
+                inner.vote.fail(id(replica), StopReason::Killed, fair_now);
                 self.drain(&mut inner, &mut todo);
                 self.wake_those_ahead(&mut inner, &mut todo);
             }
@@ -520,9 +514,8 @@ impl Shared {
         if inner.end.is_some() {
             return Err("the set has ended".to_owned());
         }
-        let free = |slot: &Slot| {
-            slot.recovery.standing == Standing::Removed && slot.place == Place::Gone
-        };
+        let free =
+            |slot: &Slot| slot.recovery.standing == Standing::Removed && slot.place == Place::Gone;
         let replica = inner.slots.iter().position(free);
         let replica = replica.unwrap_or(inner.slots.len());
         if replica >= MAX_REPLICAS {

@@ -192,7 +192,9 @@ impl Shared {
     pub fn give_back(&self, donor: usize, id: u64) {
         let mut inner = self.inner();
         if let Some(slot) = inner.slots.get_mut(donor) {
-            slot.recovery.kept.retain(|kept| !kept.loan || kept.id != id);
+            slot.recovery
+                .kept
+                .retain(|kept| !kept.loan || kept.id != id);
         }
     }
 
@@ -220,7 +222,11 @@ impl Shared {
             return;
         }
         let asleep = |slot: &Slot| {
-            let moved = slot.recovery.kept.last().is_none_or(|kept| kept.boundary + 1 < slot.boundary);
+            let moved = slot
+                .recovery
+                .kept
+                .last()
+                .is_none_or(|kept| kept.boundary + 1 < slot.boundary);
             matches!(slot.place, Place::Idle | Place::Ahead) && moved
         };
         let due = (0..inner.slots.len())
@@ -267,7 +273,10 @@ impl Shared {
             if matches!(slot.recovery.standing, Standing::Trying(_)) && slot.stopped.is_none() {
                 floor = floor.min(slot.boundary.saturating_sub(1));
             }
-            if matches!(slot.recovery.standing, Standing::LeftOut(_) | Standing::Removed) {
+            if matches!(
+                slot.recovery.standing,
+                Standing::LeftOut(_) | Standing::Removed
+            ) {
                 continue;
             }
             // What is on loan is pinned by who wants it.
@@ -314,7 +323,11 @@ impl Shared {
         }
         let from = inner.vote.history().from;
         if from < inner.floor {
-            let part = if tick { DROPPED_PER_TICK } else { DROPPED_PER_ENTRY };
+            let part = if tick {
+                DROPPED_PER_TICK
+            } else {
+                DROPPED_PER_ENTRY
+            };
             inner.vote.keep_from(inner.floor.min(from + part));
         }
     }
