@@ -301,3 +301,25 @@ fn shape(identity: &Identity) -> Result<Memory, CheckpointError> {
     }
     Ok(Memory { ranges })
 }
+
+#[cfg(test)]
+impl Checkpoint {
+    /// The same with an MSR more, through a file.
+    pub(crate) fn with_msr(&self, msr: u32) -> Self {
+        let mut bytes = Vec::new();
+        let read = self
+            .write_to(&mut bytes)
+            .and_then(|()| Self::read_from(&mut &bytes[..]));
+        let Ok(Self { inner, image }) = read else {
+            return self.clone();
+        };
+        let Ok(mut inner) = Arc::try_unwrap(inner) else {
+            return self.clone();
+        };
+        inner.vcpu.msrs.insert(1, (msr, 0));
+        Self {
+            inner: Arc::new(inner),
+            image,
+        }
+    }
+}

@@ -230,3 +230,11 @@ impl VcpuState {
             .map_err(E::kvm("KVM_SET_VCPU_EVENTS"))
     }
 }
+
+#[cfg(test)]
+impl Offers {
+    /// As if KVM had offered an MSR.
+    pub(crate) fn add_msr(&mut self, msr: u32) {
+        self.msrs.insert(1, msr);
+    }
+}

@@ -1,5 +1,6 @@
 //! Checkpoints: what was taken and put back goes on as if nothing had been.
 
+use super::checkpoint_file::{file, take_apart};
 use super::guest::{Command, Does};
 use super::machine::{boundary, config, entry, kvm};
 use crate::*;
@@ -48,6 +49,14 @@ pub fn go_on(machine: &mut Machine, from: u64, count: u64) -> Vec<Boundary> {
 fn pages(checkpoint: &Checkpoint) -> Vec<(u64, Vec<u8>)> {
     let pages = checkpoint.pages();
     pages.map(|(at, page)| (at, page.to_vec())).collect()
+}
+
+/// Everything that is in a checkpoint, by name.
+pub fn sections(checkpoint: &Checkpoint) -> Vec<(&'static str, Vec<u8>)> {
+    let parts = take_apart(&file(checkpoint)).into_iter();
+    parts
+        .map(|(name, frames)| (name, frames.concat()))
+        .collect()
 }
 
 /// Both are the same state.

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
-fn file(checkpoint: &Checkpoint) -> Vec<u8> {
+pub fn file(checkpoint: &Checkpoint) -> Vec<u8> {
     let mut bytes = Vec::new();
     checkpoint.write_to(&mut bytes).unwrap();
     bytes
@@ -35,9 +35,9 @@ fn sample() -> &'static [u8] {
 }
 
 /// The sections of a file, each with its frames.
-type Parts = Vec<(&'static str, Vec<Vec<u8>>)>;
+pub type Parts = Vec<(&'static str, Vec<Vec<u8>>)>;
 
-fn take_apart(bytes: &[u8]) -> Parts {
+pub fn take_apart(bytes: &[u8]) -> Parts {
     let mut from = bytes;
     let mut reader = Reader::new(&mut from).unwrap();
     let mut parts = Parts::new();

@@ -4,6 +4,7 @@
 mod bad_input;
 mod checkpoint;
 mod checkpoint_file;
+mod checkpoint_state;
 mod cost;
 mod debug;
 mod guest;
