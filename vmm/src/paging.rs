@@ -168,6 +168,47 @@ pub(crate) fn walk(root: u64, virt: u64, read: &mut dyn FnMut(u64) -> Option<u64
     None
 }
 
+/// Most tables that [`executable`] looks at (R10); a guest's tables may lead anywhere (R9).
+const MAX_TABLES: usize = 1 << 16;
+
+/// The executable pages of 4 KiB in the tables at `root`: virtual and physical address of each, ascending, as far as `MAX_TABLES` tables
+/// tell.
+pub(crate) fn executable(ram: &Ram, root: u64, visit: &mut dyn FnMut(u64, u64)) {
+    let mut left = MAX_TABLES;
+    walk(ram, root & ADDRESS, 39, 0, &mut left, visit);
+}
+
+fn walk(
+    ram: &Ram,
+    table: u64,
+    shift: u32,
+    virt: u64,
+    left: &mut usize,
+    visit: &mut dyn FnMut(u64, u64),
+) {
+    if *left == 0 {
+        return;
+    }
+    *left -= 1;
+    let mut entries = [0; PAGE_SIZE as usize];
+    if ram.read_slice(&mut entries, GuestAddress(table)).is_err() {
+        return;
+    }
+    let (entries, _) = entries.as_chunks();
+    for (index, entry) in (0..).zip(entries) {
+        let value = u64::from_le_bytes(*entry);
+        let virt = virt | index << shift;
+        if value & PRESENT == 0 || value & NO_EXECUTE != 0 {
+            continue;
+        }
+        match shift {
+            12 => visit(virt, value & ADDRESS),
+            _ if value & LARGE != 0 && shift <= 30 => {}
+            _ => walk(ram, value & ADDRESS, shift - 9, virt, left, visit),
+        }
+    }
+}
+
 fn entry_address(table: u64, virt: u64, shift: u32) -> u64 {
     table + (virt >> shift & 511) * 8
 }

@@ -2,7 +2,7 @@
 
 use crate::error::MachineError;
 use crate::machine::Machine;
-use crate::paging::translate;
+use crate::paging::{executable, translate};
 use quorate_abi::PAGE_SIZE;
 use std::ptr;
 use vm_memory::{Bytes, GuestAddress};
@@ -30,6 +30,23 @@ impl Machine {
     pub fn physical(&self, address: u64) -> Option<u64> {
         let root = self.registers().ok()?.cr3;
         translate(&self.memory.ram, root, address)
+    }
+
+    /// The pages of the root image that the guest can execute in the address space that it is in now: virtual address of each, and
+    /// its offset in the image.
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not say which address space that is.
+    pub fn executable_image(&self) -> Result<Vec<(u64, u64)>, MachineError> {
+        let image = &self.memory.image;
+        let mut pages = Vec::new();
+        executable(&self.memory.ram, self.registers()?.cr3, &mut |virt, phys| {
+            if let Some(offset) = phys.checked_sub(image.start).filter(|&o| o < image.len) {
+                pages.push((virt, offset));
+            }
+        });
+        Ok(pages)
     }
 
     pub(super) fn read_in(&self, root: u64, address: u64, data: &mut [u8]) -> usize {

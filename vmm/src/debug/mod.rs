@@ -234,6 +234,30 @@ impl Machine {
             .map_err(MachineError::kvm("KVM_SET_FPU"))
     }
 
+    /// Whether a debugger is attached.
+    #[must_use]
+    pub fn debug_is_attached(&self) -> bool {
+        self.debugger.is_some()
+    }
+
+    /// Whether nothing of a step is under way in the guest: where it is now could also have been reached without a debugger.
+    #[must_use]
+    pub fn debug_is_between(&self) -> bool {
+        self.debugger
+            .as_ref()
+            .is_none_or(|d| !matches!(d.underway, Underway::Trap { .. }) && !d.looking)
+    }
+
+    /// At a boundary that was reached but not left: the address of the instruction that rang the sync device.
+    ///
+    /// # Errors
+    ///
+    /// If KVM fails.
+    pub fn debug_out(&mut self) -> Result<u64, MachineError> {
+        self.settle()?;
+        Ok(self.registers()?.rip.wrapping_sub(1))
+    }
+
     /// Whether the guest is held where its registers can be changed.
     #[must_use]
     pub fn debug_is_held(&self) -> bool {
