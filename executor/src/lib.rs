@@ -15,6 +15,7 @@ pub mod events;
 pub mod exit;
 pub mod fingerprint;
 pub mod gateway;
+pub mod gdb;
 pub mod inject;
 pub mod journal;
 mod kernel;

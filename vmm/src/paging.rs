@@ -175,10 +175,10 @@ const MAX_TABLES: usize = 1 << 16;
 /// tell.
 pub(crate) fn executable(ram: &Ram, root: u64, visit: &mut dyn FnMut(u64, u64)) {
     let mut left = MAX_TABLES;
-    walk(ram, root & ADDRESS, 39, 0, &mut left, visit);
+    visit_below(ram, root & ADDRESS, 39, 0, &mut left, visit);
 }
 
-fn walk(
+fn visit_below(
     ram: &Ram,
     table: u64,
     shift: u32,
@@ -204,7 +204,7 @@ fn walk(
         match shift {
             12 => visit(virt, value & ADDRESS),
             _ if value & LARGE != 0 && shift <= 30 => {}
-            _ => walk(ram, value & ADDRESS, shift - 9, virt, left, visit),
+            _ => visit_below(ram, value & ADDRESS, shift - 9, virt, left, visit),
         }
     }
 }
