@@ -28,6 +28,8 @@ mod at {
     pub const SYNC: u64 = 0x2000;
     pub const SCRATCH: u64 = 0x3000;
     pub const MONITOR_STACK: u64 = 0x5000;
+    /// The debugger's exceptions have a stack of their own: the kernel may be about to read the frame of another.
+    pub const DEBUG_STACK_TOP: u64 = 0x5800;
     pub const MONITOR_STACK_TOP: u64 = 0x6000;
     pub const FAULT_STACK: u64 = 0x7000;
     pub const FAULT_STACK_TOP: u64 = 0x8000;
@@ -74,8 +76,9 @@ pub(crate) struct Boot {
     pub info: u64,
     pub syscall_entry: u64,
     pub spin: u64,
-    /// Virtual address of the frame that an exception at CPL 3 leaves.
+    /// Virtual address of the frame that an exception at CPL 3 leaves, and that one that comes to a debugger does.
     pub exception_frame: u64,
+    pub debug_frame: u64,
     /// Guest-physical address of the IDT.
     pub idt_block: u64,
     /// Virtual address of the handler of vector 0, and the distance between handlers.
@@ -159,6 +162,7 @@ pub(crate) fn prepare(
         syscall_entry: layout.kernel + header.syscall_entry,
         spin: layout.kernel + header.spin,
         exception_frame: layout.boot + at::MONITOR_STACK_TOP - 40,
+        debug_frame: layout.boot + at::DEBUG_STACK_TOP - 40,
         idt_block: block + at::IDT,
         vectors: (layout.kernel + header.vectors, header.vector_stride.into()),
     };
@@ -254,6 +258,7 @@ fn write_tables(ram: &Ram, boot: &Boot) -> Result<(), MachineError> {
     let mut tss = [0_u8; TSS_BYTES + BITMAP_BYTES];
     tss[4..12].copy_from_slice(&(base + at::MONITOR_STACK_TOP).to_le_bytes()); // RSP0
     tss[36..44].copy_from_slice(&(base + at::FAULT_STACK_TOP).to_le_bytes()); // IST1
+    tss[44..52].copy_from_slice(&(base + at::DEBUG_STACK_TOP).to_le_bytes()); // IST2
     tss[102..104].copy_from_slice(&(TSS_BYTES as u16).to_le_bytes());
     // CPL 3 may use the two 32-bit ports of the sync device, the flight recorder's, and no others, wherever IOPL 3 (`vcpu.rs`) is not kept.
     let bitmap = &mut tss[TSS_BYTES..];
@@ -284,11 +289,25 @@ fn write_tables(ram: &Ram, boot: &Boot) -> Result<(), MachineError> {
 }
 
 /// The IDT's entry of a vector.
-pub(crate) fn gate(vector: u64, handler: u64) -> [u64; 2] {
-    // Interrupt gate, present. `int3` and `into` must be callable from CPL 3.
-    let dpl = if matches!(vector, 3 | 4) { 3_u64 } else { 0 };
+fn gate(vector: u64, handler: u64) -> [u64; 2] {
     // NMI, double fault and machine check may come when the monitor's stack is in use or gone.
     let ist = u64::from(matches!(vector, 2 | 8 | 18));
+    gate_on(vector, handler, ist)
+}
+
+/// The IDT's entry of #BP or #DB, for a debugger.
+pub(crate) fn debug_gate(vector: u64, handler: u64) -> [u64; 2] {
+    gate_on(vector, handler, 2)
+}
+
+/// The IDT's entry of #PF, for a debugger that hands it on to the kernel.
+pub(crate) fn passing_gate(vector: u64, handler: u64) -> [u64; 2] {
+    gate_on(vector, handler, 0)
+}
+
+fn gate_on(vector: u64, handler: u64, ist: u64) -> [u64; 2] {
+    // Interrupt gate, present. `int3` and `into` must be callable from CPL 3.
+    let dpl = if matches!(vector, 3 | 4) { 3_u64 } else { 0 };
     let low = handler & 0xffff
         | u64::from(selector::CODE0) << 16
         | ist << 32

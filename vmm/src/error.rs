@@ -157,6 +157,9 @@ pub enum MachineError {
     /// Registers can be changed only where the guest is held.
     #[error("the guest is not held at an instruction: its registers cannot be changed here")]
     NotHeld,
+    /// The guest is in the debugger's handler.
+    #[error("the guest is held at an instruction: run it to a boundary before the debugger goes")]
+    Held,
     /// Too many breakpoints.
     #[error("a machine has at most {0} breakpoints: remove some")]
     Breakpoints(usize),

@@ -4,6 +4,7 @@ mod build;
 mod control;
 mod disk;
 mod doctor;
+mod gdb;
 mod progress;
 mod replay;
 mod run;

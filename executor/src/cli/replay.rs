@@ -1,11 +1,13 @@
 //! `quorate replay`
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
 
+use super::gdb;
 use super::progress::{Progress, answer, line};
 use crate::exit::{ExitCode, Failure};
 use crate::record::{Recording, size};
@@ -39,9 +41,22 @@ pub struct ReplayArgs {
     /// Replay a damaged recording up to where the damage begins
     #[arg(long)]
     up_to_damage: bool,
+    /// Wait for gdb at this address, at the boundary of --until if that is given, else at the beginning; the script for gdb is FILE.gdb
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = gdb_address)]
+    gdb: Option<SocketAddr>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// An address, or a port of this host's own.
+fn gdb_address(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<u16>() {
+        Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => text
+            .parse()
+            .map_err(|_| "expected PORT or ADDRESS:PORT, for example 127.0.0.1:1234".to_owned()),
+    }
 }
 
 /// What a replay gave, as JSON.
@@ -107,10 +122,17 @@ pub fn replay(args: &ReplayArgs) -> Result<ExitCode, Failure> {
             _ => Start::Earliest,
         },
         image: args.image.clone(),
-        remember_every: None,
+        remember_every: args.gdb.map(|_| gdb::REMEMBER_EVERY),
     };
     let mut replayer = Replayer::open(&recording, &options)?;
     let began = replayer.at();
+    let mut until = args.until.unwrap_or(last);
+    if let Some(address) = args.gdb {
+        if !gdb::session(&mut replayer, &args.file, address, args.until)? {
+            return Ok(ExitCode::Success);
+        }
+        until = last;
+    }
     if !args.json {
         match began {
             Some(boundary) => line(&format!(
@@ -121,7 +143,7 @@ pub fn replay(args: &ReplayArgs) -> Result<ExitCode, Failure> {
     }
     let progress = Progress::new();
     let started = Instant::now();
-    let run = run(&mut replayer, args.until.unwrap_or(last), last, &progress);
+    let run = run(&mut replayer, until, last, &progress);
     progress.done();
     let (replayed, compared) = run?;
     let report = Report {

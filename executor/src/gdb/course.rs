@@ -2,6 +2,8 @@
 
 use quorate_vmm::{Boundary, Machine};
 
+use crate::replay::{ReplayFailed, Replayer};
+
 /// A recording on which one machine goes forward by itself and can be put back.
 ///
 /// It has *stretches*: stretch `s` is what the guest does on its way to boundary `s`, from the delivery of the entry before.
@@ -23,6 +25,61 @@ pub trait Course {
     /// # Errors
     /// When the replay cannot be put back; a report.
     fn rewind(&mut self, stretch: u64) -> Result<(), String>;
-    /// The debugger has changed registers or memory: what follows is not what was recorded, until the next [`Course::rewind`].
-    fn altered(&mut self);
+}
+
+/// The replay of a recording as a [`Course`].
+pub struct OnRecording<'a, 'r> {
+    replayer: &'a mut Replayer<'r>,
+    first: u64,
+}
+
+impl<'a, 'r> OnRecording<'a, 'r> {
+    /// From where the replay stands: it goes on its way if it is at a boundary.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn new(replayer: &'a mut Replayer<'r>) -> Result<Self, ReplayFailed> {
+        let began = replayer.began().map(|index| {
+            let checkpoints = replayer.recording().checkpoints();
+            checkpoints.get(index).map_or(0, |info| info.meta.boundary + 1)
+        });
+        let first = match replayer.recording().boundaries().start {
+            0 => 0,
+            start => began.unwrap_or(start),
+        };
+        replayer.deliver()?;
+        Ok(OnRecording { replayer, first })
+    }
+}
+
+impl Course for OnRecording<'_, '_> {
+    fn machine(&mut self) -> &mut Machine {
+        self.replayer.machine_mut()
+    }
+
+    fn stretch(&self) -> u64 {
+        self.replayer.boundary()
+    }
+
+    fn first(&self) -> u64 {
+        self.first
+    }
+
+    fn cross(&mut self, boundary: Boundary) -> Result<bool, String> {
+        let gone = self.replayer.arrive(boundary);
+        gone.and_then(|_| self.replayer.deliver())
+            .map_err(|error| error.to_string())
+    }
+
+    fn rewind(&mut self, stretch: u64) -> Result<(), String> {
+        let done = match stretch.checked_sub(1) {
+            None => self.replayer.restart(),
+            Some(boundary) => self
+                .replayer
+                .seek(boundary)
+                .and_then(|_| self.replayer.deliver())
+                .map(|_| ()),
+        };
+        done.map_err(|error| error.to_string())
+    }
 }

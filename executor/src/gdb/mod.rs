@@ -19,9 +19,9 @@ use gdbstub::stub::run_blocking::{BlockingEventLoop, Event, WaitForStopReasonErr
 use gdbstub::stub::{DisconnectReason, GdbStub, SingleThreadStopReason};
 use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition;
 
-pub use course::Course;
+pub use course::{Course, OnRecording};
 pub use position::{Breakpoints, Leg, Place, Position};
-pub use symbols::Symbols;
+pub use symbols::{Symbols, values};
 pub use target::{Action, Debugged};
 pub use travel::{Stop, TravelError, Traveller};
 pub use watch::Interrupt;
@@ -88,6 +88,14 @@ impl<C: Course> Debugged<C> {
             action: Action::Step,
             symbols,
         }
+    }
+
+    /// Ends the debugging and gives the replay back, to be run on.
+    ///
+    /// # Errors
+    /// See [`TravelError`].
+    pub fn finish(self) -> Result<C, TravelError> {
+        self.traveller.finish()
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub struct Symbols {
     /// Where files for gdb are put.
     directory: PathBuf,
     script: PathBuf,
-    image: Option<PathBuf>,
+    image: Option<Arc<File>>,
     kernel: Arc<[u8]>,
     kernel_at: u64,
     address: String,
@@ -46,7 +46,7 @@ impl Symbols {
     /// For a recording: `RECORDING.gdb` is the script, `RECORDING.gdb.d` the directory. Writes the kernel's file.
     pub fn new(
         recording: &Path,
-        image: Option<PathBuf>,
+        image: Option<Arc<File>>,
         kernel: Arc<[u8]>,
         kernel_at: u64,
         address: &str,
@@ -102,7 +102,8 @@ impl Symbols {
         let Some(image) = self.image.clone().filter(|_| !unknown.is_empty()) else {
             return Ok(());
         };
-        let bytes = fs::read(&image)?;
+        let mut bytes = vec![0; usize::try_from(image.metadata()?.len()).unwrap_or(0)];
+        image.read_exact_at(&mut bytes, 0)?;
         let view = ImageView::parse(&bytes).map_err(io::Error::other)?;
         if self.files.is_empty() {
             list(&view, ROOT_INODE, "", 0, &mut self.files);
@@ -190,7 +191,7 @@ impl Symbols {
 }
 
 /// A new file that only its owner can read.
-fn file(path: &Path) -> io::Result<fs::File> {
+fn file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     options.open(path)
@@ -247,4 +248,102 @@ fn base(elf: &[u8], offset: u64) -> Option<u64> {
         }
     }
     None
+}
+
+/// Values of symbols of an ELF file, in the order of `names`; none where there is no such symbol.
+pub fn values<const N: usize>(elf: &[u8], names: [&str; N]) -> [Option<u64>; N] {
+    const SYMBOL_TABLE: u32 = 2;
+    const SYMBOL_BYTES: usize = 24;
+    let mut found = [None; N];
+    let bytes = |at: u64, len: u64| {
+        let at = usize::try_from(at).ok()?;
+        elf.get(at..at.checked_add(usize::try_from(len).ok()?)?)
+    };
+    let word = |at: u64| Some(u64::from_le_bytes(bytes(at, 8)?.try_into().ok()?));
+    let section = |index: u64| {
+        let size = u64::from(u16::try_from(word(56)? >> 16 & 0xffff).ok()?);
+        let at = word(40)?.checked_add(index.checked_mul(size)?)?;
+        let kind = word(at)? >> 32;
+        let link = word(at + 40)? & 0xffff_ffff;
+        Some((kind as u32, bytes(word(at + 24)?, word(at + 32)?)?, link))
+    };
+    let count = word(56).map_or(0, |halves| halves >> 32 & 0xffff);
+    for index in 0..count {
+        let Some((SYMBOL_TABLE, symbols, link)) = section(index) else {
+            continue;
+        };
+        let Some((_, strings, _)) = section(link) else {
+            continue;
+        };
+        for symbol in symbols.chunks_exact(SYMBOL_BYTES) {
+            let (head, rest) = symbol.split_at(8);
+            let name = head.first_chunk().map_or(0, |at| u32::from_le_bytes(*at));
+            let name = strings.get(name as usize..).unwrap_or_default();
+            let value = rest.first_chunk().map(|value| u64::from_le_bytes(*value));
+            for (wanted, found) in names.iter().zip(&mut found) {
+                let wanted = wanted.as_bytes();
+                if name.starts_with(wanted) && name.get(wanted.len()) == Some(&0) {
+                    *found = value;
+                }
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    /// This test's own program.
+    fn own() -> Vec<u8> {
+        std::fs::read(std::env::current_exe().unwrap()).unwrap()
+    }
+
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    extern "C" fn quorate_symbol_for_a_test() {}
+
+    #[test]
+    fn symbols_are_found_by_name_and_garbage_has_none() {
+        let elf = own();
+        let [here, missing] = values(&elf, ["quorate_symbol_for_a_test", "no such symbol"]);
+        assert!(here.is_some());
+        // Where this program lies in memory is not known, but pages stay pages.
+        let address = quorate_symbol_for_a_test as *const () as u64;
+        assert_eq!(here.unwrap() % 4096, address % 4096);
+        assert_eq!(missing, None);
+        for cut in [0, 10, 64, 1000, elf.len() / 2] {
+            assert_eq!(values(&elf[..cut], ["quorate_symbol_for_a_test"]), [None]);
+        }
+        let mut broken = elf;
+        for at in 0..64 {
+            broken[at] ^= 0xff;
+            values(&broken, ["main"]);
+        }
+    }
+
+    #[test]
+    fn code_is_placed_by_the_program_headers() {
+        let elf = own();
+        let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().unwrap());
+        let headers = word(32) as usize;
+        let count = usize::from(u16::from_le_bytes([elf[56], elf[57]]));
+        let code = (0..count)
+            .map(|index| headers + 56 * index)
+            .find(|&at| word(at) == 1 | 5 << 32)
+            .unwrap();
+        let (offset, virt) = (word(code + 8), word(code + 16));
+        let page = offset / 4096 * 4096;
+        assert_eq!(base(&elf, page), Some(virt / 4096 * 4096));
+        assert_eq!(base(&elf, page + 4096), Some(virt / 4096 * 4096 + 4096));
+        assert_eq!(base(&elf, 1 << 40), None);
+        assert_eq!(base(b"no ELF file", 0), None);
+    }
+
+    #[test]
+    fn paths_are_quoted_for_gdb() {
+        assert_eq!(quoted(Path::new("/a b/\"c\"")), "\"/a b/\\\"c\\\"\"");
+    }
 }

@@ -130,7 +130,6 @@ impl<C: Course> SingleThreadBase for Debugged<C> {
     }
 
     fn write_registers(&mut self, from: &X86_64CoreRegs) -> TargetResult<(), Self> {
-        self.traveller.course.altered();
         let machine = self.traveller.machine();
         let mut to = machine.debug_registers().map_err(fatal)?;
         [
@@ -168,7 +167,6 @@ impl<C: Course> SingleThreadBase for Debugged<C> {
     }
 
     fn write_addrs(&mut self, address: u64, data: &[u8]) -> TargetResult<(), Self> {
-        self.traveller.course.altered();
         let machine = self.traveller.machine();
         machine
             .write_virtual(address, data)
@@ -180,7 +178,7 @@ impl<C: Course> SingleThreadBase for Debugged<C> {
     }
 }
 
-fn fatal<C: Course>(error: quorate_vmm::MachineError) -> TargetError<<Debugged<C> as Target>::Error> {
+fn fatal(error: quorate_vmm::MachineError) -> TargetError<TravelError> {
     TargetError::Fatal(error.into())
 }
 

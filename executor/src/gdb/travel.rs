@@ -102,6 +102,13 @@ impl<C: Course> Traveller<C> {
     /// # Errors
     /// See [`MachineError`].
     pub fn finish(mut self) -> Result<C, TravelError> {
+        self.arm(&Breakpoints::default())?;
+        while self.machine().debug_is_held() && !matches!(self.place, Place::End(_)) {
+            // Out of the debugger's handler, to where an ordinary run goes on.
+            if let Event::End(_) = self.drive(Motion::Continue)? {
+                break;
+            }
+        }
         self.machine().debug_detach()?;
         Ok(self.course)
     }
@@ -548,7 +555,8 @@ impl<C: Course> Traveller<C> {
                     }
                 }
                 DebugStop::Other(Outcome::Kicked) if self.interrupt.wanted() => Event::Interrupted,
-                DebugStop::Other(Outcome::Kicked) => continue,
+                // Or a stop that somebody else has asked the machine for.
+                DebugStop::Other(Outcome::Kicked | Outcome::Stopped) => continue,
                 DebugStop::Other(Outcome::Crash(report)) => {
                     Event::End(format!("the guest crashed: {}", report.kind))
                 }

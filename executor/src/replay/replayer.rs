@@ -241,8 +241,11 @@ impl<'r> Replayer<'r> {
         Ok(())
     }
 
-    /// A fresh machine, before boundary 0.
-    fn restart(&mut self) -> Result<(), ReplayFailed> {
+    /// Goes back to the beginning: a fresh machine, before boundary 0.
+    ///
+    /// # Errors
+    /// When the recording has no beginning any more, or no machine can be made.
+    pub fn restart(&mut self) -> Result<(), ReplayFailed> {
         let first = self.recording.boundaries().start;
         if first != 0 {
             let why = "there is no checkpoint before the place to go back to";
@@ -297,6 +300,12 @@ impl<'r> Replayer<'r> {
     #[must_use]
     pub fn recording(&self) -> &'r Recording {
         self.recording
+    }
+
+    /// What the machine was made from.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
     }
 
     /// The machine.

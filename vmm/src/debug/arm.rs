@@ -1,7 +1,7 @@
 //! What is put into guest memory while a debugged guest runs, and taken out again.
 
 use super::{Known, MAX_KNOWN, PAGE_FAULT, Underway};
-use crate::boot::gate;
+use crate::boot::{debug_gate, passing_gate};
 use crate::error::MachineError;
 use crate::machine::Machine;
 use crate::paging::translate;
@@ -110,7 +110,11 @@ impl Machine {
             // The kernel lies in one piece.
             let phys = self.boot.reserved.start + (handler - self.boot.layout.kernel);
             self.patch(phys, &HANDLER, false)?;
-            let entry = gate(vector, handler).map(u64::to_le_bytes);
+            let entry = match vector {
+                PAGE_FAULT => passing_gate(vector, handler),
+                _ => debug_gate(vector, handler),
+            };
+            let entry = entry.map(u64::to_le_bytes);
             self.patch(
                 self.boot.idt_block + 16 * vector,
                 entry.as_flattened(),

@@ -15,13 +15,21 @@ impl Machine {
         self.read_in(root, address, data)
     }
 
-    /// Writes memory of the address space that the guest is in now, whatever rights the guest has there. A page of the root image
-    /// changes for all that have it mapped, in this machine.
+    /// Writes memory of the address space that the guest is in now, whatever rights the guest has there.
     ///
     /// # Errors
     ///
-    /// If a page is not there; what lies before it is written.
+    /// If a page is not there, or is one of the root image, which never changes; then nothing is written.
     pub fn write_virtual(&mut self, address: u64, data: &[u8]) -> Result<(), MachineError> {
+        let last = data.len().saturating_sub(1) as u64;
+        let mut page = address / PAGE_SIZE * PAGE_SIZE;
+        while page <= address.saturating_add(last) {
+            let phys = self.physical(page).ok_or(MachineError::Access(page))?;
+            if self.image_bytes(phys, 1).is_some() {
+                return Err(MachineError::Access(page));
+            }
+            page = page.checked_add(PAGE_SIZE).ok_or(MachineError::Access(page))?;
+        }
         self.write_code(address, data)
     }
 

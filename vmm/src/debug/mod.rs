@@ -23,7 +23,7 @@ use crate::registers::Registers;
 use arm::{INT3, Patch};
 use kvm_bindings::kvm_fpu;
 use std::collections::BTreeMap;
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 
 /// RFLAGS.TF.
 const TRAP_FLAG: u64 = 1 << 8;
@@ -122,8 +122,11 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// If KVM refuses to say where the guest is.
+    /// If the guest is held, in the debugger's handler: it is to be run on to a boundary first.
     pub fn debug_detach(&mut self) -> Result<(), MachineError> {
+        if self.debug_is_held() {
+            return Err(MachineError::Held);
+        }
         self.debugger = None;
         Ok(())
     }
@@ -411,8 +414,10 @@ impl Machine {
         let mut vectors = arm::VECTORS.into_iter();
         let vector = vectors.find(|&vector| self.handler(vector) + 2 == registers.rip);
         // An exception of the monitor itself has its frame somewhere else: it is none that was asked for.
-        let code = if vector == Some(PAGE_FAULT) { 8 } else { 0 };
-        let vector = vector.filter(|_| registers.rsp + code == self.boot.exception_frame);
+        let vector = vector.filter(|&vector| match vector {
+            PAGE_FAULT => registers.rsp + 8 == self.boot.exception_frame,
+            _ => registers.rsp == self.boot.debug_frame,
+        });
         self.debugger()?.held = vector;
         Ok(vector)
     }
@@ -512,19 +517,39 @@ impl Machine {
     /// Hands an exception on to the guest's own handler.
     fn reflect(&mut self, vector: u64) -> Result<(), MachineError> {
         let (vectors, stride) = self.boot.vectors;
-        self.change_registers(|regs| regs.rip = vectors + vector * stride)?;
+        let mut rsp = self.registers()?.rsp;
+        if vector != PAGE_FAULT {
+            // Its handler expects the frame where frames are.
+            let frame = self.frame()?;
+            rsp = self.boot.exception_frame;
+            self.debugger()?.held = Some(PAGE_FAULT);
+            self.set_frame(frame)?;
+        }
+        self.change_registers(|regs| {
+            regs.rip = vectors + vector * stride;
+            regs.rsp = rsp;
+        })?;
         self.debugger()?.held = None;
         Ok(())
     }
 
-    fn frame(&self) -> Result<[u64; 5], MachineError> {
+    /// Guest-physical address of the frame of the exception in whose handler the vCPU is.
+    fn frame_address(&self) -> GuestAddress {
         let at = exception_frame_address(&self.boot);
+        match self.debugger.as_ref().and_then(|d| d.held) {
+            Some(PAGE_FAULT) => at,
+            _ => GuestAddress(at.0 - (self.boot.exception_frame - self.boot.debug_frame)),
+        }
+    }
+
+    fn frame(&self) -> Result<[u64; 5], MachineError> {
+        let at = self.frame_address();
         let frame = self.memory.ram.read_obj(at);
         frame.map_err(|_| MachineError::Access(at.0))
     }
 
     fn set_frame(&mut self, frame: [u64; 5]) -> Result<(), MachineError> {
-        let at = exception_frame_address(&self.boot);
+        let at = self.frame_address();
         let done = self.memory.ram.write_obj(frame, at);
         done.map_err(|_| MachineError::Access(at.0))
     }
