@@ -33,13 +33,11 @@ pub fn session(
             "warning: whoever can connect to {address} can read and change all of the guest's memory"
         ));
     }
-    let image = replayer.config().image.clone();
     let kernel = Arc::clone(&replayer.config().kernel);
     let kernel_at = replayer.machine().layout().kernel;
     let mut symbols = Symbols::new(
         recording,
-        image,
-        kernel.clone(),
+        replayer.config(),
         kernel_at,
         &address.to_string(),
     );

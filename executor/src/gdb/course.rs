@@ -41,7 +41,9 @@ impl<'a, 'r> OnRecording<'a, 'r> {
     pub fn new(replayer: &'a mut Replayer<'r>) -> Result<Self, ReplayFailed> {
         let began = replayer.began().map(|index| {
             let checkpoints = replayer.recording().checkpoints();
-            checkpoints.get(index).map_or(0, |info| info.meta.boundary + 1)
+            checkpoints
+                .get(index)
+                .map_or(0, |info| info.meta.boundary + 1)
         });
         let first = match replayer.recording().boundaries().start {
             0 => 0,

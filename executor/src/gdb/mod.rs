@@ -132,9 +132,7 @@ impl<C: Course> BlockingEventLoop for Loop<C> {
         Ok(Event::TargetStopped(reason))
     }
 
-    fn on_interrupt(
-        _: &mut Debugged<C>,
-    ) -> Result<Option<Self::StopReason>, TravelError> {
+    fn on_interrupt(_: &mut Debugged<C>) -> Result<Option<Self::StopReason>, TravelError> {
         Ok(Some(SingleThreadStopReason::Signal(Signal::SIGINT)))
     }
 }

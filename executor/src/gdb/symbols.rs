@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quorate_abi::image::{ImageView, ROOT_INODE};
-use quorate_vmm::Machine;
+use quorate_vmm::{Machine, MachineConfig};
 
 /// Most files of an image that are looked at (R10).
 const MAX_FILES: usize = 1 << 20;
@@ -34,9 +34,11 @@ pub struct Symbols {
     image: Option<Arc<File>>,
     kernel: Arc<[u8]>,
     kernel_at: u64,
+    /// Path of the set's program.
+    program: String,
     address: String,
-    /// By address: path in the guest, and the file for gdb.
-    objects: BTreeMap<u64, (String, PathBuf)>,
+    /// By address, the file for gdb; its name is the path in the guest, with `!` for `/`.
+    objects: BTreeMap<u64, PathBuf>,
     files: Vec<ImageFile>,
     /// What could not be done.
     trouble: Option<String>,
@@ -44,13 +46,7 @@ pub struct Symbols {
 
 impl Symbols {
     /// For a recording: `RECORDING.gdb` is the script, `RECORDING.gdb.d` the directory. Writes the kernel's file.
-    pub fn new(
-        recording: &Path,
-        image: Option<Arc<File>>,
-        kernel: Arc<[u8]>,
-        kernel_at: u64,
-        address: &str,
-    ) -> Self {
+    pub fn new(recording: &Path, machine: &MachineConfig, kernel_at: u64, address: &str) -> Self {
         let with = |end: &str| {
             let mut name = recording.as_os_str().to_owned();
             name.push(end);
@@ -61,9 +57,10 @@ impl Symbols {
         let mut symbols = Symbols {
             directory: with(".gdb.d"),
             script: with(".gdb"),
-            image,
-            kernel,
+            image: machine.image.clone(),
+            kernel: Arc::clone(&machine.kernel),
             kernel_at,
+            program: machine.program.argv.first().cloned().unwrap_or_default(),
             address: address.to_owned(),
             objects: BTreeMap::new(),
             files: Vec::new(),
@@ -98,7 +95,10 @@ impl Symbols {
     }
 
     fn take(&mut self, pages: &[(u64, u64)]) -> io::Result<()> {
-        let unknown: Vec<_> = pages.iter().filter(|page| self.at(page.0).is_none()).collect();
+        let unknown: Vec<_> = pages
+            .iter()
+            .filter(|page| self.at(page.0).is_none())
+            .collect();
         let Some(image) = self.image.clone().filter(|_| !unknown.is_empty()) else {
             return Ok(());
         };
@@ -107,7 +107,10 @@ impl Symbols {
         let view = ImageView::parse(&bytes).map_err(io::Error::other)?;
         if self.files.is_empty() {
             list(&view, ROOT_INODE, "", 0, &mut self.files);
-            self.files.sort_by_key(|file| file.start);
+            // A file may have several names: the one by which it was called comes last, and is found.
+            let program = &self.program;
+            self.files
+                .sort_by_key(|file| (file.start, file.path == *program));
         }
         for &&(virt, offset) in &unknown {
             let known = self.files.partition_point(|file| file.start <= offset);
@@ -127,7 +130,7 @@ impl Symbols {
             let name = file.path.trim_start_matches('/').replace('/', "!");
             let place = self.directory.join(name);
             self.write(&place, elf)?;
-            self.objects.insert(base, (file.path.clone(), place));
+            self.objects.insert(base, place);
         }
         Ok(())
     }
@@ -155,10 +158,9 @@ impl Symbols {
             quoted(&self.directory.join("guest-kernel")),
             self.kernel_at
         );
-        for (base, (path, place)) in &self.objects {
+        for (base, place) in &self.objects {
             // Writing to a string does not fail.
             let _ = write!(text, "\nadd-symbol-file {} -o {base:#x}", quoted(place));
-            let _ = write!(text, "\n# {path}");
         }
         if let Some(trouble) = &self.trouble {
             let _ = write!(text, "\n# not complete: {trouble}");

@@ -28,7 +28,9 @@ impl Machine {
             if self.image_bytes(phys, 1).is_some() {
                 return Err(MachineError::Access(page));
             }
-            page = page.checked_add(PAGE_SIZE).ok_or(MachineError::Access(page))?;
+            page = page
+                .checked_add(PAGE_SIZE)
+                .ok_or(MachineError::Access(page))?;
         }
         self.write_code(address, data)
     }
@@ -49,11 +51,15 @@ impl Machine {
     pub fn executable_image(&self) -> Result<Vec<(u64, u64)>, MachineError> {
         let image = &self.memory.image;
         let mut pages = Vec::new();
-        executable(&self.memory.ram, self.registers()?.cr3, &mut |virt, phys| {
-            if let Some(offset) = phys.checked_sub(image.start).filter(|&o| o < image.len) {
-                pages.push((virt, offset));
-            }
-        });
+        executable(
+            &self.memory.ram,
+            self.registers()?.cr3,
+            &mut |virt, phys| {
+                if let Some(offset) = phys.checked_sub(image.start).filter(|&o| o < image.len) {
+                    pages.push((virt, offset));
+                }
+            },
+        );
         Ok(pages)
     }
 
