@@ -441,6 +441,31 @@ fn the_others_wait_for_who_has_nearly_caught_up_and_not_before() {
 }
 
 #[test]
+fn who_kept_pace_and_votes_is_still_compared_with_what_was_decided_before() {
+    let mut set = Set::recoverable(Config {
+        window_boundaries: 8,
+        ..config(3)
+    });
+    up_to(&mut set, &[0, 1, 2], 2);
+    set.kill(2);
+    up_to(&mut set, &[0, 1], 50);
+    set.rejoin(2, Rejoin::At(45));
+    up_to(&mut set, &[0, 1], 53);
+    set.go(2);
+    up_to(&mut set, &[2], 50);
+    assert_eq!(
+        set.inner.state(id(2)),
+        ReplicaState::Running { boundary: 50 }
+    );
+    right(&mut set, 2);
+    set.cast(2, net(b"wird 51"));
+    let Some(StopReason::Outvoted(verdict)) = set.stopped(2) else {
+        panic!("R5");
+    };
+    assert_eq!((verdict.boundary, verdict.offset), (51, 1));
+}
+
+#[test]
 fn nobody_is_charged_for_catching_up() {
     let mut set = Set::recoverable(Config {
         window_boundaries: 8,

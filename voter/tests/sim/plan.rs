@@ -94,6 +94,8 @@ pub struct Recovery {
     pub delay_ns: u64,
     /// History is dropped below the oldest checkpoint.
     pub forget: bool,
+    /// Input never has to be waited for: then a replay is no faster than what it repeats.
+    pub busy: bool,
 }
 
 impl Plan {
@@ -176,6 +178,7 @@ impl Plan {
             checkpoints: rng.pick(&[5, 20, 80]),
             delay_ns: rng.pick(&[50, LAG_TIMEOUT_NS / 2, 4 * LAG_TIMEOUT_NS]),
             forget: rng.one_in(2),
+            busy: rng.one_in(4),
         });
         plan
     }

@@ -347,7 +347,8 @@ impl World {
                 }
             }
             Step::Lead => {
-                let wait_ns = self.guests[r].state % 300;
+                let busy = self.left.is_some_and(|left| left.busy);
+                let wait_ns = if busy { 0 } else { self.guests[r].state % 300 };
                 let due_ns = self.due(boundary, wait_ns);
                 let may = match self.fault(r) {
                     Some(Fault::LeadsAtOnce) => true,
@@ -447,7 +448,8 @@ impl World {
         let need_ns = if long { LONG_NS } else { 5 + guest.state % 60 };
         let need_ns = match fault {
             Some(Fault::Early) => 0,
-            Some(Fault::Drip) => LAG_TIMEOUT_NS * 9 / 10,
+            // No faster than those without a fault, or it would make them late.
+            Some(Fault::Drip) => need_ns.max(LAG_TIMEOUT_NS * 9 / 10),
             // A long stretch differs less between replicas than its length: a host is not that unfair for that long.
             _ if long => need_ns + self.rng.below(LONG_NS * 3 / 4),
             _ => need_ns * self.plan.speed[r] / 10,
