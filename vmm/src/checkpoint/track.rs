@@ -290,12 +290,18 @@ impl Machine {
         if self.tracking.is_some() {
             return Ok(());
         }
+        // Older kernels do not have it, which is no error.
         let manual = kvm_enable_cap {
             cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
             args: [KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into(), 0, 0, 0],
             ..kvm_enable_cap::default()
         };
         let manual = self.vm.enable_cap(&manual).is_ok();
+        self.track_dirty_with(manual)
+    }
+
+    /// `manual`: pages stay in KVM's log until they are taken out of it.
+    pub(crate) fn track_dirty_with(&mut self, manual: bool) -> Result<(), MachineError> {
         for (number, slot) in (0..).zip(&self.memory.slots) {
             set_slot(&self.vm, number, slot, true)?;
         }

@@ -169,6 +169,85 @@ fn page_tables_that_changed_since_are_not_remembered() {
     }
 }
 
+#[test]
+fn idle_pages_are_left_alone_until_they_are_written_again() {
+    const PAGES: u64 = 300;
+    let at = 8 << 20;
+    let mut config = config(Does::Work);
+    config.layout_seed = [9; 32];
+    let mut machine = Machine::new(&kvm(), &config).unwrap();
+    machine.track_dirty().unwrap();
+    boundary(machine.run());
+    work(&mut machine, Command::Touch, PAGES, at);
+    let (mut last, first) = machine.checkpoint(None).unwrap();
+    assert!(first.dirty_pages >= PAGES);
+    let early = last.clone();
+    let mut compared = Vec::new();
+    for _ in 0..20 {
+        work(&mut machine, Command::Touch, 1, at);
+        let (next, pause) = machine.checkpoint(Some(&last)).unwrap();
+        last = next;
+        assert!(pause.dirty_pages < 20, "{pause:?}");
+        compared.push(pause.compared_pages);
+    }
+    assert!(compared[0] > PAGES && compared[19] < 20, "{compared:?}");
+    // One of the pages that nobody looks at any more; and a restore by the log that has to know of pages of long ago.
+    work(&mut machine, Command::Touch, 2, at + 100 * 4096);
+    let (after, pause) = machine.checkpoint(Some(&last)).unwrap();
+    assert!(pause.dirty_pages >= 2);
+    assert_same(&after, &machine.dump().unwrap());
+    for _ in 0..20 {
+        work(&mut machine, Command::Touch, 1, at);
+        last = machine.checkpoint(Some(&after)).unwrap().0;
+    }
+    let (now, _) = machine.checkpoint(Some(&last)).unwrap();
+    machine.restore(&early, Restore::Dirty).unwrap();
+    assert_same(&early, &machine.dump().unwrap());
+    // And forward again, to one that the machine has gone back from.
+    machine.restore(&now, Restore::Dirty).unwrap();
+    assert_same(&now, &machine.dump().unwrap());
+}
+
+#[test]
+fn what_the_vmm_wrote_before_the_last_checkpoint_is_put_back_too() {
+    let mut machine = started(Does::Work);
+    let reserved = machine.boot.reserved;
+    let at = if reserved.start > 4 << 20 {
+        0x20_0000
+    } else {
+        reserved.start + reserved.len
+    };
+    let (first, _) = machine.checkpoint(None).unwrap();
+    machine.flip_memory(at, 1).unwrap();
+    machine.checkpoint(Some(&first)).unwrap();
+    machine.restore(&first, Restore::Dirty).unwrap();
+    assert_same(&first, &machine.dump().unwrap());
+}
+
+#[test]
+fn the_guest_may_write_while_pages_are_copied_in_the_background() {
+    let mut machine = started(Does::Work);
+    work(&mut machine, Command::Scribble, 5_000, 1);
+    for round in 0..5 {
+        let job = machine.precopy().unwrap().unwrap();
+        assert!(job.pages() > 100);
+        let copying = std::thread::spawn(|| job.run());
+        work(&mut machine, Command::Scribble, 5_000, 2 + round);
+        if round % 2 == 0 {
+            copying.join().unwrap();
+        }
+        let (now, pause) = machine.checkpoint(None).unwrap();
+        assert!(!pause.full || round > 0);
+        assert_same(&now, &machine.dump().unwrap());
+        // Without a checkpoint between them there is one background copy at a time.
+        assert!(machine.precopy().unwrap().is_some());
+        assert!(machine.precopy().unwrap().is_none());
+        work(&mut machine, Command::Scribble, 10, 2 + round);
+        let (now, _) = machine.checkpoint(Some(&now)).unwrap();
+        assert_same(&now, &machine.dump().unwrap());
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     /// The guest writes and reads this many words of memory, drawn from a seed.
@@ -202,17 +281,28 @@ proptest! {
     /// By the logs or by looking at everything, with background copies or without, after restores of both kinds: a
     /// checkpoint always has all of memory, and a restore always brings it all back.
     #[test]
-    fn incremental_equals_full(steps in prop::collection::vec(step(), 1..25), late in any::<bool>()) {
+    fn incremental_equals_full(
+        steps in prop::collection::vec(step(), 1..25),
+        late in any::<bool>(),
+        manual in any::<bool>(),
+    ) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[0x5a; 9000]).unwrap();
         let mut config = config(Does::Work);
         config.image = Some(Arc::new(file));
         let mut machine = Machine::new(&kvm(), &config).unwrap();
-        if !late {
-            machine.track_dirty().unwrap();
+        let track = |machine: &mut Machine| match manual {
+            true => machine.track_dirty().unwrap(),
+            // As an older Linux does it.
+            false => machine.track_dirty_with(false).unwrap(),
+        };
+        if late {
+            boundary(machine.run());
+            track(&mut machine);
+        } else {
+            track(&mut machine);
+            boundary(machine.run());
         }
-        boundary(machine.run());
-        machine.track_dirty().unwrap();
         // What the VMM writes must not hit what the guest runs on.
         let reserved = machine.boot.reserved;
         let mut taken: Vec<Checkpoint> = Vec::new();
