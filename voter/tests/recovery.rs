@@ -466,6 +466,27 @@ fn who_kept_pace_and_votes_is_still_compared_with_what_was_decided_before() {
 }
 
 #[test]
+fn what_a_removal_decides_is_kept_for_who_has_nearly_caught_up() {
+    let mut set = Set::recoverable(Config {
+        window_boundaries: 8,
+        ..config(4)
+    });
+    set.kill(3);
+    up_to(&mut set, &[0, 1, 2], 50);
+    set.rejoin(3, Rejoin::At(47));
+    set.go(3);
+    // Two of four wait for replica 2. Without it they are two of three, and three boundaries are decided at once.
+    up_to(&mut set, &[0, 1], 53);
+    set.released();
+    set.inner.remove(id(2), 0).unwrap();
+    assert_eq!(set.released(), words(50..53));
+    up_to(&mut set, &[3], 52);
+    assert!(!set.recovering(3), "it has kept pace for half a window");
+    set.cast(3, net(b"wird 52"));
+    assert!(matches!(set.stopped(3), Some(StopReason::Outvoted(_))));
+}
+
+#[test]
 fn nobody_is_charged_for_catching_up() {
     let mut set = Set::recoverable(Config {
         window_boundaries: 8,
@@ -542,6 +563,26 @@ fn history_is_kept_as_far_as_the_owner_says() {
     );
     // The window is not charged for history.
     assert_eq!(set.inner.stats().window_bytes_used, 100);
+}
+
+#[test]
+fn a_recovering_replica_keeps_the_history_that_it_needs() {
+    let mut set = Set::recoverable(Config {
+        window_boundaries: 8,
+        ..config(3)
+    });
+    up_to(&mut set, &[0, 1, 2], 2);
+    set.kill(2);
+    up_to(&mut set, &[0, 1], 50);
+    set.rejoin(2, Rejoin::At(10));
+    set.inner.keep_from(u64::MAX);
+    assert_eq!(set.inner.history().from, 10);
+    set.go(2);
+    up_to(&mut set, &[2], 50);
+    assert!(set.all_run());
+    set.kill(2);
+    set.inner.keep_from(40);
+    assert_eq!(set.inner.history().from, 49, "what is gone is gone");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use world::World;
 /// Seeds in a normal run.
 const SEEDS: u64 = 6000;
 /// And where replicas come back, which makes longer histories.
-const RECOVERY_SEEDS: u64 = 1500;
+const RECOVERY_SEEDS: u64 = 1000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
