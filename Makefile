@@ -3,7 +3,7 @@
 CARGO ?= cargo
 RELEASE := target/release
 
-.PHONY: build demo test check bench kills long-replay images test-svm fuzz clean setup
+.PHONY: build demo test check bench kills faults long-replay images test-svm fuzz clean setup
 
 build: setup
 	$(CARGO) build --release --locked --workspace
@@ -34,6 +34,10 @@ kills: build
 # Five million requests recorded, and replayed in two layouts: see docs/recording.md.
 long-replay: build
 	$(CARGO) test --release --locked -p quorate-tests --test recording -- --ignored --nocapture five_million
+
+# 100 faults one after another in Redis under checked load, and 100 with an append-only file: see docs/numbers.md.
+faults: build
+	QUORATE_TEST_FAULTS=100 $(CARGO) test --release --locked -p quorate-tests --test recovery -- --test-threads=1 --nocapture
 
 fuzz: setup
 	scripts/fuzz

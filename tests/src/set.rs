@@ -69,6 +69,14 @@ fn redis_appliance() -> PathBuf {
     repository().join("images/appliances/redis.toml")
 }
 
+fn redis_text() -> Result<String, Error> {
+    let path = redis_appliance();
+    std::fs::read_to_string(&path).map_err(|source| Error::Io {
+        what: path.display().to_string(),
+        source,
+    })
+}
+
 /// How to start a set.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -122,16 +130,21 @@ impl Options {
     /// When the appliance cannot be read, or its command does not end as it is expected to.
     pub fn redis_with(more: &[&str]) -> Result<Options, Error> {
         const LAST: &str = "\"--appendonly\", \"no\",";
-        let path = redis_appliance();
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io {
-            what: path.display().to_string(),
-            source,
-        })?;
-        let (before, after) = text.split_once(LAST).ok_or_else(|| {
-            Error::Unexpected(format!("{}: no {LAST} in its command", path.display()))
-        })?;
+        let text = redis_text()?;
+        let (before, after) = text
+            .split_once(LAST)
+            .ok_or_else(|| Error::Unexpected(format!("redis.toml: no {LAST} in its command")))?;
         let more: String = more.iter().map(|word| format!(" {word:?},")).collect();
         Ok(Options::text(&format!("{before}{LAST}{more}{after}"))?.publish(6379))
+    }
+
+    /// The Redis appliance of the repository with `[recovery]` and these lines.
+    ///
+    /// # Errors
+    /// When the appliance cannot be read.
+    pub fn redis_recovering(lines: &str) -> Result<Options, Error> {
+        let text = redis_text()?;
+        Ok(Options::text(&format!("{text}\n[recovery]\n{lines}\n"))?.publish(6379))
     }
 
     fn path(&self) -> PathBuf {

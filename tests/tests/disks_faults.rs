@@ -240,6 +240,7 @@ fn under_load(victim: usize, fault: &[&str], expect_stopped: bool) {
     let text =
         disk::appliance("redis-aof", &[("path", path.display().to_string().into())]).unwrap();
     let options = SetOptions::text(&text).unwrap().publish(6379).replicas(3);
+    let options = options.without_recovery();
     let set = options.start().unwrap();
     let load = Load::start(set.address(), 6, 21);
     assert!(load.wait_for_progress(200, LONG), "{:?}", load.finish());

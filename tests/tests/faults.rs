@@ -1,5 +1,6 @@
 //! Injected faults under load: with a quorum left no client sees anything and the right replica is named; without one
-//! nothing wrong is released, and the exit code says it (R2, R5).
+//! nothing wrong is released, and the exit code says it (R2, R5). The voter alone is tested here: nobody comes back (that is in
+//! `recovery*.rs`).
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::time::{Duration, Instant};
@@ -21,9 +22,9 @@ const CLIENTS: usize = 6;
 
 fn start(replicas: usize, arguments: &[&str]) -> Set {
     Options::redis()
+        .without_recovery()
         .replicas(replicas)
         .arguments(arguments)
-        .without_recovery()
         .start()
         .unwrap()
 }

@@ -98,7 +98,9 @@ impl Lab {
         );
         let path = self.0.path().join("appliance.toml");
         std::fs::write(&path, text).unwrap();
+        // Without recovery: who came back would still be there at the end, and nobody would be missed.
         Options::new(&path)
+            .without_recovery()
             .arguments(&["--seed", SEED])
             .spawn()
             .unwrap()

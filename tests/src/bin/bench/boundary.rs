@@ -51,7 +51,11 @@ pub fn measure() -> Result<Boundary, String> {
     Ok(boundary)
 }
 
-fn cargo(arguments: &[&str]) -> Result<String, String> {
+/// What a program says that cargo builds and runs.
+///
+/// # Errors
+/// When it cannot be built, or fails.
+pub fn cargo(arguments: &[&str]) -> Result<String, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .arg(arguments[0])

@@ -8,6 +8,7 @@ mod disk;
 mod host;
 mod limit;
 mod load;
+mod recovery;
 mod report;
 mod results;
 mod server;
@@ -27,7 +28,8 @@ use usage::Memory;
 /// How long a server is watched without any request.
 const IDLE: Duration = Duration::from_millis(500);
 const USAGE: &str = "\
-Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--no-disks] [--only-disks] [--docs]
+Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--no-disks] [--only-disks]
+             [--no-recovery] [--only-recovery] [--docs]
 
 Measures the native redis-server and Quorate with 1, 2, 3 and 5 replicas in turns, prints a report, and writes it to
 target/bench/report.md and target/bench/results.json.
@@ -39,6 +41,9 @@ target/bench/report.md and target/bench/results.json.
   --no-boundary  leaves out the cost of a boundary, which is measured by programs that cargo builds first
   --no-disks     leaves out the disks
   --only-disks   leaves out everything else; the report is in target/bench/disks.md and disks.json
+  --no-recovery  leaves out recovery
+  --only-recovery
+                 leaves out everything else; the report is in target/bench/recovery.md and recovery.json
   --docs         puts the report into docs/numbers.md too, in place of the one there";
 
 /// Where a report begins and ends in `docs/numbers.md`.
@@ -52,6 +57,11 @@ const DISK_MARKS: Marks = [
     "<!-- begin: bench --only-disks --docs -->\n",
     "<!-- end: bench --only-disks --docs -->",
 ];
+/// And for that of recovery.
+const RECOVERY_MARKS: Marks = [
+    "<!-- begin: bench --only-recovery --docs -->\n",
+    "<!-- end: bench --only-recovery --docs -->",
+];
 /// Rounds of the disks: each takes longer, and differs less.
 const DISK_ROUNDS: usize = 3;
 
@@ -63,6 +73,8 @@ struct Options {
     boundary: bool,
     disks: bool,
     only_disks: bool,
+    recovery: bool,
+    only_recovery: bool,
     docs: bool,
 }
 
@@ -76,6 +88,8 @@ impl Options {
             boundary: true,
             disks: true,
             only_disks: false,
+            recovery: true,
+            only_recovery: false,
             docs: false,
         };
         while let Some(argument) = arguments.next() {
@@ -105,6 +119,8 @@ impl Options {
                 "--no-boundary" => options.boundary = false,
                 "--no-disks" => options.disks = false,
                 "--only-disks" => options.only_disks = true,
+                "--no-recovery" => options.recovery = false,
+                "--only-recovery" => options.only_recovery = true,
                 "--docs" => options.docs = true,
                 _ => return Err(format!("unknown argument {argument:?}")),
             }
@@ -131,13 +147,15 @@ fn main() -> ExitCode {
         eprintln!("bench: the image cannot be had: {error}");
         return ExitCode::FAILURE;
     }
-    let disks = if options.disks || options.only_disks {
-        of_disks(&options, &host)
-    } else {
-        true
-    };
-    if options.only_disks {
-        return if disks {
+    let mut parts = true;
+    if (options.disks || options.only_disks) && !options.only_recovery {
+        parts &= of_disks(&options, &host);
+    }
+    if (options.recovery || options.only_recovery) && !options.only_disks {
+        parts &= of_recovery(&options, &host);
+    }
+    if options.only_disks || options.only_recovery {
+        return if parts {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -160,7 +178,7 @@ fn main() -> ExitCode {
     if let Err(error) = &kept {
         eprintln!("bench: {error}");
     }
-    if results.failures.is_empty() && kept.is_ok() && disks {
+    if results.failures.is_empty() && kept.is_ok() && parts {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -171,25 +189,46 @@ fn main() -> ExitCode {
 fn of_disks(options: &Options, host: &Host) -> bool {
     let rounds = if options.quick { 1 } else { DISK_ROUNDS };
     let disks = disk::measure(rounds, options.quick);
+    let report = disks.markdown(host.cpus);
+    keep_part(options, host, "disks", &disks.json(), &report, DISK_MARKS)
+        && disks.failures.is_empty()
+}
+
+/// The same for recovery.
+fn of_recovery(options: &Options, host: &Host) -> bool {
+    let recovery = recovery::measure(options.rounds, options.seconds, options.quick);
+    let report = recovery.markdown();
+    let json = recovery.json();
+    keep_part(options, host, "recovery", &json, &report, RECOVERY_MARKS)
+        && recovery.failures.is_empty()
+}
+
+/// Prints and writes one part of the report; false if it cannot be written.
+fn keep_part(
+    options: &Options,
+    host: &Host,
+    name: &str,
+    figures: &Value,
+    report: &str,
+    marks: Marks,
+) -> bool {
     let text = format!(
-        "Measured {} at commit {}, load average before: {}.\nMachine: {}.\n\n{}",
+        "Measured {} at commit {}, load average before: {}.\nMachine: {}.\n\n{report}",
         host.date,
         host.commit,
         host.load,
         host.line(),
-        disks.markdown(host.cpus)
     );
     println!("{text}");
-    let json =
-        json!({ "version": 1, "host": host.json(), "quick": options.quick, "disks": disks.json() });
-    let mut kept = write("disks", &json, &text);
+    let json = json!({ "version": 1, "host": host.json(), "quick": options.quick, name: figures });
+    let mut kept = write(name, &json, &text);
     if options.docs && kept.is_ok() {
-        kept = put_into_docs(&text, DISK_MARKS);
+        kept = put_into_docs(&text, marks);
     }
     if let Err(error) = &kept {
         eprintln!("bench: {error}");
     }
-    kept.is_ok() && disks.failures.is_empty()
+    kept.is_ok()
 }
 
 fn say(text: &str) {

@@ -54,6 +54,14 @@ impl Server {
     /// # Errors
     /// When it does not come up.
     pub fn start(kind: Kind) -> Result<Server, String> {
+        Server::start_with(kind, &[])
+    }
+
+    /// The same with more arguments for `quorate run`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_with(kind: Kind, arguments: &[&str]) -> Result<Server, String> {
         let text = |error: quorate_tests::Error| format!("{}: {error}", kind.name());
         let (process, address, begun) = match kind {
             Kind::Native => {
@@ -66,6 +74,7 @@ impl Server {
                 let options = Options::redis().replicas(replicas.into());
                 let set = options
                     .arguments(&["--layout", "random"])
+                    .arguments(arguments)
                     .spawn()
                     .map_err(text)?;
                 // Not the line that says it is ready: what a client sees is measured.
