@@ -11,7 +11,7 @@ use crate::Error;
 use crate::load::Load;
 use crate::random::Random;
 use crate::set::Set;
-use crate::watch::{Watch, wait_whole};
+use crate::watch::{Watch, state, wait_whole};
 use crate::writes::Writers;
 
 /// Upper bound for what takes a second at most.
@@ -233,7 +233,22 @@ impl fmt::Display for Report {
     }
 }
 
-/// Puts the faults of the plan into `set`, one after the other.
+/// Waits until every replica has taken so many checkpoints; the clients keep the set at work.
+///
+/// # Errors
+/// When one of them saw something, or the set does not answer.
+pub fn wait_checkpoints(set: &Set, clients: &dyn Clients, each: u64) -> Result<(), Error> {
+    loop {
+        let state = state(set)?;
+        let mut replicas = state["replicas"].as_array().into_iter().flatten();
+        if replicas.all(|replica| replica["checkpoints"]["taken"].as_u64() >= Some(each)) {
+            return Ok(());
+        }
+        clients.go_on(100)?;
+    }
+}
+
+/// Puts the faults of the plan into `set`, one after the other, once every replica has a checkpoint.
 ///
 /// # Errors
 /// When a client saw something, the set does not come back to full strength, or a layout is not what its event says.
@@ -241,6 +256,7 @@ pub fn run(set: &Set, clients: &dyn Clients, plan: &Plan) -> Result<Report, Erro
     let started = Instant::now();
     let mut random = Random::new(plan.seed);
     let mut report = Report::default();
+    wait_checkpoints(set, clients, 1)?;
     let mut before = wait_whole(set, LONG)?;
     let replicas = before["size"].as_u64().unwrap_or(0) as usize;
     let mut watch = Watch::new(set)?;

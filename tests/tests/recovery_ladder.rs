@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use quorate_executor::exit::ExitCode;
+use quorate_tests::faults::wait_checkpoints;
 use quorate_tests::load::Load;
 use quorate_tests::one_at_a_time;
 use quorate_tests::resp::{Client, command, shown, words};
@@ -38,19 +39,6 @@ fn unharmed(load: Load) {
     );
 }
 
-/// Waits until every replica has two checkpoints.
-fn wait_checkpoints(set: &Set, load: &Load, each: u64) {
-    loop {
-        let state = state(set).unwrap();
-        let replicas = state["replicas"].as_array().unwrap();
-        let taken = |replica: &Value| replica["checkpoints"]["taken"].as_u64().unwrap();
-        if replicas.iter().all(|replica| taken(replica) >= each) {
-            return;
-        }
-        assert!(load.wait_for_progress(100, LONG), "{:?}", load.so_far());
-    }
-}
-
 #[test]
 fn every_step_can_be_asked_for_while_clients_work() {
     let _turn = one_at_a_time("quorate recover R --step S, each step, under load");
@@ -58,7 +46,7 @@ fn every_step_can_be_asked_for_while_clients_work() {
     let options = Options::redis_recovering(lines).unwrap().replicas(3);
     let set = options.start().unwrap();
     let load = Load::start(set.address(), CLIENTS, 51);
-    wait_checkpoints(&set, &load, 3);
+    wait_checkpoints(&set, &load, 3).unwrap();
     let mut before = wait_whole(&set, LONG).unwrap();
     for (number, (step, becomes)) in [
         ("checkpoint", "kept"),
@@ -74,11 +62,12 @@ fn every_step_can_be_asked_for_while_clients_work() {
         let mut watch = Watch::new(&set).unwrap();
         set.must(&["recover", &victim.to_string(), "--step", step])
             .unwrap();
-        let events = watch.next_of("recovered", victim, LONG).unwrap();
-        let recovered = events.last().unwrap();
+        let mut events = watch.next_of("recovered", victim, LONG).unwrap();
+        let recovered = events.last().unwrap().clone();
+        let after = wait_whole(&set, LONG).unwrap();
+        events.extend(watch.rest().unwrap());
         assert_eq!(recovered["step"], step, "{events:#?}");
         assert_eq!(recovered["layout"], becomes, "{events:#?}");
-        let after = wait_whole(&set, LONG).unwrap();
         println!("  {step}: {recovered}");
         assert_eq!(recoveries(&after, step), recoveries(&before, step) + 1);
         let layouts: Vec<Value> = (0..3).map(|replica| layout(&after, replica)).collect();

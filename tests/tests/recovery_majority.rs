@@ -6,6 +6,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use quorate_executor::exit::ExitCode;
+use quorate_tests::faults::wait_checkpoints;
 use quorate_tests::load::Load;
 use quorate_tests::resp::{Client, shown, words};
 use quorate_tests::set::{Options, Set};
@@ -41,7 +42,7 @@ fn survives(replicas: usize, faults: &[(usize, &str)]) {
     let options = Options::redis_recovering("crash_limit = 100").unwrap();
     let set = options.replicas(replicas).start().unwrap();
     let load = Load::start(set.address(), CLIENTS, 31);
-    assert!(load.wait_for_progress(400, LONG), "{:?}", load.so_far());
+    wait_checkpoints(&set, &load, 1).unwrap();
     let mut watch = Watch::new(&set).unwrap();
     let begun = Instant::now();
     inject_at_once(&set, faults);
@@ -108,9 +109,8 @@ fn one_of_two_and_the_only_one_come_back() {
     for kind in ["wrong-output", "crash", "hang"] {
         survives(2, &[(1, kind)]);
     }
-    for kind in ["crash", "hang"] {
-        survives(1, &[(0, kind)]);
-    }
+    // That the only one hangs is nothing that anybody could tell from a long computation.
+    survives(1, &[(0, "crash")]);
 }
 
 #[test]
