@@ -30,7 +30,9 @@ fn benchmark(set: &Set, requests: u64, pipeline: u64, within: Duration) -> Vec<f
     let (requests, pipeline) = (requests.to_string(), pipeline.to_string());
     let port = set.address().port().to_string();
     command.args(["-h", "127.0.0.1", "-p", &port, "-c", "50", "-P", &pipeline]);
-    command.args(["-n", &requests, "-r", "100000", "-d", "64", "-t", "set,get", "--csv"]);
+    command.args([
+        "-n", &requests, "-r", "100000", "-d", "64", "-t", "set,get", "--csv",
+    ]);
     let ended = run(command, within).unwrap();
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let text = String::from_utf8(ended.stdout).unwrap();
@@ -43,7 +45,11 @@ fn benchmark(set: &Set, requests: u64, pipeline: u64, within: Duration) -> Vec<f
 
 fn replay_in(file: &Path, arguments: &[&str], within: Duration) -> (i32, Value, String) {
     let mut command = std::process::Command::new(quorate().unwrap());
-    command.arg("replay").arg(file).arg("--json").args(arguments);
+    command
+        .arg("replay")
+        .arg(file)
+        .arg("--json")
+        .args(arguments);
     let ended = run(command, within).unwrap();
     let json = serde_json::from_slice(&ended.stdout).unwrap_or(Value::Null);
     (ended.code, json, ended.stderr)
@@ -94,7 +100,11 @@ fn a_redis_run_is_replayed_with_the_same_and_with_another_layout() {
     // A second run does not overwrite it.
     let again = recorded(Options::redis(), &file, &[]).spawn().unwrap();
     let refused = again.wait().unwrap();
-    assert!(refused.code == 11 && refused.stderr.contains("choose another name"), "{}", refused.stderr);
+    assert!(
+        refused.code == 11 && refused.stderr.contains("choose another name"),
+        "{}",
+        refused.stderr
+    );
 
     // One bit, anywhere.
     let whole = std::fs::read(&file).unwrap();
@@ -111,11 +121,17 @@ fn a_redis_run_is_replayed_with_the_same_and_with_another_layout() {
     }
     std::fs::write(&file, &whole).unwrap();
     // The image of something else.
-    let other = quorate_images::Appliance::load(quorate_tests::repository().join("images/appliances/sqlite3.toml")).unwrap();
+    let other = quorate_images::Appliance::load(
+        quorate_tests::repository().join("images/appliances/sqlite3.toml"),
+    )
+    .unwrap();
     let options = quorate_images::BuildOptions::new(quorate_images::default_cache_dir());
     let image = quorate_images::build(&other, &options).unwrap().path;
     let (code, _, said) = replay_in(&file, &["--image", image.to_str().unwrap()], LONG);
-    assert!(code == 4 && said.contains("the recording was made with"), "{said}");
+    assert!(
+        code == 4 && said.contains("the recording was made with"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -154,7 +170,9 @@ fn sqlite_on_a_disk_is_replayed_without_the_disk() {
     let _turn = one_at_a_time("sqlite3 recorded and replayed");
     let directory = disk::directory().unwrap();
     let image = directory.path().join("data.img");
-    let mut sql = String::from("PRAGMA cache_size=20;\nCREATE TABLE rows (id INTEGER PRIMARY KEY, text TEXT);\n");
+    let mut sql = String::from(
+        "PRAGMA cache_size=20;\nCREATE TABLE rows (id INTEGER PRIMARY KEY, text TEXT);\n",
+    );
     for chunk in 0..10 {
         sql.push_str("BEGIN;\n");
         for id in 0..300 {
@@ -167,12 +185,18 @@ fn sqlite_on_a_disk_is_replayed_without_the_disk() {
     std::fs::write(&source, sql).unwrap();
     let text = disk::appliance("sqlite3", &[("path", image.display().to_string().into())]).unwrap();
     let mut table: toml::Table = text.parse().unwrap();
-    let script: toml::Table = [("path", "/etc/run.sql"), ("source", source.to_str().unwrap())]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.into()))
-        .collect();
+    let script: toml::Table = [
+        ("path", "/etc/run.sql"),
+        ("source", source.to_str().unwrap()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.into()))
+    .collect();
     let files = vec![script].into();
-    table["image"].as_table_mut().unwrap().insert("files".to_owned(), files);
+    table["image"]
+        .as_table_mut()
+        .unwrap()
+        .insert("files".to_owned(), files);
     let mut fingerprints = Vec::new();
     // The second run finds the database that the first made, and fails on it: its reads are of the past.
     for round in 0..2 {
@@ -196,7 +220,8 @@ fn redis_with_an_append_only_file_is_replayed_without_the_disk() {
     let _turn = one_at_a_time("redis with AOF recorded and replayed");
     let directory = disk::directory().unwrap();
     let image = directory.path().join("data.img");
-    let text = disk::appliance("redis-aof", &[("path", image.display().to_string().into())]).unwrap();
+    let text =
+        disk::appliance("redis-aof", &[("path", image.display().to_string().into())]).unwrap();
     for round in 0..2 {
         let file = directory.path().join(format!("run{round}.rec"));
         let options = Options::text(&text).unwrap().publish(6379);
@@ -214,14 +239,19 @@ fn redis_with_an_append_only_file_is_replayed_without_the_disk() {
 #[test]
 #[ignore = "takes ten minutes: make long-replay"]
 fn five_million_requests_are_replayed() {
-    let requests: u64 = std::env::var("QUORATE_TEST_REQUESTS").map_or(2_500_000, |text| text.parse().unwrap());
+    let requests: u64 =
+        std::env::var("QUORATE_TEST_REQUESTS").map_or(2_500_000, |text| text.parse().unwrap());
     let directory = tempfile::tempdir().unwrap();
     let file = file(&directory);
     let started = Instant::now();
     let set = recorded(Options::redis(), &file, &[]).start().unwrap();
     let rates = benchmark(&set, requests, 16, VERY_LONG);
     let ended = set.stop().unwrap();
-    println!("{} requests in {:.0?}, SET and GET per second: {rates:?}", 2 * requests, started.elapsed());
+    println!(
+        "{} requests in {:.0?}, SET and GET per second: {rates:?}",
+        2 * requests,
+        started.elapsed()
+    );
     println!("{}", ended.stderr);
     for arguments in [&[][..], &["--layout-seed", "another"]] {
         let (code, json, said) = replay_in(&file, arguments, VERY_LONG);
@@ -229,6 +259,9 @@ fn five_million_requests_are_replayed() {
         println!("{arguments:?}: {json:#}");
         assert_eq!(json["fingerprint"], fingerprint(&ended.stderr));
         let per_million = json["bytes"].as_u64().unwrap() as f64 / (2 * requests) as f64;
-        println!("bytes of recording per million requests: {:.0}", 1e6 * per_million);
+        println!(
+            "bytes of recording per million requests: {:.0}",
+            1e6 * per_million
+        );
     }
 }

@@ -1,16 +1,14 @@
 //! How long a replica pauses for a checkpoint, against the pages that had been written since the one before.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quorate_tests::process::run;
 use quorate_tests::set::Set;
 use quorate_tests::watch::state;
 use serde_json::{Value, json};
 
-use super::{LONG, Setting, benchmark, stop, text};
+use super::{Setting, benchmark, stop, text};
 use crate::load::median;
 
 /// Time between two looks at the status: each checkpoint must be seen before the replica's next one.
@@ -131,28 +129,27 @@ fn under(set: &Set, arguments: &[&str], seconds: f64) -> Result<Vec<(f64, f64)>,
     })
 }
 
-/// The lines of the VMM's own measurement of dirty logging.
+/// The lines of the VMM's own measurement of dirty logging and checkpoints.
 ///
 /// # Errors
 /// When it cannot be built or run.
 pub fn logging() -> Result<Vec<String>, String> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args([
-            "run",
-            "--release",
-            "--locked",
-            "-q",
-            "-p",
-            "quorate-vmm",
-            "--example",
-            "checkpoint",
-        ])
-        .current_dir(quorate_tests::repository());
-    let ended = run(cargo, LONG * 10).map_err(text)?;
-    if ended.code != 0 {
-        return Err(ended.stderr);
+    let said = crate::boundary::cargo(&[
+        "test",
+        "--package=quorate-vmm",
+        "checkpoint_cost",
+        "--",
+        "--ignored",
+        "--nocapture",
+    ])?;
+    // Its head and one line for each number of pages.
+    let is_figure = |line: &&str| {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        first == "pages" || first.parse::<u32>().is_ok()
+    };
+    let lines: Vec<String> = said.lines().filter(is_figure).map(str::to_owned).collect();
+    if lines.len() < 2 {
+        return Err(format!("checkpoint_cost said: {said}"));
     }
-    let out = String::from_utf8_lossy(&ended.stdout);
-    Ok(out.lines().map(str::to_owned).collect())
+    Ok(lines)
 }

@@ -129,7 +129,7 @@ impl Recovery {
         }
         table(text, &rows);
         if !self.logging.is_empty() {
-            text.push_str("\nDirty logging by itself (`cargo run --release -p quorate-vmm --example checkpoint`):\n\n");
+            text.push_str("\nWhat the VMM's part of it costs by itself (`cargo test --release -p quorate-vmm checkpoint_cost -- --ignored --nocapture`):\n\n");
             for line in &self.logging {
                 text.push_str(&format!("    {line}\n"));
             }
