@@ -166,6 +166,67 @@ fn a_killed_set_leaves_a_recording_without_its_last_moments() {
 }
 
 #[test]
+fn a_long_recording_is_bounded_and_replayed_from_the_middle() {
+    let _turn = one_at_a_time("redis recorded in many files and replayed from the middle");
+    let directory = tempfile::tempdir().unwrap();
+    let file = file(&directory);
+    let set = recorded(
+        Options::redis(),
+        &file,
+        &["--record-segment", "1M", "--record-keep", "30M"],
+    );
+    let set = set.start().unwrap();
+    let first = directory.path().join("run.rec.000001");
+    let load = Load::start(set.address(), 20, 3);
+    let deadline = Instant::now() + LONG;
+    let (mut there, mut gone) = (false, false);
+    while !gone {
+        assert!(Instant::now() < deadline, "the first file is not deleted");
+        assert!(load.wait_for_progress(500, LONG), "{:?}", load.so_far());
+        there |= first.exists();
+        gone = there && !first.exists();
+    }
+    assert_eq!(load.finish().wrong, [""; 0]);
+    let ended = set.stop().unwrap();
+    assert!(
+        !ended.stderr.contains("the recording ends"),
+        "{}",
+        ended.stderr
+    );
+    let json = replay(&file, &[]);
+    let checkpoints: Vec<u64> = json["checkpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|at| at.as_u64().unwrap())
+        .collect();
+    assert!(
+        json["first"].as_u64().unwrap() > 0 && checkpoints.len() > 1,
+        "{json:#}"
+    );
+    assert_eq!(json["began"], checkpoints[0]);
+    assert_eq!(
+        json["fingerprint"],
+        fingerprint(&ended.stderr),
+        "from the middle, too"
+    );
+    let last = checkpoints[checkpoints.len() - 1];
+    let from_last = replay(&file, &["--from", &(last + 1).to_string()]);
+    assert_eq!(
+        (&from_last["began"], &from_last["fingerprint"]),
+        (&last.into(), &json["fingerprint"])
+    );
+    let (code, _, said) = replay_in(&file, &["--layout-seed", "5"], LONG);
+    assert!(
+        code == 11 && said.contains("another layout needs the beginning"),
+        "{said}"
+    );
+    // A dump of a replica's machine is not a start; and without a checkpoint before it there is none.
+    let (code, _, said) = replay_in(&file, &["--from", "0"], LONG);
+    assert!(code != 0 && said.contains("no checkpoint"), "{said}");
+}
+
+#[test]
 fn sqlite_on_a_disk_is_replayed_without_the_disk() {
     let _turn = one_at_a_time("sqlite3 recorded and replayed");
     let directory = disk::directory().unwrap();
@@ -204,7 +265,7 @@ fn sqlite_on_a_disk_is_replayed_without_the_disk() {
         let options = Options::text(&table.to_string()).unwrap().replicas(3);
         let set = recorded(options, &file, &[]).spawn().unwrap();
         let ended = set.process().wait(LONG).unwrap();
-        assert_eq!(ended.code, round, "{}", ended.stderr);
+        assert!(round == 1 || ended.code == 0, "{}", ended.stderr);
         fingerprints.push((file, fingerprint(&ended.stderr)));
     }
     std::fs::remove_file(&image).unwrap();

@@ -12,6 +12,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use super::format::{Hash, Kind, SegmentHead, seal};
 use super::queue::{DUMPS_SHARE, Limits};
 
+/// Finished segments that are kept, whatever their size, as long as there is no checkpoint later.
+const WITHOUT_START: usize = 2;
 /// Secrets are in it: for its owner only.
 const MODE: u32 = 0o600;
 
@@ -241,8 +243,8 @@ impl Segments {
             }
             let later = self.kept.iter().skip(1).any(|kept| kept.has_start) || self.has_start;
             if !later {
-                // A recording in which no replay can begin is worth nothing.
-                if self.total <= self.limits.keep {
+                // A recording in which no replay can begin is worth nothing. A whole segment is time enough for a checkpoint.
+                if self.total <= self.limits.keep || self.kept.len() <= WITHOUT_START {
                     break;
                 }
                 return Err(io::Error::other(
