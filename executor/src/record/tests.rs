@@ -384,10 +384,15 @@ fn rotated(
         }
         if number % 8 == 7 {
             // The writer keeps up, as it does with a set that takes longer for all this.
-            let (done, is_done) = channel();
-            let barrier = move |_: &mut dyn Write| done.send(()).map_err(std::io::Error::other);
-            if recorder.dump(meta(number), Box::new(barrier)) {
-                let _ = is_done.recv();
+            while told.lock().unwrap().is_empty() {
+                let (done, is_done) = channel();
+                let barrier = move |_: &mut dyn Write| done.send(()).map_err(std::io::Error::other);
+                if recorder.dump(meta(number), Box::new(barrier)) {
+                    let _ = is_done.recv();
+                    break;
+                }
+                // Too many checkpoints wait.
+                std::thread::yield_now();
             }
         }
     }
