@@ -126,6 +126,14 @@ pub fn replay(args: &ReplayArgs) -> Result<ExitCode, Failure> {
     };
     let mut replayer = Replayer::open(&recording, &options)?;
     let began = replayer.at();
+    if let (Some(at), Some(until)) = (began, args.until)
+        && until < at
+    {
+        let text = format!(
+            "--until {until} lies before boundary {at}, the first place at which this replay can begin"
+        );
+        return Err(Failure::new(ExitCode::Usage, text));
+    }
     let mut until = args.until.unwrap_or(last);
     if let Some(address) = args.gdb {
         if !gdb::session(&mut replayer, &args.file, address, args.until)? {

@@ -83,7 +83,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         }),
         console: Arc::clone(&console),
         tap: None,
-        recorder,
+        recorder: recorder.clone(),
     };
     say(&format!(
         "{}: starting {} with layout {}, seed {}",
@@ -102,6 +102,9 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         Err(failure) => {
             notices.finish();
             let _ = std::fs::remove_file(&path);
+            if let Some(recorder) = recorder {
+                recorder.discard();
+            }
             return Err(failure);
         }
     };

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -245,6 +245,7 @@ pub struct Summary {
 
 /// A recording under way.
 pub struct Recorder {
+    path: PathBuf,
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<Summary>>>,
     done: OnceLock<Summary>,
@@ -273,6 +274,7 @@ impl Recorder {
     }
 
     pub(super) fn over(segments: Segments) -> io::Result<Recorder> {
+        let path = segments.path().to_owned();
         let queue = Arc::new(Queue::default());
         queue.wants.store(u64::MAX, Ordering::Release);
         let of_thread = Arc::clone(&queue);
@@ -280,6 +282,7 @@ impl Recorder {
             .name("recorder".to_owned())
             .spawn(move || write_out(&of_thread, segments))?;
         Ok(Recorder {
+            path,
             queue,
             thread: Mutex::new(Some(thread)),
             done: OnceLock::new(),
@@ -353,6 +356,14 @@ impl Recorder {
     #[must_use]
     pub fn waits(&self) -> u64 {
         lock(&self.queue.state).waits
+    }
+
+    /// The set has not come to be: removes the file, in which there is nothing, so that its name is free for the next try.
+    pub fn discard(&self) {
+        if self.finish().boundaries == 0 {
+            // Nothing depends on it.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 
     /// The set has ended: writes what is left and closes the file.

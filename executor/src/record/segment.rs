@@ -198,6 +198,11 @@ impl Segments {
         (there + self.dumps) < self.limits.keep / DUMPS_SHARE
     }
 
+    /// The newest segment.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes of the newest segment.
     pub fn len(&self) -> u64 {
         self.len
