@@ -46,7 +46,8 @@ pub struct Recorder {
     pub written: u64,
     /// The records.
     pub records: u64,
-    /// Number of the call after which the kernel rings [`STOP_PORT`]; [`NEVER`] unless a replay wrote another.
+    /// Number of the call after which the kernel rings [`STOP_PORT`], and again at each exception before the next call; [`NEVER`]
+    /// unless a replay wrote another.
     pub stop_at: u64,
     /// Address of the variable that holds the top of the running thread's kernel stack. The program's registers, if a call or an
     /// exception is being served, lie [`FRAME_BYTES`] below the top.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::place::Place;
+
 /// Faults remembered per replica; the oldest is forgotten for a new one (R10).
 pub const FAULTS_KEPT: usize = 16;
 /// Faults that may wait for one replica to come to a place where they can be applied. One more is refused (R10).
@@ -47,6 +49,9 @@ pub enum Fault {
         /// Guest-physical byte address; chosen by the run's seed if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         address: Option<u64>,
+        /// The place in words, see [`crate::place`]; goes before `address`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<String>,
         /// The bit, 0 to 7; chosen by the run's seed if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bit: Option<u8>,
@@ -102,17 +107,27 @@ impl Fault {
             "flip-memory" => match arguments {
                 [] => Ok(Fault::FlipMemory {
                     address: None,
+                    place: None,
                     bit: None,
                 }),
                 [word] if word == "random" => Ok(Fault::FlipMemory {
                     address: None,
+                    place: None,
                     bit: None,
                 }),
-                [address, bit] => Ok(Fault::FlipMemory {
-                    address: Some(number(address, u64::MAX, "address")?),
-                    bit: Some(number(bit, 7, "bit")? as u8),
-                }),
-                _ => Err("flip-memory takes ADDRESS BIT, or random".to_owned()),
+                [place, bit] => {
+                    let bit = Some(number(bit, 7, "bit")? as u8);
+                    let (address, place) = match place.parse::<Place>()? {
+                        Place::Physical(address) => (Some(address), None),
+                        _ => (None, Some(place.clone())),
+                    };
+                    Ok(Fault::FlipMemory {
+                        address,
+                        place,
+                        bit,
+                    })
+                }
+                _ => Err("flip-memory takes PLACE BIT, or random".to_owned()),
             },
             _ => Err(format!(
                 "unknown kind {kind:?}: one of crash, hang, freeze, wrong-output, wrong-write, slow, flip-register, flip-memory"
@@ -194,6 +209,7 @@ mod tests {
             words("flip-memory 0x1000 7"),
             Ok(Fault::FlipMemory {
                 address: Some(4096),
+                place: None,
                 bit: Some(7)
             })
         );
@@ -201,6 +217,7 @@ mod tests {
             words("flip-memory random"),
             Ok(Fault::FlipMemory {
                 address: None,
+                place: None,
                 bit: None
             })
         );
@@ -226,6 +243,7 @@ mod tests {
     fn json_names_the_kind_and_refuses_unknown_keys() {
         let json = serde_json::to_string(&Fault::FlipMemory {
             address: Some(1),
+            place: None,
             bit: Some(2),
         })
         .unwrap();

@@ -7,7 +7,9 @@ use quorate_devices::{DiskPosition, DiskReads, Entry};
 use quorate_vmm::{Checkpoint, Layout, Machine, MachineError, Outcome, Register, Restore};
 
 use crate::exit::{ExitCode, Failure};
+use crate::explain::live::reached_at;
 use crate::inject::Fault;
+use crate::place::Place;
 use crate::replica::{Kick, Pause, Turn, Vcpu};
 
 /// Names of the regions of a layout, in the order of [`Layout`]'s fields.
@@ -115,7 +117,12 @@ impl Vcpu for KvmVcpu {
             Fault::FlipRegister { register, bit } => {
                 flip_register(machine, register.as_deref(), *bit, random)
             }
-            Fault::FlipMemory { address, bit } => flip_memory(machine, *address, *bit, random),
+            Fault::FlipMemory {
+                place: Some(place),
+                bit,
+                ..
+            } => return flip_place(machine, place, *bit, random),
+            Fault::FlipMemory { address, bit, .. } => flip_memory(machine, *address, *bit, random),
             Fault::Freeze | Fault::WrongOutput | Fault::WrongWrite | Fault::Slow { .. } => {
                 return Err("not a fault of the machine".to_owned());
             }
@@ -172,6 +179,32 @@ fn flip_register(
     let bit = bit.unwrap_or((random % 64) as u8);
     let (before, after) = machine.flip_register(name.parse()?, bit.into())?;
     Ok(format!("{name} bit {bit}: {before:#x} became {after:#x}"))
+}
+
+/// Flips a bit of a byte that the user has named; it may be one of the root image.
+fn flip_place(
+    machine: &mut Machine,
+    place: &str,
+    bit: Option<u8>,
+    random: u64,
+) -> Result<String, String> {
+    let bit = bit.unwrap_or((random % 8) as u8) & 7;
+    let place: Place = place.parse()?;
+    let physical = place.physical(machine)?;
+    let at = reached_at(machine.layout(), physical).unwrap_or(0);
+    let mut byte = [0];
+    if machine.read_virtual(at, &mut byte) != 1 {
+        return Err(format!("there is no memory at {physical:#x}"));
+    }
+    let before = byte[0];
+    byte[0] ^= 1 << bit;
+    machine
+        .write_virtual(at, &byte)
+        .map_err(|error| error.to_string())?;
+    Ok(format!(
+        "physical address {physical:#x} bit {bit}: {before:#04x} became {:#04x} ({place})",
+        byte[0]
+    ))
 }
 
 fn flip_memory(

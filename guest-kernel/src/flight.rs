@@ -109,7 +109,7 @@ fn put(number: u32, args: [u64; 6], result: u64, rip: u64, rsp: u64) {
     // A replay changes it from outside.
     // SAFETY: a field of the static.
     let stop_at = unsafe { (&raw const recorder.stop_at).read_volatile() };
-    if noted.calls == stop_at && number != EXCEPTION {
+    if noted.calls == stop_at {
         stop();
     }
 }

@@ -40,6 +40,12 @@ const fn register(name: &'static str, select: fn(&mut kvm_regs) -> &mut u64) -> 
 }
 
 impl Register {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
     /// The names of all registers.
     pub fn names() -> impl Iterator<Item = &'static str> {
         REGISTERS.iter().map(|register| register.name)

@@ -4,6 +4,7 @@ mod build;
 mod control;
 mod disk;
 mod doctor;
+mod explain;
 mod gdb;
 mod progress;
 mod replay;
@@ -59,6 +60,8 @@ enum Command {
     Disk(disk::DiskArgs),
     /// Run one replica again from a recording, and compare all that it does
     Replay(replay::ReplayArgs),
+    /// Say where and why a replica of a recorded run went its own way
+    Explain(explain::ExplainArgs),
 }
 
 /// `quorate run`
@@ -223,7 +226,8 @@ struct InjectArgs {
     replica: usize,
     /// crash, hang, freeze, wrong-output, wrong-write, slow, flip-register or flip-memory
     kind: String,
-    /// For flip-register: REGISTER BIT; for flip-memory: ADDRESS BIT; or random
+    /// For flip-register: REGISTER BIT; for flip-memory: PLACE BIT, where PLACE is a physical address, REGION+OFFSET or
+    /// REGION:TEXT (the first place in the region that holds TEXT); or random
     arguments: Vec<String>,
     #[command(flatten)]
     at: ControlArg,
@@ -273,6 +277,7 @@ pub fn main() -> ExitCode {
         Command::Build(args) => build::build(&args),
         Command::Disk(args) => disk::disk(&args),
         Command::Replay(args) => replay::replay(&args),
+        Command::Explain(args) => explain::explain(&args),
     });
     result.unwrap_or_else(|Failure { code, message }| {
         progress::line(&format!("error: {message}"));

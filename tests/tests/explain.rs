@@ -1,0 +1,283 @@
+//! `quorate explain` on planted faults: it names the call and the place that was hit.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use quorate_executor::explain::files::Files;
+use quorate_executor::record::Recording;
+use quorate_tests::one_at_a_time;
+use quorate_tests::process::run;
+use quorate_tests::resp::{Client, command};
+use quorate_tests::set::{Options, Set, quorate};
+use serde_json::Value;
+
+/// Upper bound for things whose time is not what is tested.
+const LONG: Duration = Duration::from_secs(60);
+/// The same for an explanation: it replays and tries.
+const EXPLAIN: Duration = Duration::from_secs(300);
+/// The replica that is hit.
+const VICTIM: usize = 1;
+
+struct Run {
+    set: Set,
+    client: Client,
+    directory: tempfile::TempDir,
+}
+
+impl Run {
+    fn start() -> Run {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("run");
+        let set = Options::redis()
+            .replicas(3)
+            .arguments(&["--record", file.to_str().unwrap()])
+            .start()
+            .unwrap();
+        let client = Client::connect(set.address()).unwrap();
+        Run {
+            set,
+            client,
+            directory,
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    fn call<W: AsRef<[u8]>>(&mut self, words: &[W]) -> Vec<u8> {
+        self.client.call(&command(words)).unwrap()
+    }
+
+    /// Injects; gives the physical address and the bit, as the command tells them.
+    fn flip(&self, place: &str, bit: u8) -> Option<u64> {
+        let bit = bit.to_string();
+        let words = ["flip-memory", place, &bit];
+        let said = self.set.inject(VICTIM, &words).ok()?.1;
+        let event = self
+            .set
+            .wait_for("the injection", LONG, |line| {
+                line.contains("physical address") && line.contains(place)
+            })
+            .unwrap_or_else(|error| panic!("{error}: {said}"));
+        let (_, address) = event.text.split_once("physical address 0x").unwrap();
+        let address = address.split(' ').next().unwrap();
+        Some(u64::from_str_radix(address, 16).unwrap())
+    }
+
+    fn stopped(&self) {
+        let wanted = format!("replica {VICTIM} stopped at boundary ");
+        self.set
+            .wait_for(&wanted, LONG, |line| line.contains(&wanted))
+            .unwrap();
+    }
+
+    /// Stops the set and explains what happened.
+    fn explain(self, more: &[&str]) -> Value {
+        self.set.stop().unwrap();
+        let mut arguments = vec!["explain", "--json"];
+        arguments.extend(more);
+        let mut text = Command::new(quorate().unwrap());
+        text.args(&arguments).arg(self.file());
+        let ended = run(text, EXPLAIN).unwrap();
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+        let all = report["explanations"].as_array().unwrap();
+        assert_eq!(all.len(), 1, "{report:#}");
+        assert_eq!(all[0]["divergence"]["replica"], VICTIM, "{report:#}");
+        all[0].clone()
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// The places of a backtrace.
+fn backtrace(side: &Value) -> Vec<&str> {
+    let frames = side["backtrace"].as_array().unwrap();
+    frames.iter().map(|frame| text(&frame["place"])).collect()
+}
+
+#[test]
+fn a_byte_of_a_value_is_found_and_the_reply_that_carried_it() {
+    let _guard = one_at_a_time();
+    let mut run = Run::start();
+    let value = "the value that is to be hit, long enough for a place of its own";
+    run.call(&["SET", "victim", value]);
+    // The client's buffer in redis-server must not hold it as well.
+    run.call(&["ECHO", &"x".repeat(400)]);
+    let place = "mmap:the value that is to be hit";
+    let address = run.flip(place, 1).expect("the value is in memory");
+    let reply = run.call(&["GET", "victim"]);
+    assert!(
+        reply.windows(value.len()).any(|w| w == value.as_bytes()),
+        "R2"
+    );
+    run.stopped();
+    let found = run.explain(&["--blind"]);
+    let cause = &found["cause"];
+    assert_eq!(cause["cause"], "memory", "{found:#}");
+    assert_eq!(cause["place"]["physical"], address, "{cause:#}");
+    assert_eq!(
+        (&cause["bit"], &cause["proof"]),
+        (&1.into(), &"exact".into()),
+        "{cause:#}"
+    );
+    assert_eq!(
+        (cause["healthy"].as_u64(), cause["replica"].as_u64()),
+        (Some(0x74), Some(0x76))
+    );
+    assert_eq!(cause["place"]["kind"], "mmap");
+    assert_eq!(found["agrees_with_injected"], true);
+    let call = &found["call"];
+    assert_eq!(
+        (&call["calls"], &call["healthy"]["name"]),
+        (&"differs".into(), &"write".into()),
+        "{call:#}"
+    );
+    assert!(
+        text(&call["healthy"]["line"]).contains("the value"),
+        "{call:#}"
+    );
+    assert!(
+        text(&call["replica"]["line"]).contains("vhe value"),
+        "{call:#}"
+    );
+    assert!(text(&call["buffers"]).contains("^^"), "{call:#}");
+    for side in ["healthy", "replica"] {
+        let places = backtrace(&call[side]);
+        assert!(
+            places.contains(&"libc.so.6: write+0x55") || places[0].contains("write"),
+            "{places:?}"
+        );
+        assert!(
+            places.iter().any(|place| place.contains("writeToClient")),
+            "{places:?}"
+        );
+        assert!(
+            places.iter().any(|place| place.contains("main+")),
+            "{places:?}"
+        );
+    }
+    let elsewhere = text(&found["other_layout"]);
+    assert!(
+        elsewhere.contains("the value"),
+        "modulo layout: {elsewhere}"
+    );
+}
+
+#[test]
+fn a_bit_of_a_programs_code_is_found_by_function() {
+    let _guard = one_at_a_time();
+    let mut run = Run::start();
+    run.call(&["SET", "key", "something"]);
+    let recording = run.file();
+    let header = Recording::open(&recording)
+        .map(|r| r.header().clone())
+        .unwrap();
+    let files = Files::open(&header.image.path, &header.program.argv[0]).unwrap();
+    let offset = files
+        .program()
+        .unwrap()
+        .find("getGenericCommand")
+        .expect("Debian's redis-server names its functions");
+    let address = run.flip(&format!("program+{offset:#x}"), 6).unwrap();
+    let _ = run.call(&["GET", "key"]);
+    run.stopped();
+    let found = run.explain(&["--blind", "--one-layout"]);
+    let cause = &found["cause"];
+    assert_eq!(cause["cause"], "memory", "{found:#}");
+    assert_eq!(cause["place"]["physical"], address, "{cause:#}");
+    assert_eq!(cause["place"]["kind"], "text");
+    assert!(
+        text(&cause["place"]["object"]).contains(".text: getGenericCommand"),
+        "{cause:#}"
+    );
+    assert_ne!(cause["proof"], "none", "{cause:#}");
+    let call = &found["call"];
+    assert_ne!(call["calls"], "same", "{call:#}");
+}
+
+#[test]
+fn a_bit_of_a_register_is_found_by_trial() {
+    let _guard = one_at_a_time();
+    let mut run = Run::start();
+    run.call(&["SET", "key", "something"]);
+    // Up to here the guest waits for input, so the register is one of the kernel's when it asks for that.
+    run.set
+        .inject(VICTIM, &["flip-register", "rsp", "4"])
+        .unwrap();
+    let _ = run.call(&["GET", "key"]);
+    run.stopped();
+    let found = run.explain(&["--blind", "--one-layout"]);
+    let cause = &found["cause"];
+    assert_eq!(
+        (&cause["cause"], &cause["register"]),
+        (&"register".into(), &"rsp".into()),
+        "{found:#}"
+    );
+    assert_eq!(cause["bit"], 4, "{cause:#}");
+    assert_ne!(cause["proof"], "none", "{cause:#}");
+    assert!(
+        text(&cause["place"]).contains("boundary::cross"),
+        "{cause:#}"
+    );
+    assert_eq!(found["agrees_with_injected"], true);
+}
+
+#[test]
+fn a_bit_of_a_socket_buffer_is_found_though_no_call_differs() {
+    let _guard = one_at_a_time();
+    let mut run = Run::start();
+    let value: String = (0..60_000).map(|number| format!("{number:07} ")).collect();
+    run.call(&["SET", "big", &value]);
+    // Neither the client's socket in the guest nor redis-server's buffer for it must hold it as well.
+    run.call(&["ECHO", &"x".repeat(value.len() + 1000)]);
+    let mut stalled = Client::connect(run.set.address()).unwrap();
+    let requests = 12;
+    for _ in 0..requests {
+        stalled.send(&command(&["GET", "big"])).unwrap();
+    }
+    // Another client's reply comes after those were answered as far as there was room.
+    run.call(&["PING"]);
+    // What the guest's socket holds lies behind what the host's do; which part that is depends on the host.
+    let address = (0..60).rev().find_map(|thousand| {
+        let place = format!("kernel_dynamic:{:07} ", thousand * 1000 + 1);
+        run.flip(&place, 2)
+    });
+    let address = address.expect("part of the value is in the guest's socket");
+    for _ in 0..requests {
+        let reply = stalled.reply().unwrap();
+        assert!(
+            reply.windows(value.len()).any(|w| w == value.as_bytes()),
+            "R2"
+        );
+    }
+    run.stopped();
+    let found = run.explain(&["--blind", "--one-layout"]);
+    let cause = &found["cause"];
+    assert_eq!(cause["cause"], "memory", "{found:#}");
+    assert_eq!(cause["place"]["physical"], address, "{cause:#}");
+    assert_eq!(cause["place"]["kind"], "kernel-heap", "{cause:#}");
+    assert_eq!(found["call"]["calls"], "same", "{found:#}");
+    assert_eq!(
+        found["divergence"]["verdict"]["channel"], "network",
+        "{found:#}"
+    );
+}
+
+#[test]
+fn a_byte_that_was_changed_outside_the_guest_is_not_looked_for_inside() {
+    let _guard = one_at_a_time();
+    let mut run = Run::start();
+    run.set.inject(VICTIM, &["wrong-output"]).unwrap();
+    run.call(&["PING"]);
+    run.stopped();
+    let found = run.explain(&["--blind", "--one-layout"]);
+    assert_eq!(found["cause"]["cause"], "outside", "{found:#}");
+    assert_eq!(found["call"]["calls"], "same", "{found:#}");
+    assert!(found["pages"].as_array().unwrap().is_empty(), "{found:#}");
+}
