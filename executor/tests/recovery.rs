@@ -94,6 +94,7 @@ fn whatever_stops_a_replica_it_comes_back_by_its_last_checkpoint() {
         Fault::WrongOutput,
         Fault::FlipMemory {
             address: Some(0),
+            place: None,
             bit: None,
         },
     ];
@@ -273,6 +274,7 @@ fn a_checkpoint_taken_after_the_corruption_is_found_out() {
         // Several checkpoints later it shows.
         let fault = Fault::FlipMemory {
             address: Some(100),
+            place: None,
             bit: None,
         };
         fake.set.inject(1, fault).unwrap();

@@ -54,10 +54,10 @@ pub struct Binary {
 /// Registers by DWARF number; None where the value is not known.
 pub type Registers = [Option<u64>; REGISTERS];
 /// What the unwind information says of a place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Caller {
     /// The caller's registers.
-    Registers(Registers),
+    Registers(Box<Registers>),
     /// There is no caller: this is the outermost function.
     None,
     /// It says nothing of this place, or needs what is not known.
@@ -273,7 +273,7 @@ impl Binary {
         }
         caller[RSP] = Some(frame);
         caller[RIP]?;
-        Some(Caller::Registers(caller))
+        Some(Caller::Registers(Box::new(caller)))
     }
 }
 
@@ -387,10 +387,10 @@ mod tests {
         registers[RSP] = Some(rsp);
         registers[RBP] = Some(rbp);
         registers[3] = Some(rbx);
-        // SAFETY: Reads this thread's own stack, above the stack pointer.
         let read = |at: u64| {
-            (at > rsp && at < rsp + (1 << 20))
-                .then(|| unsafe { (at as *const u64).read_volatile() })
+            let inside = at > rsp && at < rsp + (1 << 20);
+            // SAFETY: Reads this thread's own stack, above the stack pointer.
+            inside.then(|| unsafe { (at as *const u64).read_volatile() })
         };
         let mut names = Vec::new();
         let (mut at, mut exact) = (rip, true);
@@ -401,7 +401,7 @@ mod tests {
             };
             at = caller[RIP].unwrap();
             exact = false;
-            registers = caller;
+            registers = *caller;
             names.extend(binary.symbol(at.wrapping_sub(bias)));
         }
         assert!(

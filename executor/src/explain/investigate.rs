@@ -279,7 +279,11 @@ impl<'a, 'r> Bench<'a, 'r> {
                     let proof = self.try_bit(spoil)?;
                     let byte = |memory: &dyn Memory| {
                         let mut byte = [0];
-                        memory.read(at, &mut byte).then_some(byte[0]).unwrap_or(0)
+                        if memory.read(at, &mut byte) {
+                            byte[0]
+                        } else {
+                            0
+                        }
                     };
                     let healthy = byte(&self.before);
                     let suspect = Suspect {

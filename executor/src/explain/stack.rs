@@ -71,7 +71,7 @@ pub fn backtrace(
         let next = match caller {
             Caller::Registers(caller) => {
                 guessed = false;
-                Some(caller)
+                Some(*caller)
             }
             Caller::None => None,
             // The kernel's assembly: before it is the program, whose registers are elsewhere.
