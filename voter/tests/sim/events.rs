@@ -1,8 +1,14 @@
 //! What is told must be true.
 
-use quorate_voter::{Event, NoMajorityCause, Output, ReplicaId, StopReason, Verdict};
+use std::rc::Rc;
 
-use crate::oracle::{Check, Oracle, Row, fail, sequence};
+use quorate_voter::{
+    Event, Lockstep, MAX_REPLICAS, NoMajorityCause, Output, ReplicaId, ReplicaState, StopReason,
+    Verdict,
+};
+
+use crate::oracle::{Ballot, Check, Oracle, Row, fail, sequence};
+use crate::truth::SimEntry;
 
 impl Oracle {
     pub fn event(&mut self, event: Event) -> Check {
@@ -134,6 +140,37 @@ impl Oracle {
             && (*boundary != self.decided.len() as u64 || row.casts[r].is_none())
         {
             return fail("R5", format!("{r} was stopped for a dispute at {boundary}"));
+        }
+        Ok(())
+    }
+
+    /// R5: nobody is sent back for a dispute that a recovering member's vote could decide; but for a boundary to which
+    /// others came too late, again.
+    pub fn check_dispute(&self, lockstep: &Lockstep<Rc<SimEntry>>, row: &Row) -> Check {
+        let stops = |r: usize| match lockstep.state(ReplicaId(r as u8)) {
+            ReplicaState::Stopped { reason, .. } if self.is_active(r) => Some(reason),
+            _ => None,
+        };
+        let disputes = |r: &usize| matches!(stops(*r), Some(StopReason::Disputed { .. }));
+        let late = |r| matches!(stops(r), Some(StopReason::Lagging { .. }));
+        if !(0..MAX_REPLICAS).any(|r| disputes(&r)) || (0..MAX_REPLICAS).any(late) {
+            return Ok(());
+        }
+        let cast = (0..MAX_REPLICAS)
+            .filter(disputes)
+            .filter_map(|r| row.casts[r].as_ref());
+        let cast: Vec<&Ballot> = cast.collect();
+        let best = cast
+            .iter()
+            .map(|v| cast.iter().filter(|o| *o == v).count())
+            .max();
+        let others = (0..MAX_REPLICAS).filter(|r| self.members[*r] && self.is_active(*r));
+        let others = others.filter(|r| stops(*r).is_none()).count();
+        if best.unwrap_or(0) + others >= self.quorum {
+            return fail(
+                "R5",
+                format!("a dispute of {} with {others} votes to come", cast.len()),
+            );
         }
         Ok(())
     }

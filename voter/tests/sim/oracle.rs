@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use quorate_voter::{
     Channel, Lockstep, MAX_REPLICAS, NoMajorityCause, Output, ReplicaId, ReplicaState, Stats,
-    ballot_cost, ballot_digest,
+    StopReason, ballot_cost, ballot_digest,
 };
 
 use crate::coverage::Coverage;
@@ -256,6 +256,7 @@ impl Oracle {
         let was_ended = self.ended;
         let frontier = self.decided.len() as u64;
         let row = self.row(frontier).clone();
+        self.check_dispute(lockstep, &row)?;
         for r in 0..MAX_REPLICAS {
             let state = state(r);
             let was = self.is_active(r);
@@ -367,8 +368,8 @@ impl Oracle {
             ReplicaState::Recovering { boundary: next, .. }
             | ReplicaState::Running { boundary: next } => right && *next == boundary + 1,
             ReplicaState::Stopped { reason, .. } => match reason {
-                quorate_voter::StopReason::Relapsed { boundary: at } => !right && *at == boundary,
-                quorate_voter::StopReason::Misbehaved(_) => true,
+                StopReason::Relapsed { boundary: at } => !right && *at == boundary,
+                StopReason::Misbehaved(_) => true,
                 _ => false,
             },
         };
