@@ -165,8 +165,8 @@ impl Recovery {
         });
     }
 
-    /// The replica was stopped. `frontier` and `boundary` are as at that moment. True if it is a new fault, false if an
-    /// attempt at coming back has failed.
+    /// The replica was stopped. `frontier` and `boundary` are as at that moment. Says which step has failed by that, if it is no
+    /// new fault.
     pub fn fell(
         &mut self,
         reason: &StopReason,
@@ -174,7 +174,7 @@ impl Recovery {
         frontier: u64,
         now: Instant,
         config: &RecoveryConfig,
-    ) -> bool {
+    ) -> Option<Step> {
         // What it cast and nobody agreed with may be wrong, and so may be any state that comes after it.
         let wrong = match reason {
             StopReason::Outvoted(verdict) => verdict.boundary,
@@ -215,7 +215,7 @@ impl Recovery {
         if self.standing != Standing::Removed {
             self.standing = Standing::Fallen;
         }
-        is_new
+        failed_step
     }
 
     /// An attempt did not come as far as running: a machine could not be built or restored.

@@ -141,6 +141,8 @@ pub struct Slot {
     /// Where it came back on its disks.
     positions: Vec<DiskPosition>,
     next_checkpoint: Instant,
+    /// Since when its checkpoint is due, if it was seen to be.
+    due_since: Option<Instant>,
     /// Bytes of the journal at its last checkpoint.
     journal_mark: u64,
     kick: Option<Kick>,
@@ -171,6 +173,7 @@ impl Slot {
             pin: None,
             positions: Vec::new(),
             next_checkpoint: Instant::now(),
+            due_since: None,
             journal_mark: 0,
             kick: None,
             mail: Vec::new(),

@@ -73,18 +73,14 @@ impl Shared {
         slot.behind = false;
         slot.pin = None;
         slot.asked = false;
-        let attempt = match &slot.recovery.standing {
-            Standing::Trying(attempt) => Some(attempt.step),
-            _ => None,
-        };
         let boundary = slot.boundary;
-        let is_new = slot
+        let failed = slot
             .recovery
             .fell(reason, boundary, frontier, now, &self.config);
         if !slot.recovery.joining {
             inner.weak_since.get_or_insert(now);
         }
-        if let Some(step) = attempt.filter(|_| !is_new) {
+        if let Some(step) = failed {
             inner.recoveries.failed_steps += 1;
             let reason = reason.to_string();
             self.event(

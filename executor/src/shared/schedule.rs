@@ -12,6 +12,9 @@ const DROPPED_PER_ENTRY: u64 = 16;
 /// Entries dropped at most with each tick, when nothing is written.
 const DROPPED_PER_TICK: u64 = 2048;
 
+/// How long a replica whose checkpoint is due lets one go first that has waited for longer.
+const COURTESY: Duration = Duration::from_millis(50);
+
 /// A checkpoint that a replica is to take now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
@@ -92,12 +95,29 @@ impl Shared {
             || (now >= slot.next_checkpoint && now >= inner.not_before)
     }
 
+    /// Whether another replica, whose last checkpoint is older, is to have the token first. Otherwise the fastest would
+    /// always be there first, and the slowest never.
+    fn gives_way(&self, inner: &mut Inner, me: usize, now: Instant) -> bool {
+        let since = *inner.slots[me].due_since.get_or_insert(now);
+        if inner.slots[me].asked || now.saturating_duration_since(since) > COURTESY {
+            return false;
+        }
+        let last = |number: usize| inner.slots[number].checkpoints.last.map(|(_, at)| at);
+        (0..inner.slots.len()).any(|number| {
+            number != me
+                && inner.slots[number].is_voting()
+                && last(number) < last(me)
+                && self.is_due(inner, number, now)
+        })
+    }
+
     /// Whether the replica that stands at a boundary is to take a checkpoint there first.
     pub(super) fn order(&self, inner: &mut Inner, me: usize, now: Instant) -> Option<Order> {
         if !self.config.enabled
             || inner.token.is_some()
             || inner.no_quorum.is_some()
             || !self.is_due(inner, me, now)
+            || self.gives_way(inner, me, now)
         {
             return None;
         }
@@ -108,6 +128,7 @@ impl Shared {
             return None;
         }
         slot.asked = false;
+        slot.due_since = None;
         if let Some(interval) = interval {
             slot.next_checkpoint = now + interval;
         }

@@ -38,8 +38,6 @@ pub enum Behaviour {
     /// Does not end when asked to.
     IgnoreTerminate,
     CannotBeBuilt,
-    /// Crashes instead of reaching this boundary, but only the first machine that the replica has.
-    FirstCrashAt(u64),
     /// All replicas run through this many boundaries without waiting; this one stands still until the gate opens.
     GatedUntil(u64),
 }
@@ -111,6 +109,8 @@ pub struct Hand {
     pub fail_restores: AtomicUsize,
     pub fail_builds: AtomicUsize,
     pub panics: AtomicUsize,
+    /// Every machine crashes instead of reaching this boundary, if it is not 0.
+    pub crash_at: AtomicU64,
     pub builds: AtomicUsize,
     pub restores: AtomicUsize,
     /// While it is closed, restoring waits.
@@ -142,6 +142,8 @@ struct Echo {
     hang: bool,
     crash: bool,
     restored: bool,
+    /// This machine crashes instead of reaching this boundary, if it is not 0.
+    crash_at: u64,
 }
 
 pub struct Gate {
@@ -196,9 +198,9 @@ impl Vcpu for Echo {
         if hand.taking.fetch_add(1, Ordering::SeqCst) > 0 {
             hand.two_at_once.store(true, Ordering::SeqCst);
         }
-        // So long that two would meet.
-        for _ in 0..1000 {
-            std::thread::yield_now();
+        // So long that two would meet, and not so long that the others run away meanwhile.
+        for _ in 0..5000 {
+            std::hint::spin_loop();
         }
         hand.taking.fetch_sub(1, Ordering::SeqCst);
         if hand.fails(&hand.fail_checkpoints) {
@@ -246,8 +248,12 @@ impl Vcpu for Echo {
         if self.crash {
             return Turn::Crash("injected crash".into());
         }
+        let bad = [self.crash_at, self.hand.crash_at.load(Ordering::SeqCst)];
+        if bad.contains(&self.guest.boundary) && self.guest.boundary > 0 {
+            return Turn::Crash("a crash that comes again".into());
+        }
         match self.behaviour {
-            Behaviour::CrashAt(at) | Behaviour::FirstCrashAt(at) if at == self.guest.boundary => {
+            Behaviour::CrashAt(at) if at == self.guest.boundary => {
                 return Turn::Crash("scripted crash".into());
             }
             Behaviour::MisbehaveAt(at) if at == self.guest.boundary => {
@@ -307,6 +313,10 @@ impl Vcpu for Echo {
         match fault {
             Fault::Hang => self.hang = true,
             Fault::Crash => self.crash = true,
+            // The bit says after how many boundaries this very machine crashes, whatever is restored into it.
+            Fault::FlipRegister { bit: Some(bit), .. } => {
+                self.crash_at = self.guest.boundary + u64::from(*bit);
+            }
             // The address says after how many boundaries it shows.
             Fault::FlipMemory { address, .. } => {
                 self.guest.wrong_from = Some(self.guest.boundary + address.unwrap_or(0));
@@ -491,7 +501,6 @@ impl Fake {
         let build = {
             let (gate, dropped) = (Arc::clone(&gate), Arc::clone(&dropped));
             let hand = Arc::clone(&hand);
-            let built = AtomicUsize::new(0);
             let free_run = script
                 .0
                 .iter()
@@ -504,14 +513,10 @@ impl Fake {
                 })
                 .unwrap_or(0);
             move |me: usize, lineage: Lineage| {
-                let mut behaviour = script.0.get(me).copied().unwrap_or_default();
+                let behaviour = script.0.get(me).copied().unwrap_or_default();
                 hand.builds.fetch_add(1, Ordering::SeqCst);
                 if hand.fails(&hand.fail_builds) {
                     return Err(Failure::new(ExitCode::Host, "no machine for you"));
-                }
-                let again = built.fetch_or(1 << me, Ordering::SeqCst) & (1 << me) != 0;
-                if again && matches!(behaviour, Behaviour::FirstCrashAt(_)) {
-                    behaviour = Behaviour::Good;
                 }
                 if behaviour == Behaviour::CannotBeBuilt {
                     return Err(Failure::new(ExitCode::Host, "no KVM for you"));
@@ -530,6 +535,7 @@ impl Fake {
                     hang: false,
                     crash: false,
                     restored: false,
+                    crash_at: 0,
                 })
             }
         };
