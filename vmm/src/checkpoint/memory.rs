@@ -91,7 +91,7 @@ impl Memory {
 
     /// How many pages are kept.
     pub(crate) fn kept(&self) -> u64 {
-        let counts = self.ranges.iter().map(|range| range.map.iter().count());
+        let counts = self.ranges.iter().map(|range| range.map.kept());
         counts.sum::<usize>() as u64
     }
 

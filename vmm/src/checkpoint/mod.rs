@@ -118,7 +118,7 @@ impl Checkpoint {
         &self.inner.devices
     }
 
-    /// How many pages of 4 KiB are kept. Counts them.
+    /// How many pages of 4 KiB are kept.
     #[must_use]
     pub fn pages_kept(&self) -> u64 {
         self.inner.memory.kept()

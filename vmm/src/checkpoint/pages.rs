@@ -22,6 +22,7 @@ struct Branch([Option<Arc<Leaf>>; FAN]);
 pub(crate) struct PageMap {
     branches: Vec<Option<Arc<Branch>>>,
     pages: usize,
+    kept: usize,
 }
 
 impl PageMap {
@@ -30,7 +31,13 @@ impl PageMap {
         Self {
             branches: vec![None; pages.div_ceil(BRANCH)],
             pages,
+            kept: 0,
         }
+    }
+
+    /// How many pages are there.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept
     }
 
     /// How many pages the range has.
@@ -54,7 +61,10 @@ impl PageMap {
         let branch = slot.get_or_insert_with(|| Arc::new(Branch([const { None }; FAN])));
         let leaf = Arc::make_mut(branch).0[index / FAN % FAN]
             .get_or_insert_with(|| Arc::new(Leaf([const { None }; FAN])));
-        Arc::make_mut(leaf).0[index % FAN] = page;
+        let place = &mut Arc::make_mut(leaf).0[index % FAN];
+        self.kept += usize::from(page.is_some());
+        self.kept -= usize::from(place.is_some());
+        *place = page;
     }
 
     /// The pages that are there, ascending.
@@ -152,6 +162,7 @@ mod tests {
             change(&mut map, &mut model, &second);
             for (map, model) in [(&before, &before_model), (&map, &model)] {
                 let found: Vec<(usize, u8)> = map.iter().map(|(at, page)| (at, page[0])).collect();
+                prop_assert_eq!(map.kept(), model.len());
                 prop_assert_eq!(found, model.iter().map(|(&at, &tag)| (at, tag)).collect::<Vec<_>>());
             }
             let mut differing = Vec::new();

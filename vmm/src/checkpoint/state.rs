@@ -136,12 +136,12 @@ fn find_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, MachineError> {
     Ok(found)
 }
 
+/// MSRs and what is in them.
+type Values = Vec<(u32, u64)>;
+
 /// Reads MSRs. KVM stops silently at the first that it refuses, so the count decides: then those before it, and an
 /// error that names it.
-fn read_msrs(
-    vcpu: &VcpuFd,
-    indices: &[u32],
-) -> Result<Vec<(u32, u64)>, (Vec<(u32, u64)>, MachineError)> {
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Values, (Values, MachineError)> {
     let entries: Vec<kvm_msr_entry> = indices
         .iter()
         .map(|&index| kvm_msr_entry {
@@ -156,7 +156,7 @@ fn read_msrs(
         .get_msrs(&mut msrs)
         .map_err(|error| (Vec::new(), MachineError::kvm("KVM_GET_MSRS")(error)))?;
     let values = msrs.as_slice().iter().take(done);
-    let values: Vec<(u32, u64)> = values.map(|entry| (entry.index, entry.data)).collect();
+    let values: Values = values.map(|entry| (entry.index, entry.data)).collect();
     match indices.get(done) {
         None => Ok(values),
         Some(&refused) => Err((values, MachineError::MsrRead(refused))),

@@ -45,8 +45,11 @@ pub(crate) struct Tracking {
     /// What memory was when the logs were last used up, with the number of the checkpoint that is; 0 for none. `None`: nobody knows.
     base: Option<(u64, Memory)>,
     /// A copy that is being made in the background, with the pages it is to bring.
-    precopy: Option<(Arc<Mutex<Option<Memory>>>, Vec<Bits>)>,
+    precopy: Option<(Arc<Copied>, Vec<Bits>)>,
 }
+
+/// What a background copy brought, when it is done.
+type Copied = Mutex<Option<Memory>>;
 
 impl Tracking {
     fn new(memory: &GuestMemory, manual: bool, base: Option<(u64, Memory)>) -> Self {
@@ -231,7 +234,7 @@ pub struct Precopy {
     mappings: Vec<Arc<Mapping>>,
     base: Memory,
     pages: Vec<Bits>,
-    result: Arc<Mutex<Option<Memory>>>,
+    result: Arc<Copied>,
 }
 
 impl Precopy {

@@ -2,9 +2,9 @@
 //! host. `cargo test --release -p quorate-vmm boundary_cost -- --ignored --nocapture`
 
 use super::checkpoint::order;
-use super::guest::{Command, Does, stub};
+use super::guest::{Command, Does};
 use super::machine::{boundary, config, kvm, machine};
-use crate::{Entry, LayoutKind, Machine, NoDisks, Restore};
+use crate::{Entry, Machine, NoDisks, Restore};
 use kvm_ioctls::VcpuExit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,18 +61,17 @@ fn thread_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// What a checkpoint costs, by pages that the guest wrote since the one before: the pause; what the guest's next write to each
-/// page costs with the log on and off; and what it takes to put it back.
+/// What a checkpoint costs, by pages that the guest writes between two of them, in processor time: what its writes cost (without a
+/// log; with the log as it is used; with pages that are protected again each time, which is what bare logging costs), the pause (of that, everything
+/// but memory; then the very first), and what it takes to put one back.
 /// `cargo test --release -p quorate-vmm checkpoint_cost -- --ignored --nocapture`
 #[test]
 #[ignore = "measures, see above"]
 fn checkpoint_cost() {
-    const ROUNDS: usize = 7;
+    const ROUNDS: usize = 9;
     let start = 64 << 20;
     let mut config = config(Does::Work);
     config.memory_bytes = 512 << 20;
-    config.kernel = stub(Does::Work).elf().into();
-    config.layout = LayoutKind::Random;
     let write = |machine: &mut Machine, pages: u64| {
         let before = thread_time();
         machine
@@ -82,21 +81,25 @@ fn checkpoint_cost() {
         thread_time() - before
     };
     println!(
-        "pages  write/page us (log off, log on, on after a checkpoint)  pause us (state)  back us (by log, verified)"
+        "pages  us/page written: no log, log, protected again;  pause us: all, state, first;  back us: by log, verified"
     );
-    for pages in [0, 100, 1_000, 5_000] {
-        let mut plain = Machine::new(&kvm(), &config).unwrap();
-        let mut logged = Machine::new(&kvm(), &config).unwrap();
+    for pages in [0, 100, 1_000, 5_000, 20_000] {
+        let [mut plain, mut logged, mut bare] =
+            std::array::from_fn(|_| Machine::new(&kvm(), &config).unwrap());
         logged.track_dirty().unwrap();
-        for machine in [&mut plain, &mut logged] {
+        bare.track_dirty_with(false).unwrap();
+        for machine in [&mut plain, &mut logged, &mut bare] {
             boundary(machine.run());
             write(machine, pages);
         }
-        let (mut base, first) = logged.checkpoint(None).unwrap();
+        let before = thread_time();
+        let (mut base, _) = logged.checkpoint(None).unwrap();
+        let first = thread_time() - before;
+        let (mut bare_base, _) = bare.checkpoint(None).unwrap();
         let [
             mut off,
             mut on,
-            mut after,
+            mut again,
             mut pause,
             mut state,
             mut dirty,
@@ -104,8 +107,9 @@ fn checkpoint_cost() {
         ] = [const { Vec::new() }; 7];
         for _ in 0..ROUNDS {
             off.push(write(&mut plain, pages));
-            after.push(write(&mut logged, pages));
             on.push(write(&mut logged, pages));
+            again.push(write(&mut bare, pages));
+            bare_base = bare.checkpoint(Some(&bare_base)).unwrap().0;
             let before = thread_time();
             let (next, cost) = logged.checkpoint(Some(&base)).unwrap();
             pause.push(thread_time() - before);
@@ -125,13 +129,13 @@ fn checkpoint_cost() {
         }
         let per_page = |times| median(times) / pages.max(1) as f64;
         println!(
-            "{pages:6}  {:.2} {:.2} {:.2}  {:.0} ({:.0}), first {}  {:.0} {:.0}",
+            "{pages:6}  {:.2} {:.2} {:.2}  {:.0} {:.0} {:.0}  {:.0} {:.0}",
             per_page(off),
             per_page(on),
-            per_page(after),
+            per_page(again),
             median(pause),
             median(state),
-            first.micros,
+            first.as_secs_f64() * 1e6,
             median(dirty),
             median(verified),
         );
