@@ -105,6 +105,7 @@ impl Egress for Nothing {
 fn main() -> Result<(), Failure> {
     for (replicas, frame) in [(1, 0), (1, 100), (1, 32_000), (3, 0), (3, 100), (5, 100)] {
         let config = SetConfig {
+            start_ns: 0,
             name: "overhead".into(),
             voter: Config {
                 replicas,

@@ -97,9 +97,9 @@ impl Disks {
     /// # Errors
     /// The first disk that cannot do that; the replica is then stopped on all of them.
     pub fn rejoin(&self, replica: usize, positions: &[DiskPosition]) -> Result<(), StoreError> {
-        let start = DiskPosition::default();
         for (at, disk) in self.0.iter().enumerate() {
             let position = positions.iter().find(|p| p.disk == disk.number());
+            let start = disk.start();
             if let Err(error) = disk.rejoin(replica, position.unwrap_or(&start)) {
                 for disk in &self.0[..at] {
                     disk.retire(replica);
@@ -138,8 +138,8 @@ impl Disks {
 
     /// Whether a replica can still begin again at these positions: all reads that it would need are kept.
     pub fn can_rejoin(&self, positions: &[DiskPosition]) -> bool {
-        let start = DiskPosition::default();
         self.0.iter().all(|disk| {
+            let start = disk.start();
             let position = positions.iter().find(|p| p.disk == disk.number());
             position.unwrap_or(&start).first() >= disk.logged_from()
         })
@@ -155,6 +155,34 @@ impl Disks {
             result = result.and(disk.close());
         }
         result
+    }
+
+    /// The set goes on from where it was saved ([`Disk::begin_at`]).
+    ///
+    /// # Errors
+    /// When a position is none of its disk.
+    pub fn begin_at(&self, positions: &[DiskPosition]) -> Result<(), StoreError> {
+        for position in positions {
+            if let Some(disk) = self.0.get(usize::from(position.disk)) {
+                disk.begin_at(position)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves all files as they are, with everything that was released, until [`Disks::thaw`].
+    ///
+    /// # Errors
+    /// The first disk that cannot do that; the others may be frozen.
+    pub fn freeze(&self) -> Result<(), StoreError> {
+        self.0.iter().try_for_each(|disk| disk.freeze())
+    }
+
+    /// The files are written again.
+    pub fn thaw(&self) {
+        for disk in &self.0 {
+            disk.thaw();
+        }
     }
 
     /// Counters of each disk.

@@ -22,19 +22,26 @@ pub trait Ingress: Send + Sync {
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,
+    base_ns: u64,
 }
 
 impl Clock {
     /// A clock that shows 0 now.
     pub fn start() -> Self {
+        Clock::start_at(0)
+    }
+
+    /// A clock that shows this now: that of a set that was saved goes on.
+    pub fn start_at(base_ns: u64) -> Self {
         Clock {
             start: Instant::now(),
+            base_ns,
         }
     }
 
     /// Nanoseconds since the start.
     pub fn monotonic_ns(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+        self.base_ns + self.start.elapsed().as_nanos() as u64
     }
 
     /// Time since the start.
@@ -107,6 +114,11 @@ impl EntryWriter {
             terminate: false,
             frames: 0,
         }
+    }
+
+    /// Time of the last entry.
+    pub fn last_ns(&self) -> u64 {
+        self.last_ns
     }
 
     /// The next entry will ask the guest to stop.

@@ -24,6 +24,7 @@ use crate::kernel;
 use crate::machine::{KvmVcpu, failure};
 use crate::record::{Observing, Recorder};
 use crate::recovery::{Lineage, Observer, RecoveryConfig, Unobserved};
+use crate::save::{Context, Original, Resume, SavedSet};
 use crate::scratch::{self, Scratch};
 use crate::seeds::{RunSeed, Seed};
 use crate::set::{Outside, ReplicaSet, SetConfig, SetHandle, Summary, World};
@@ -83,6 +84,10 @@ pub struct Plan {
     pub disks: Vec<PreparedDisk>,
     /// What the disks may use of memory and space.
     pub disk_bounds: Bounds,
+    /// The appliance file, and what is in it.
+    pub appliance: (PathBuf, String),
+    /// Where the set goes on, if it was saved.
+    pub resume: Option<Resume>,
 }
 
 /// What sees a set at work.
@@ -142,6 +147,8 @@ impl Plan {
             None => RunSeed::random().map_err(|error| Failure::new(ExitCode::Host, error))?,
         };
         let memory_bytes = memory(options.memory, appliance)?;
+        // Only to save it with the set; a set without can still be started again from its appliance file.
+        let text = std::fs::read_to_string(&appliance.path).unwrap_or_default();
         let image = image(appliance, options, progress)?;
         // Only with the image at hand is it known who a user by name is, and what an OCI image runs.
         let appliance = &Appliance {
@@ -175,6 +182,7 @@ impl Plan {
                     LayoutKind::Random => "random",
                 },
                 recovery: recovery(&appliance.recovery, options),
+                start_ns: 0,
             },
             publish,
             machine: MachineConfig {
@@ -201,6 +209,8 @@ impl Plan {
             image,
             disks,
             disk_bounds: Bounds::default(),
+            appliance: (appliance.path.clone(), text),
+            resume: None,
         })
     }
 
@@ -230,6 +240,67 @@ impl Plan {
         Ok(KvmVcpu::new(machine, replica))
     }
 
+    /// Makes the machine of a replica, and puts it to where the set was saved: in the layout that replica `of` had there.
+    fn build_at(
+        &self,
+        kvm: &Kvm,
+        replica: usize,
+        from: &Resume,
+        of: usize,
+    ) -> Result<KvmVcpu, Failure> {
+        let checkpoint = from.checkpoint(of).ok_or_else(|| {
+            Failure::new(
+                ExitCode::Internal,
+                "nothing was saved of any replica".to_owned(),
+            )
+        })?;
+        let mut vcpu = self.build(kvm, replica, checkpoint.layout_seed())?;
+        vcpu.begin_at(checkpoint, from.wait_until_ns)
+            .map_err(|error| failure(&error))?;
+        Ok(vcpu)
+    }
+
+    fn saving(&self, disks: &Arc<Disks>, gateway: &Arc<Gateway>) -> Context {
+        // Nothing may hold on to the gateway: its owner ends it.
+        let gateway = Arc::downgrade(gateway);
+        let recovery = &self.set.recovery;
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Context {
+            set: SavedSet {
+                appliance_path: self.appliance.0.clone(),
+                appliance: self.appliance.1.clone(),
+                image: blake3::Hash::from_bytes(self.image.digest)
+                    .to_hex()
+                    .to_string(),
+                kernel: blake3::hash(&self.machine.kernel).to_hex().to_string(),
+                seed: self.set.seed.to_string(),
+                replicas: self.set.voter.replicas,
+                layout: self.machine.layout,
+                memory_bytes: self.machine.memory_bytes,
+                publish: self.publish.clone(),
+                recovery: recovery.enabled,
+                checkpoint_interval_ms: recovery.checkpoint_interval.map_or(0, ms),
+                stop_grace_ms: ms(self.set.stop_grace),
+                hold: self.set.no_quorum == NoQuorum::Hold,
+            },
+            disks: self
+                .disks
+                .iter()
+                .map(|disk| Original {
+                    name: disk.name.clone(),
+                    path: disk.path.clone(),
+                    bytes: disk.bytes,
+                    read_only: disk.read_only,
+                })
+                .collect(),
+            gateway_port: Box::new(move || {
+                let gateway = gateway.upgrade();
+                gateway.map_or(0, |gateway| gateway.stats().next_port)
+            }),
+            at_work: Arc::clone(disks),
+        }
+    }
+
     fn open_disks(&self, notify: &NotifyDisk, recorded: bool) -> Result<Disks, Failure> {
         let open = |(number, disk): (usize, &PreparedDisk)| {
             let spec = DiskSpec {
@@ -251,7 +322,13 @@ impl Plan {
                 .map_err(|error| Failure::new(ExitCode::Disk, error))
         };
         let disks: Result<Vec<_>, _> = self.disks.iter().enumerate().map(open).collect();
-        Ok(Disks::new(disks?))
+        let disks = Disks::new(disks?);
+        if let Some(from) = &self.resume {
+            disks
+                .begin_at(&from.positions)
+                .map_err(|error| Failure::new(ExitCode::Disk, error))?;
+        }
+        Ok(disks)
     }
 
     /// Copies of the disks as they are now, for a machine that runs alone ([`crate::replay`]). Costs space for what is on
@@ -297,6 +374,7 @@ impl Plan {
         };
         let gateway = GatewayConfig {
             publish: self.publish.clone(),
+            first_port: self.resume.as_ref().map_or(0, |from| from.gateway_port),
             ..GatewayConfig::default()
         };
         let gateway = Arc::new(Gateway::start(gateway, notify).map_err(gateway_failure)?);
@@ -322,12 +400,26 @@ impl Plan {
             },
         };
         let config = self.set.clone();
+        let context = self.saving(&disks, &gateway);
+        let copies = self
+            .resume
+            .as_ref()
+            .map(|from| from.copies(self.set.voter.replicas.into()));
         let observer: Arc<dyn Observer<Checkpoint>> = match &hooks.recorder {
             Some(recorder) => Arc::new(Observing(Arc::clone(recorder))),
             None => Arc::new(Unobserved),
         };
-        let build = move |me, lineage| self.build(&kvm, me, self.layout_seed_of(lineage));
+        let build = move |me, lineage: Lineage| match &self.resume {
+            None => self.build(&kvm, me, self.layout_seed_of(lineage)),
+            Some(from) => self.build_at(&kvm, me, from, lineage.replica),
+        };
         let set = ReplicaSet::start_observed(config, world, build, observer)?;
+        set.can_be_saved(context);
+        for (replica, of) in copies.unwrap_or_default() {
+            set.note(format!(
+                "replica {replica} begins with the state of replica {of}: it did not vote when the set was saved"
+            ));
+        }
         // Frames that came before this are seen when the first replica looks for input.
         let _ = handle.set(set.handle());
         set.input_arrived();

@@ -27,6 +27,7 @@ pub mod record;
 pub mod recovery;
 pub mod replay;
 pub mod replica;
+pub mod save;
 pub mod scratch;
 pub mod seeds;
 pub mod set;

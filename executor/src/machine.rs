@@ -32,12 +32,29 @@ pub const REGIONS: [&str; 12] = [
 pub struct KvmVcpu {
     machine: Machine,
     replica: usize,
+    /// It stands at a boundary that another run came to and decided; until when the guest wanted to sleep there.
+    resumed: Option<u64>,
 }
 
 impl KvmVcpu {
     /// A machine for replica number `replica`.
     pub fn new(machine: Machine, replica: usize) -> Self {
-        KvmVcpu { machine, replica }
+        KvmVcpu {
+            machine,
+            replica,
+            resumed: None,
+        }
+    }
+
+    /// Puts a fresh machine to where a set was saved. Its outputs there were released before the set was saved: to this set
+    /// it is the first boundary, with none.
+    ///
+    /// # Errors
+    /// When the host does not take the state.
+    pub fn begin_at(&mut self, at: &Checkpoint, wait_until_ns: u64) -> Result<(), MachineError> {
+        self.machine.restore(at, Restore::Verified)?;
+        self.resumed = Some(wait_until_ns);
+        Ok(())
     }
 }
 
@@ -62,6 +79,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn restore(&mut self, from: &Checkpoint) -> Result<(), String> {
+        self.resumed = None;
         // Whatever stopped the replica may have written anywhere, so that no log of its writes is believed.
         self.machine
             .restore(from, Restore::Verified)
@@ -77,11 +95,21 @@ impl Vcpu for KvmVcpu {
         checkpoint.pages_kept()
     }
 
+    fn write(checkpoint: &Checkpoint, to: &mut dyn std::io::Write) -> Result<(), String> {
+        checkpoint.write_to(to).map_err(|error| error.to_string())
+    }
+
     fn dump(&mut self) -> Result<Checkpoint, String> {
         self.machine.dump().map_err(|error| error.to_string())
     }
 
     fn run(&mut self) -> Turn {
+        if let Some(wait_until_ns) = self.resumed.take() {
+            return Turn::Boundary {
+                outputs: Vec::new(),
+                wait_until_ns,
+            };
+        }
         match self.machine.run() {
             Outcome::Boundary(boundary) => Turn::Boundary {
                 outputs: boundary.outputs,

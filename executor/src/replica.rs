@@ -73,6 +73,13 @@ pub trait Vcpu {
     fn positions(checkpoint: &Self::Checkpoint) -> Vec<DiskPosition>;
     /// Pages that it has. Counts them.
     fn pages(checkpoint: &Self::Checkpoint) -> u64;
+    /// Writes it, so that another process can go on from there.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    fn write(_checkpoint: &Self::Checkpoint, _to: &mut dyn std::io::Write) -> Result<(), String> {
+        Err("such a machine cannot be saved".to_owned())
+    }
     /// Takes the state wherever the machine is, for a look at it.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The replica set: a thread per replica around the shared state, a ticker, and the handle by which it is controlled.
 
+use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -19,6 +20,7 @@ use crate::recovery::life::{World as LifeWorld, live};
 use crate::recovery::vault::Vaults;
 use crate::recovery::{Lineage, Observer, RecoveryConfig, Step, Unobserved};
 use crate::replica::Vcpu;
+use crate::save;
 use crate::seeds::{self, RunSeed};
 use crate::shared::{Mail, Place, Shared};
 use crate::store::Notice;
@@ -51,6 +53,8 @@ pub struct SetConfig {
     pub layout_mode: &'static str,
     /// How replicas come back.
     pub recovery: RecoveryConfig,
+    /// What the guest's clock shows at the start, ns: not 0 when the set goes on from where it was saved.
+    pub start_ns: u64,
 }
 
 /// The world around a set.
@@ -110,6 +114,8 @@ pub(crate) struct Core {
     pub(crate) started: Instant,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Starts the thread of a replica; true for one that joins a running set.
+    /// What is needed to save the set.
+    save: OnceLock<save::Context>,
     spawn: OnceLock<Box<dyn Fn(&Arc<Core>, usize, bool) -> Result<(), Failure> + Send + Sync>>,
 }
 
@@ -176,7 +182,7 @@ impl ReplicaSet {
             world.ingress,
             world.disks,
             deliverer,
-            Clock::start(),
+            Clock::start_at(config.start_ns),
             config.recovery.clone(),
             config.layout_mode != "same",
         );
@@ -187,6 +193,7 @@ impl ReplicaSet {
             outside: world.outside,
             started: Instant::now(),
             threads: Mutex::default(),
+            save: OnceLock::new(),
             spawn: OnceLock::new(),
         });
 
@@ -268,6 +275,11 @@ impl ReplicaSet {
         self.core.shared.remove(replica)
     }
 
+    /// Says what is needed to save the set; only the first time counts.
+    pub fn can_be_saved(&self, context: save::Context) {
+        let _ = self.core.save.set(context);
+    }
+
     /// Records a note in the log of events.
     pub fn note(&self, text: String) {
         self.core.shared.tell(Event::Note { text });
@@ -347,6 +359,18 @@ fn tick(core: &Core) {
 }
 
 impl Core {
+    fn save(&self, directory: &Path, stop: bool) -> Result<Reply, String> {
+        let context = self.save.get().ok_or("this set cannot be saved")?;
+        save::save(&self.shared, context, directory, stop)
+            .map(|done| Reply::Saved {
+                boundary: done.boundary,
+                replicas: done.replicas,
+                bytes: done.bytes,
+                held_ms: u64::try_from(done.held.as_millis()).unwrap_or(u64::MAX),
+            })
+            .map_err(|error| error.to_string())
+    }
+
     fn run(&self, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
         let thread = std::thread::Builder::new().name(name).spawn(body);
         let thread = thread.map_err(|error| {
@@ -485,6 +509,7 @@ impl Controlled for SetHandle {
             }
             Command::Add => core.add().map(|replica| Reply::Added { replica }),
             Command::Remove { replica } => core.shared.remove(replica).map(|()| Reply::Done),
+            Command::Checkpoint { directory, stop } => core.save(&directory, stop),
         };
         result.unwrap_or_else(|message| Reply::Error { message })
     }

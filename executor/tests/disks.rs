@@ -236,6 +236,7 @@ fn run(
     let events = Arc::<Mutex<Vec<Event>>>::default();
     let of_events = Arc::clone(&events);
     let config = SetConfig {
+        start_ns: 0,
         name: "disks".into(),
         voter: Config {
             replicas: replicas as u8,

@@ -99,6 +99,13 @@ impl Options {
         }
     }
 
+    /// What `quorate checkpoint` saved in `directory`; a published port is given again.
+    #[must_use]
+    pub fn saved(directory: &Path) -> Options {
+        // Stands where the appliance's file would.
+        Options::new(Path::new(&format!("--from={}", directory.display())))
+    }
+
     /// The appliance whose text is `text`.
     ///
     /// # Errors

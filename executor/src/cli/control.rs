@@ -1,7 +1,12 @@
 //! `quorate status`, `stop`, `kill`, `inject`, `recover`, `add` and `remove`: one question to a running set each.
 
+use std::time::Duration;
+
 use super::progress::{answer, line};
-use super::{AddArgs, InjectArgs, KillArgs, RecoverArgs, RemoveArgs, StatusArgs, StopArgs, table};
+use super::{
+    AddArgs, CheckpointArgs, InjectArgs, KillArgs, RecoverArgs, RemoveArgs, StatusArgs, StopArgs,
+    table,
+};
 use crate::control::ControlError;
 use crate::control::client::Client;
 use crate::control::protocol::{Command, Reply, Status};
@@ -44,6 +49,46 @@ pub fn stop(args: &StopArgs) -> Result<ExitCode, Failure> {
     client.wait_for_end().map_err(failed)?;
     line("stopped");
     Ok(ExitCode::Success)
+}
+
+/// How long a set may take to be saved: the disks are copied.
+const SAVE_PATIENCE: Duration = Duration::from_secs(3600);
+
+pub fn checkpoint(args: &CheckpointArgs) -> Result<ExitCode, Failure> {
+    let directory = std::path::absolute(&args.directory).map_err(|error| {
+        let text = format!("{}: {error}", args.directory.display());
+        Failure::new(ExitCode::Usage, text)
+    })?;
+    let mut client = Client::find(args.at.control.as_deref()).map_err(failed)?;
+    client.be_patient(SAVE_PATIENCE).map_err(failed)?;
+    let command = Command::Checkpoint {
+        directory: directory.clone(),
+        stop: args.stop,
+    };
+    match client.call(command).map_err(failed)? {
+        Reply::Saved {
+            boundary,
+            replicas,
+            bytes,
+            held_ms,
+        } => {
+            line(&format!(
+                "saved in {}: {} at boundary {boundary}, {}; the set stood still for {held_ms} ms",
+                directory.display(),
+                crate::events::count(replicas),
+                crate::record::size(bytes)
+            ));
+            if args.stop {
+                client.wait_for_end().map_err(failed)?;
+                line(&format!(
+                    "stopped; `quorate run --from {}` goes on",
+                    args.directory.display()
+                ));
+            }
+            Ok(ExitCode::Success)
+        }
+        other => Err(unexpected(&other)),
+    }
 }
 
 pub fn kill(args: &KillArgs) -> Result<ExitCode, Failure> {

@@ -42,6 +42,8 @@ enum Command {
     Status(StatusArgs),
     /// Stop a running set
     Stop(StopArgs),
+    /// Save a running set to a directory, to go on from there with `quorate run --from DIR`
+    Checkpoint(CheckpointArgs),
     /// Kill one replica of a running set; with recovery, it comes back
     Kill(KillArgs),
     /// Bring back a replica that was left out
@@ -68,7 +70,14 @@ enum Command {
 #[derive(Debug, Args)]
 struct RunArgs {
     /// The appliance file
-    appliance: PathBuf,
+    #[arg(required_unless_present = "from")]
+    appliance: Option<PathBuf>,
+    /// Go on from where `quorate checkpoint DIR` saved a set
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["appliance", "replicas", "layout", "seed", "memory", "disk", "record"])]
+    from: Option<PathBuf>,
+    /// With --from: put the saved copies of the disks back; what is on the disks now is lost
+    #[arg(long, requires = "from")]
+    restore_disks: bool,
     /// Number of replicas, 1 to 9 [default: the appliance's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9))]
     replicas: Option<u8>,
@@ -182,6 +191,18 @@ struct StopArgs {
     now: bool,
 }
 
+/// `quorate checkpoint`
+#[derive(Debug, Args)]
+struct CheckpointArgs {
+    /// Where to save the set; what was saved there before is replaced at the end
+    directory: PathBuf,
+    /// End the set with it: nothing that anybody is told comes after what is saved
+    #[arg(long)]
+    stop: bool,
+    #[command(flatten)]
+    at: ControlArg,
+}
+
 /// `quorate kill`
 #[derive(Debug, Args)]
 struct KillArgs {
@@ -268,6 +289,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Status(args) => control::status(&args),
         Command::Stop(args) => control::stop(&args),
+        Command::Checkpoint(args) => control::checkpoint(&args),
         Command::Kill(args) => control::kill(&args),
         Command::Recover(args) => control::recover(&args),
         Command::Add(args) => control::add(&args),

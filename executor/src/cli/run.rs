@@ -17,6 +17,7 @@ use crate::events::End;
 use crate::exit::{ExitCode, Failure};
 use crate::launch::{Hooks, Options, Plan, describe};
 use crate::record::{Header, Limits, Recorder};
+use crate::save::Saved;
 use crate::set::{SetHandle, Summary};
 
 /// Smallest segment of a recording: several blocks.
@@ -25,7 +26,12 @@ const MIN_SEGMENT: u64 = 1 << 20;
 const LAST_LINES: usize = 10;
 
 pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
-    let appliance = load(&args.appliance)?;
+    let saved = match &args.from {
+        Some(directory) => {
+            Some(Saved::open(directory).map_err(|error| Failure::new(ExitCode::Disk, error))?)
+        }
+        None => None,
+    };
     let options = Options {
         replicas: args.replicas,
         layout: args.layout.map(|layout| match layout {
@@ -33,7 +39,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
             LayoutArg::Random => LayoutKind::Random,
         }),
         seed: args.seed,
-        publish: args.publish,
+        publish: args.publish.clone(),
         memory: args.memory,
         no_quorum: args.no_quorum,
         recovery: args.recovery.map(|wanted| matches!(wanted, OnOff::On)),
@@ -44,9 +50,26 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         disks: args.disk,
     };
     let progress = Progress::new();
-    let plan = Plan::new(&appliance, &options, &|step| progress.building(step));
+    let planned = match (&saved, &args.appliance) {
+        (Some(saved), _) => saved.plan(
+            |saved| {
+                if !args.publish.is_empty() {
+                    saved.publish = args.publish;
+                }
+                saved.no_quorum = args.no_quorum.or(saved.no_quorum);
+                saved.recovery = options.recovery.or(saved.recovery);
+                saved.checkpoint_interval = args.checkpoint_interval.or(saved.checkpoint_interval);
+            },
+            args.restore_disks,
+            &|step| progress.building(step),
+        ),
+        (None, Some(path)) => load(path)
+            .and_then(|appliance| Plan::new(&appliance, &options, &|step| progress.building(step))),
+        // The command line asks for one of them.
+        (None, None) => Err(Failure::new(ExitCode::Usage, "no appliance file is given")),
+    };
     progress.done();
-    let plan = plan?;
+    let plan = planned?;
 
     warn_of_memory(&plan);
     // Before anything runs: a signal must never find the default handler, which would lose what is under way.
@@ -58,10 +81,10 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     })?;
     let (listener, path) = match &args.control {
         Some(path) => (paths::bind(path).map_err(control_failure)?, path.clone()),
-        None => paths::bind_default(&paths::default_directory(), &appliance.name)
+        None => paths::bind_default(&paths::default_directory(), &plan.set.name)
             .map_err(control_failure)?,
     };
-    let recorder = recorder(&args.record, &plan, &appliance.path)?;
+    let recorder = recorder(&args.record, &plan, &plan.appliance.0)?;
     let console = Console::start(std::io::stdout()).map_err(|error| {
         Failure::new(
             ExitCode::Host,
@@ -92,6 +115,12 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         config.layout_mode,
         config.seed
     ));
+    if let Some(saved) = &saved {
+        say(&format!(
+            "going on from boundary {} of the set that was saved",
+            saved.manifest().boundary
+        ));
+    }
     say(&format!(
         "image {}, {}, verified",
         blake3::Hash::from_bytes(plan.image.digest).to_hex(),

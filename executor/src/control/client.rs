@@ -56,6 +56,15 @@ impl Client {
         }
     }
 
+    /// Waits longer for answers: for a command that writes much.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn be_patient(&self, patience: Duration) -> Result<(), ControlError> {
+        let set = self.stream.set_read_timeout(Some(patience));
+        set.map_err(|error| ControlError::io(&self.path, error))
+    }
+
     /// Sends a command and waits for its answer.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! An unknown key, command or version is an error that names it; nothing is guessed.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,14 @@ pub enum Command {
     },
     /// Add a replica. Answer: `added`, as soon as it begins to catch up.
     Add,
+    /// Save the whole set. Answer: `saved`; with `stop` the connection is closed when the set has ended.
+    Checkpoint {
+        /// Where: a directory, as seen by the set. What it has is replaced when the new one is whole.
+        directory: PathBuf,
+        /// End the set with it: nothing is released afterwards.
+        #[serde(default)]
+        stop: bool,
+    },
     /// Take a replica out of the set. Answer: `done`.
     Remove {
         /// The replica.
@@ -96,6 +105,17 @@ pub enum Reply {
     Added {
         /// Its number.
         replica: usize,
+    },
+    /// The set was saved.
+    Saved {
+        /// Boundary at which all replicas stand.
+        boundary: u64,
+        /// How many were saved.
+        replicas: usize,
+        /// Bytes of their files.
+        bytes: u64,
+        /// How long the set stood still, ms.
+        held_ms: u64,
     },
     /// Refused.
     Error {

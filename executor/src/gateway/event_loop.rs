@@ -19,7 +19,7 @@ use super::flow::{Flow, Next, Tick};
 use super::link::{self, Dropped, Incoming};
 use super::stack::Stack;
 use super::udp::{SWEEP_INTERVAL, Udp};
-use super::{GatewayError, GatewayStats, Notify, Shared};
+use super::{GatewayConfig, GatewayError, GatewayStats, Notify, Shared};
 
 /// Ready descriptors that one `epoll_wait` returns (R10); the rest come with the next one.
 const READY_EVENTS: usize = 1024;
@@ -30,7 +30,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Wait before the next attempt when the process has no descriptor left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Gateway ports for connections are handed out round robin from here to 65535.
-const FIRST_PORT: u16 = 1024;
+pub(super) const FIRST_PORT: u16 = 1024;
 
 // What an event is for, in the 32 bits that epoll carries for us.
 const EVENT_WAKER: u32 = 0;
@@ -108,8 +108,7 @@ impl EventLoop {
         notify: Notify,
         listeners: Vec<(TcpListener, u16)>,
         udp: Udp,
-        max_connections: usize,
-        checksums: bool,
+        config: &GatewayConfig,
         seed: u64,
     ) -> Result<EventLoop, GatewayError> {
         let mut manager = EventManager::new_with_capacity(READY_EVENTS)?;
@@ -141,16 +140,16 @@ impl EventLoop {
             recorder,
             shared,
             notify,
-            max_connections,
+            max_connections: config.max_connections,
             start: std::time::Instant::now(),
-            stack: Stack::gateway(checksums, seed, Instant::ZERO),
+            stack: Stack::gateway(config.checksums, seed, Instant::ZERO),
             listeners,
             udp,
             flows: Vec::new(),
             free: Vec::new(),
             live: 0,
             by_port: vec![0; 1 << 16],
-            next_port: FIRST_PORT,
+            next_port: config.first_port.max(FIRST_PORT),
             dirty: Vec::new(),
             starved: Vec::new(),
             armed: Vec::new(),
@@ -158,7 +157,10 @@ impl EventLoop {
             next_tick: None,
             next_sweep: None,
             inbox: Vec::new(),
-            stats: GatewayStats::default(),
+            stats: GatewayStats {
+                next_port: config.first_port.max(FIRST_PORT),
+                ..GatewayStats::default()
+            },
         })
     }
 
@@ -422,6 +424,7 @@ impl EventLoop {
         }
         let gateway_port = self.next_port;
         self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
+        self.stats.next_port = self.next_port;
         let Some(flow) = Flow::connect(&mut self.stack, host, gateway_port, guest_port, now) else {
             return;
         };

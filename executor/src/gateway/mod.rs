@@ -65,6 +65,9 @@ pub struct GatewayConfig {
     /// Whether to compute TCP checksums for the guest. Off saves a pass over the bytes, for a guest that does not verify
     /// them (the link is memory).
     pub checksums: bool,
+    /// The port with which connections to the guest begin to be numbered. A guest that goes on from where it was saved still
+    /// knows the connections of before, so that their ports are best left alone ([`GatewayStats::next_port`]).
+    pub first_port: u16,
 }
 
 impl Default for GatewayConfig {
@@ -73,6 +76,7 @@ impl Default for GatewayConfig {
             publish: Vec::new(),
             max_connections: DEFAULT_MAX_CONNECTIONS,
             checksums: true,
+            first_port: 0,
         }
     }
 }
@@ -140,6 +144,8 @@ pub struct GatewayStats {
     pub connections_total: u64,
     /// Clients known to UDP ports now.
     pub udp_clients: u64,
+    /// The gateway's port of the next connection.
+    pub next_port: u16,
     /// Bytes passed on to the guest.
     pub bytes_to_guest: u64,
     /// Bytes passed on to clients.
@@ -219,7 +225,7 @@ impl Gateway {
         let mut addresses = Vec::new();
         let mut listeners = Vec::new();
         let mut udp = Vec::new();
-        for publish in config.publish {
+        for publish in config.publish.clone() {
             let bound = match publish.protocol {
                 Protocol::Tcp => listen(publish.host).map(|(socket, address)| {
                     listeners.push((socket, publish.guest_port));
@@ -251,8 +257,7 @@ impl Gateway {
             notify,
             listeners,
             Udp::new(udp),
-            config.max_connections,
-            config.checksums,
+            &config,
             seed,
         )?;
         let thread = std::thread::Builder::new()

@@ -14,7 +14,7 @@ use super::{Lineage, Observer, Step};
 use crate::events::{End, Event};
 use crate::exit::Failure;
 use crate::replica::{From, Vcpu, drive};
-use crate::shared::{Arrival, Order, Shared, Taken, Task};
+use crate::shared::{Arrival, Order, Part, Shared, Taken, Task};
 
 /// Makes the machine of a replica, with the layout of this lineage.
 pub type Build<V> = dyn Fn(usize, Lineage) -> Result<V, Failure> + Send + Sync;
@@ -285,6 +285,18 @@ fn take<V: Vcpu>(
     base: &mut Option<V::Checkpoint>,
     order: Order,
 ) {
+    if order.save {
+        let part = vcpu.checkpoint(base.as_ref()).map(|(checkpoint, _)| {
+            if shared.config().enabled && shared.config().checkpoint_interval.is_some() {
+                *base = Some(checkpoint.clone());
+            }
+            Part {
+                positions: V::positions(&checkpoint),
+                write: Box::new(move |to| V::write(&checkpoint, to)),
+            }
+        });
+        return shared.saved(me, part);
+    }
     let result = vcpu.checkpoint(base.as_ref()).map(|(checkpoint, pause)| {
         let positions = V::positions(&checkpoint);
         world.vaults.put(me, order.id, checkpoint.clone());

@@ -8,6 +8,7 @@
 //! that it writes wakes those that stand at the same boundary; a replica that is a window ahead is woken when the slowest
 //! has caught up by half a window. Any replica that stands at the frontier may lead, so leadership moves by itself.
 
+mod hold;
 mod judge;
 mod recover;
 mod schedule;
@@ -37,6 +38,7 @@ use crate::replica::Kick;
 use crate::sync::lock;
 use wake::Todo;
 
+pub use hold::{Held, Part};
 pub use recover::{Arrival, Recoveries, Task};
 pub use schedule::{Checkpoints, Order, Taken};
 
@@ -218,6 +220,8 @@ pub struct Inner {
     weak_since: Option<Instant>,
     /// Without a majority, and without hope for one.
     despaired: bool,
+    /// The whole set is to be held, to save it.
+    hold: Option<hold::Hold>,
     /// Who takes a checkpoint just now.
     token: Option<usize>,
     /// Nobody takes one before this time.
@@ -287,6 +291,7 @@ impl Shared {
                 recoveries: Recoveries::default(),
                 weak_since: None,
                 despaired: false,
+                hold: None,
                 token: None,
                 not_before: Instant::now(),
                 last_id: 0,

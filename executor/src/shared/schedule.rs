@@ -26,6 +26,8 @@ pub struct Order {
     pub wait_until_ns: u64,
     /// Somebody else wants it.
     pub loan: bool,
+    /// The whole set is being saved ([`Shared::hold`]).
+    pub save: bool,
 }
 
 /// What a checkpoint has cost.
@@ -144,6 +146,7 @@ impl Shared {
             boundary,
             wait_until_ns: inner.slots[me].wait_until_ns,
             loan: interval.is_none(),
+            save: false,
         })
     }
 

@@ -93,7 +93,8 @@ impl Shared {
                 return Next::Mail(mail);
             }
             let now = Instant::now();
-            if let Some(order) = self.order(&mut inner, me, now) {
+            let save = self.save_order(&mut inner, &mut todo, me);
+            if let Some(order) = save.or_else(|| self.order(&mut inner, me, now)) {
                 // It may have been the one that an input woke: another leads meanwhile.
                 self.wake_for_input(&mut inner, &mut todo);
                 self.finish(inner, todo);
@@ -114,6 +115,8 @@ impl Shared {
                     self.finish(inner, todo);
                     return Next::Resume(entry);
                 }
+                // All are to come to this boundary, and stay.
+                Step::Lead if inner.hold.is_some() => (Place::Held, None),
                 Step::Lead => match self.patience(&inner, me) {
                     None => match self.lead(me, &mut inner, &mut todo, fair_now) {
                         Some(entry) => {

@@ -226,10 +226,52 @@ impl Core {
         }
     }
 
+    /// Brings the file up to all that was released, on stable storage, and leaves it like that.
+    pub(super) fn freeze(&self) -> Result<(), StoreError> {
+        self.act(|state| {
+            state.forced = state.released;
+            state.pump();
+        });
+        let mut state = lock(&self.state);
+        let busy = |state: &State| {
+            (!state.redo.is_empty() || state.sync.is_some()) && state.failure.is_none()
+        };
+        while busy(&state) {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(cause) = &state.failure {
+            return Err(StoreError::Failed(cause.clone()));
+        }
+        state.frozen = true;
+        drop(state);
+        if self.read_only() {
+            return Ok(());
+        }
+        self.base.sync().map_err(|source| {
+            self.thaw();
+            StoreError::File {
+                path: self.base.path().to_owned(),
+                action: "what was written cannot be put on stable storage",
+                source,
+            }
+        })
+    }
+
+    pub(super) fn thaw(&self) {
+        self.act(|state| {
+            if std::mem::take(&mut state.frozen) {
+                state.pump();
+            }
+        });
+    }
+
     pub(super) fn close(&self) -> Result<(), StoreError> {
         self.act(|state| {
             state.closing = true;
-            state.pins.clear();
+            state.frozen = false;
             for replica in 0..state.replicas.len() {
                 state.retire(replica);
             }

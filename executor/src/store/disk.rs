@@ -31,13 +31,6 @@ pub struct Disk {
     pub(super) core: Arc<Core>,
 }
 
-/// Keeps the past of the disk from one position on, for a checkpoint; until it is dropped.
-pub struct Pin {
-    core: Arc<Core>,
-    seq: u64,
-    id: u64,
-}
-
 impl Disk {
     /// The disk's number.
     #[must_use]
@@ -304,11 +297,21 @@ impl Disk {
     /// A replica that was retired, or a new one, is live from this position on. It is *recovering*: what it asks for that was released
     /// already is numbered and otherwise nothing, its reads get what the others got ([`Disk::take`] waits for it), and
     /// [`Disk::due`] offers nothing. What it asks for that the vote has not decided is its own, as always.
-    /// A new replica's position is [`DiskPosition::default`].
+    /// A new replica's position is [`Disk::start`].
     ///
     /// # Errors
     /// When it is not retired, reads that it would need are forgotten, the position is none of this disk, or recovery is off.
     pub fn rejoin(&self, replica: usize, position: &DiskPosition) -> Result<(), StoreError> {
+        let (reads, flushes) = self.outstanding(position)?;
+        self.core
+            .act(|state| state.rejoin(replica, position, reads, flushes))
+    }
+
+    /// What a position says is outstanding, checked.
+    fn outstanding(
+        &self,
+        position: &DiskPosition,
+    ) -> Result<(Vec<(u64, Range<u64>)>, BTreeSet<u64>), StoreError> {
         let mut reads = Vec::new();
         let mut flushes = BTreeSet::new();
         for outstanding in &position.outstanding {
@@ -334,8 +337,39 @@ impl Disk {
                 }
             }
         }
+        Ok((reads, flushes))
+    }
+
+    /// The set goes on from where it was saved: all replicas stand here, everything before it is released and on stable storage.
+    /// To be called before anything else.
+    ///
+    /// # Errors
+    /// When the position is none of this disk.
+    pub fn begin_at(&self, position: &DiskPosition) -> Result<(), StoreError> {
+        let (reads, flushes) = self.outstanding(position)?;
         self.core
-            .act(|state| state.rejoin(replica, position, reads, flushes))
+            .act(|state| state.begin_at(position, reads, flushes));
+        Ok(())
+    }
+
+    /// Where the set began.
+    #[must_use]
+    pub fn start(&self) -> DiskPosition {
+        lock(&self.core.state).start.clone()
+    }
+
+    /// Brings the base file to all that was released, on stable storage, and leaves it as it is until [`Disk::thaw`]: it can be
+    /// copied. What is released meanwhile waits in memory, bounded as always, and flushes wait for it.
+    ///
+    /// # Errors
+    /// When something could not be written, now or earlier.
+    pub fn freeze(&self) -> Result<(), StoreError> {
+        self.core.freeze()
+    }
+
+    /// The base file is written again.
+    pub fn thaw(&self) {
+        self.core.thaw();
     }
 
     /// The replica has caught up: what is not released yet it reads itself from now on, the past is kept for it as for everybody, and
@@ -353,8 +387,8 @@ impl Disk {
         }
     }
 
-    /// Forgets the data of reads below `below`: no checkpoint goes back that far ([`DiskPosition::first`]). Those that a replica
-    /// needs that is just beginning again stay.
+    /// Forgets the data of reads below `below`: no checkpoint goes back that far ([`DiskPosition::first`]). Those that
+    /// a replica still waits for or comes to stay: its next checkpoint may be there.
     pub fn forget_reads(&self, below: u64) {
         self.core.act(|state| state.forget_reads(below));
     }
@@ -369,28 +403,6 @@ impl Disk {
     #[must_use]
     pub fn logged_from(&self) -> u64 {
         lock(&self.core.state).log.from()
-    }
-
-    /// Keeps the disk's past from request `seq` on, which a replica or another pin needs still, or which is not released yet.
-    ///
-    /// # Errors
-    /// When that past is gone.
-    pub fn pin(&self, seq: u64) -> Result<Pin, StoreError> {
-        let disk = self.core.number;
-        let id = self.core.act(|state| {
-            if seq < state.released && seq < state.oldest() {
-                return Err(StoreError::Gone { disk, seq });
-            }
-            let id = state.next_pin;
-            state.next_pin += 1;
-            state.pins.insert((seq, id));
-            Ok(id)
-        })?;
-        Ok(Pin {
-            core: self.core.clone(),
-            seq,
-            id,
-        })
     }
 
     /// Writes everything that was released, puts it on stable storage, and lets go of the file. The replicas are done with it.
@@ -424,30 +436,6 @@ impl Drop for Disk {
         if let Some(engine) = self.core.engine.get() {
             engine.stop();
         }
-    }
-}
-
-impl Pin {
-    /// The position.
-    #[must_use]
-    pub fn seq(&self) -> u64 {
-        self.seq
-    }
-
-    /// Whether the past is still there. It is given up when the spill file is full and nobody else needs it.
-    #[must_use]
-    pub fn is_kept(&self) -> bool {
-        let state = lock(&self.core.state);
-        state.pins.contains(&(self.seq, self.id))
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.core.act(|state| {
-            state.pins.remove(&(self.seq, self.id));
-            state.moved();
-        });
     }
 }
 

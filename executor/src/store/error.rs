@@ -129,14 +129,6 @@ pub enum StoreError {
         /// What there is.
         from: u64,
     },
-    /// The past that is asked for is gone.
-    #[error("disk {disk}: the versions as of request {seq} are not kept any more")]
-    Gone {
-        /// The disk.
-        disk: u8,
-        /// The position.
-        seq: u64,
-    },
     /// The disk failed earlier.
     #[error("{0}")]
     Failed(String),

@@ -109,7 +109,7 @@ impl State {
 
     /// Starts whatever may start.
     pub fn pump(&mut self) {
-        if self.failure.is_some() {
+        if self.failure.is_some() || self.frozen {
             return;
         }
         self.stalled = false;
@@ -171,39 +171,20 @@ impl State {
     /// Whether old versions of the range may be read in; else makes room.
     fn room(&mut self, range: &Range<u64>) -> bool {
         let bytes = blocks(range).count() as u64 * BLOCK;
-        loop {
-            let memory = self.versions.memory() + self.imaging_bytes;
-            if memory == 0 || memory + bytes <= self.bounds.version_bytes {
-                return true;
-            }
-            self.stalled = true;
-            self.spill();
-            // What is under way ends, and then this is looked at again.
-            if self.versions.is_spilling() || self.imaging_bytes > 0 {
-                return false;
-            }
+        let memory = self.versions.memory() + self.imaging_bytes;
+        if memory == 0 || memory + bytes <= self.bounds.version_bytes {
+            return true;
+        }
+        self.stalled = true;
+        self.spill();
+        // What is under way ends, and then this is looked at again.
+        if !self.versions.is_spilling() && self.imaging_bytes == 0 {
             // Reads that wait for room hold positions: they are begun, room or not.
             for replica in 0..self.replicas.len() {
                 self.begin_queued(replica, true);
             }
-            if !self.give_up_pin() {
-                return false;
-            }
         }
-    }
-
-    /// A checkpoint that needs older versions than anybody else, when there is no more room for any.
-    fn give_up_pin(&mut self) -> bool {
-        let Some(&(seq, pin)) = self.pins.first() else {
-            return false;
-        };
-        if self.oldest_replica().is_some_and(|oldest| oldest <= seq) {
-            return false;
-        }
-        self.pins.remove(&(seq, pin));
-        self.stats.pins_given_up += 1;
-        self.versions.forget(self.oldest());
-        true
+        false
     }
 
     /// Writes the next piece of a write, its old versions first.

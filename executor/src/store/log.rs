@@ -75,6 +75,9 @@ pub enum Logged {
 struct Entry {
     range: Range<u64>,
     data: Logged,
+    /// Some replica was told that it is complete. Until then any replica may still have to be, so that it is not forgotten: the
+    /// guest bounds how many there are of these.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -82,6 +85,7 @@ struct Candidate {
     range: Range<u64>,
     data: Arc<[u8]>,
     basis: Basis,
+    told: bool,
 }
 
 /// See the module.
@@ -110,6 +114,14 @@ impl ReadLog {
             entries: BTreeMap::new(),
             candidates: BTreeMap::new(),
         }
+    }
+
+    /// The set goes on from a saved state, with these reads outstanding.
+    pub fn begin_at(&mut self, next: u64, reads: &[(u64, Range<u64>)]) {
+        for (seq, range) in reads {
+            self.released(*seq, None, Some(range.clone()));
+        }
+        self.from = reads.iter().map(|(seq, _)| *seq).fold(next, u64::min);
     }
 
     /// Whether there is one.
@@ -164,6 +176,7 @@ impl ReadLog {
                 range: range.clone(),
                 data: data.into(),
                 basis: basis.clone(),
+                told: false,
             });
             self.bytes += data.len() as u64;
         }
@@ -183,6 +196,7 @@ impl ReadLog {
             return;
         }
         // All writes below it are decided.
+        let told = candidates.iter().any(|candidate| candidate.told);
         let sound = |c: &Candidate| c.range == range && !c.basis.wrong;
         let data = match candidates.into_iter().find(sound) {
             None => Logged::Missing,
@@ -192,7 +206,18 @@ impl ReadLog {
             }
         };
         self.bytes += ENTRY_BYTES;
-        self.entries.insert(seq, Entry { range, data });
+        self.entries.insert(seq, Entry { range, data, told });
+    }
+
+    /// A replica was told that read `seq` is complete.
+    pub fn told(&mut self, seq: u64) {
+        if let Some(entry) = self.entries.get_mut(&seq) {
+            entry.told = true;
+        }
+        let candidates = self.candidates.get_mut(&seq);
+        for candidate in candidates.into_iter().flatten() {
+            candidate.told = true;
+        }
     }
 
     /// What is known of a released read; nothing if it is forgotten, or none.
@@ -225,14 +250,13 @@ impl ReadLog {
         true
     }
 
-    /// Forgets the reads below `below`, except for those that are `wanted`.
-    pub fn forget(&mut self, below: u64, wanted: impl Fn(u64) -> bool) {
+    /// Forgets the reads below `below`.
+    pub fn forget(&mut self, below: u64) {
         self.from = self.from.max(below);
-        let old: Vec<u64> = self.entries.range(..below).map(|(seq, _)| *seq).collect();
-        for seq in old {
-            if !wanted(seq) {
-                self.remove(seq);
-            }
+        while let Some((&seq, _)) = self.entries.first_key_value()
+            && seq < below
+        {
+            self.remove(seq);
         }
     }
 
@@ -240,10 +264,10 @@ impl ReadLog {
     pub fn shrink(&mut self, wanted: impl Fn(u64) -> bool) -> bool {
         let mut some = false;
         while self.is_over()
-            && let Some((&seq, _)) = self.entries.range(self.from..).next()
+            && let Some((&seq, entry)) = self.entries.range(self.from..).next()
         {
             self.from = seq + 1;
-            if !wanted(seq) {
+            if entry.told && !wanted(seq) {
                 self.remove(seq);
                 some = true;
             }
@@ -305,7 +329,7 @@ mod tests {
         assert_eq!(data(&log, 3), None);
         log.offer(4, 3, &(0..512), &[4; 512], &Basis::default());
         assert_eq!(data(&log, 3), Some(4));
-        log.forget(3, |_| false);
+        log.forget(3);
         assert!(log.get(1).is_none());
         assert_eq!((log.bytes(), log.from()), (ENTRY_BYTES + 512, 3));
     }
@@ -316,6 +340,7 @@ mod tests {
         for seq in 0..10 {
             log.released(seq, None, Some(0..512));
             log.offer(seq + 1, seq, &(0..512), &[1; 512], &Basis::default());
+            log.told(seq);
             if log.is_over() {
                 assert!(log.shrink(|seq| seq == 2));
             }

@@ -39,7 +39,7 @@ mod threads;
 mod uring;
 mod versions;
 
-pub use disk::{Disk, MAX_REPLICAS, Pin};
+pub use disk::{Disk, MAX_REPLICAS};
 pub use error::StoreError;
 pub use file::create;
 pub use spec::{Backend, Bounds, DiskSpec, DiskStats, Notice, OnError};

@@ -13,6 +13,32 @@ use super::state::{Read, ReadState, Replica, State, Take};
 use super::task::{Reader, View};
 
 impl State {
+    /// See [`super::Disk::begin_at`].
+    pub fn begin_at(
+        &mut self,
+        position: &DiskPosition,
+        reads: Vec<(u64, Range<u64>)>,
+        flushes: BTreeSet<u64>,
+    ) {
+        self.start = position.clone();
+        (self.released, self.flushed_to) = (position.next, position.next);
+        self.forced = position.next;
+        self.log.begin_at(position.next, &reads);
+        for replica in 0..self.replicas.len() {
+            if !self.replicas[replica].live {
+                continue;
+            }
+            self.replicas[replica].next = position.next;
+            self.replicas[replica].flushes.clone_from(&flushes);
+            for (seq, range) in &reads {
+                if self.read(replica, *seq, range.clone()) {
+                    self.start_read(replica, *seq);
+                }
+            }
+            self.mark(replica);
+        }
+    }
+
     /// See [`super::Disk::rejoin`].
     pub fn rejoin(
         &mut self,
@@ -226,11 +252,11 @@ impl State {
 
     /// See [`super::Disk::forget_reads`].
     pub fn forget_reads(&mut self, below: u64) {
-        let recovering = self.replicas.iter();
-        let recovering = recovering.filter(|r| r.live && r.next < r.own_from);
-        let below = recovering.map(|r| r.next).fold(below, u64::min);
-        let replicas = &self.replicas;
-        self.log.forget(below, |seq| is_wanted(replicas, seq));
+        // Where a replica is now its next checkpoint may be.
+        let live = self.replicas.iter().filter(|r| r.live);
+        let oldest = |r: &Replica| r.reads.keys().next().map_or(r.next, |seq| r.next.min(*seq));
+        let below = live.map(oldest).fold(below, u64::min);
+        self.log.forget(below);
     }
 
     /// Forgets the oldest reads if there are too many (R10).

@@ -58,7 +58,7 @@ pub struct Bounds {
     /// Old versions in memory; beyond three quarters the oldest go to the spill file. May be exceeded by one request.
     pub version_bytes: u64,
     /// Old versions in the spill file. When it is full, writing stops, and so, soon, do the replicas that are ahead
-    /// (`unwritten_bytes`), until the slowest has moved or is retired. If a checkpoint is what needs them, that is given up.
+    /// (`unwritten_bytes`), until the slowest has moved or is retired.
     pub spill_bytes: u64,
     /// Data of one replica's reads that it has not taken yet. Further reads wait.
     pub read_bytes: u64,
@@ -157,8 +157,6 @@ pub struct DiskStats {
     pub log_overflows: u64,
     /// Reads that the disk did itself because no replica was left that had their data.
     pub log_reads: u64,
-    /// Checkpoints given up because the spill file was full.
-    pub pins_given_up: u64,
     /// Why the disk failed, if it did.
     pub failure: Option<String>,
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use quorate_devices::{BlockStatus, Completion, Waiting};
+use quorate_devices::{BlockStatus, Completion, DiskPosition, Waiting};
 
 use super::error::StoreError;
 use super::extents::Extents;
@@ -86,6 +86,8 @@ pub struct State {
     pub on_error: OnError,
     /// The base file's path, for messages.
     pub path: String,
+    /// Where it all began: not at 0 if the set was saved and goes on.
+    pub start: DiskPosition,
     /// Number of the next request to be released.
     pub released: u64,
     pub replicas: Vec<Replica>,
@@ -120,6 +122,8 @@ pub struct State {
     pub forced: u64,
     pub failure: Option<String>,
     pub closing: bool,
+    /// Nothing is written to the base file: somebody copies it.
+    pub frozen: bool,
     pub versions: Versions,
     /// The data of reads, for replicas that begin again.
     pub log: ReadLog,
@@ -127,9 +131,6 @@ pub struct State {
     pub log_reads: BTreeMap<u64, u64>,
     /// The oldest write waits for room for old versions.
     pub stalled: bool,
-    /// Positions that checkpoints need, each with the checkpoint's number.
-    pub pins: BTreeSet<(u64, u64)>,
-    pub next_pin: u64,
     pub stats: DiskStats,
     pub out: Out,
 }
@@ -154,6 +155,10 @@ impl State {
             bounds: spec.bounds.clone(),
             on_error: spec.on_error,
             path,
+            start: DiskPosition {
+                disk: number,
+                ..DiskPosition::default()
+            },
             released: 0,
             replicas: replicas.collect(),
             due: due.clone(),
@@ -177,12 +182,11 @@ impl State {
             forced: 0,
             failure: None,
             closing: false,
+            frozen: false,
             versions: Versions::new(spec.bounds.spill_bytes),
             log,
             log_reads: BTreeMap::new(),
             stalled: false,
-            pins: BTreeSet::new(),
-            next_pin: 0,
             stats: DiskStats::default(),
             out: Out::default(),
         }
@@ -501,22 +505,14 @@ impl State {
 
     /// The oldest position from which a replica may still read: its own, or that of a read under way. Of one that begins again,
     /// what is before `own_from` is in the log.
-    pub fn oldest_replica(&self) -> Option<u64> {
+    pub fn oldest(&self) -> u64 {
         let live = self.replicas.iter().filter(|r| r.live);
         let oldest = |r: &Replica| {
             let next = r.next.max(r.own_from);
             r.unfinished.first().map_or(next, |at| next.min(*at))
         };
         let logged = self.log_reads.values().copied();
-        live.map(oldest).chain(logged).min()
-    }
-
-    /// The oldest position that anybody needs. All from there on are needed: replicas move through them, and so will one that
-    /// starts again from a checkpoint.
-    pub fn oldest(&self) -> u64 {
-        let pin = self.pins.first().map(|(seq, _)| *seq);
-        let oldest = pin.into_iter().chain(self.oldest_replica()).min();
-        oldest.unwrap_or(u64::MAX)
+        live.map(oldest).chain(logged).min().unwrap_or(u64::MAX)
     }
 
     /// Whether somebody may read the disk as of before this write.
@@ -553,6 +549,7 @@ impl State {
         if kind == Waiting::Flush {
             r.flushes.remove(&seq);
         } else if let Some(read) = r.reads.remove(&seq) {
+            self.log.told(seq);
             if matches!(
                 read.state,
                 ReadState::Running | ReadState::Done(_) | ReadState::Failed(_)

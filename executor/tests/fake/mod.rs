@@ -456,6 +456,7 @@ impl Fake {
         let hand = Arc::<Hand>::default();
         gate.close();
         let mut config = SetConfig {
+            start_ns: 0,
             name: "fake".into(),
             voter: Config {
                 replicas,

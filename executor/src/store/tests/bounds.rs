@@ -120,34 +120,6 @@ fn when_the_spill_file_is_full_the_fast_wait_for_the_slowest() {
 }
 
 #[test]
-fn a_checkpoint_keeps_the_past_until_that_costs_too_much() {
-    each(|bench, mut spec, backend| {
-        spec.bounds.version_bytes = 64 << 10;
-        spec.bounds.spill_bytes = 256 << 10;
-        let disk = bench.open(spec, backend);
-        pass(&disk, 3, &write(0, 0, 1, 16));
-        let pin = disk.pin(1).unwrap();
-        pass(&disk, 3, &write(1, 0, 2, 16));
-        pass(&disk, 3, &flush(2));
-        wait_for("flush", || disk.has_due(0));
-        assert!(disk.pin(0).is_err(), "that past is gone");
-        // More than the spill file can hold: the pin is what gives way, not the set.
-        for seq in 3..203 {
-            pass(&disk, 3, &write(seq, seq % 100 * 16, 3, 16));
-        }
-        pass(&disk, 3, &flush(203));
-        wait_for("flush", || {
-            disk.due(0)
-                .contains(&done(203, Waiting::Flush, BlockStatus::Ok))
-        });
-        assert!(!pin.is_kept());
-        assert_eq!(disk.stats().pins_given_up, 1);
-        drop(pin);
-        disk.close().unwrap();
-    });
-}
-
-#[test]
 fn reads_beyond_the_bound_wait_for_those_before_them() {
     each(|bench, mut spec, backend| {
         spec.bounds.read_bytes = 8192;

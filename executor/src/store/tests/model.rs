@@ -82,8 +82,8 @@ enum Step {
     Work(usize),
     Deliver(usize),
     Cache(bool),
-    Pin(usize),
-    Unpin(usize),
+    /// Somebody copies the file, or has copied it.
+    Freeze(bool),
     Retire(usize),
     /// All fail at once.
     RetireAll,
@@ -103,8 +103,7 @@ fn step() -> impl Strategy<Value = Step> {
         20 => (0..16usize).prop_map(Step::Work),
         8 => (0..5usize).prop_map(Step::Deliver),
         2 => any::<bool>().prop_map(Step::Cache),
-        1 => (0..5usize).prop_map(Step::Pin),
-        1 => (0..4usize).prop_map(Step::Unpin),
+        1 => any::<bool>().prop_map(Step::Freeze),
         2 => (0..5usize).prop_map(Step::Retire),
         1 => Just(Step::RetireAll),
         2 => (0..5usize).prop_map(Step::Mark),
@@ -176,7 +175,8 @@ struct World {
     /// Rejoins that went well.
     rejoined: usize,
     released: usize,
-    pins: Vec<Pin>,
+    /// What the file held when it was frozen.
+    frozen: Option<Vec<u8>>,
     /// What is safe from a loss of power.
     stable: Vec<u8>,
     /// Sectors written since.
@@ -230,7 +230,7 @@ impl World {
             marks: vec![DiskPosition::default()],
             rejoined: 0,
             released: 0,
-            pins: Vec::new(),
+            frozen: None,
             stable: vec![0; SECTORS],
             unsafe_writes: Vec::new(),
             promised: 0,
@@ -410,9 +410,15 @@ impl World {
             // Its entries are those of old.
             let mine = self.outstanding[replica].iter();
             let mine = mine.filter(|(seq, _)| self.completed.contains(seq));
-            let state = crate::sync::lock(&self.disk.core.state);
+            let waits = |seq: u64| {
+                self.disk.core.act(|state| {
+                    // One for which there was no room begins when it is taken.
+                    state.start_read(replica, seq);
+                    state.must_wait(replica, seq)
+                })
+            };
             due = mine
-                .filter(|(seq, _)| !state.must_wait(replica, **seq as u64))
+                .filter(|(seq, _)| !waits(**seq as u64))
                 .map(|(seq, kind)| done(*seq as u64, *kind, BlockStatus::Ok))
                 .collect();
         }
@@ -523,20 +529,7 @@ impl World {
                 self.deliver(r);
             }
             Step::Cache(hot) => self.cache.0.store(hot, Ordering::Relaxed),
-            Step::Pin(r) => {
-                if r < self.plan.replicas
-                    && self.live[r]
-                    && self.pins.len() < 4
-                    && let Ok(pin) = self.disk.pin(self.next[r] as u64)
-                {
-                    self.pins.push(pin);
-                }
-            }
-            Step::Unpin(at) => {
-                if at < self.pins.len() {
-                    self.pins.remove(at);
-                }
-            }
+            Step::Freeze(freeze) => self.freeze(freeze),
             Step::Retire(r) => {
                 let live = self.live.iter().filter(|l| **l).count();
                 // The last one that votes stays.
@@ -575,6 +568,33 @@ impl World {
                 }
             }
         }
+    }
+
+    fn freeze(&mut self, freeze: bool) {
+        match (&self.frozen, freeze) {
+            // It would wait for jobs that nobody does.
+            (None, true) if self.disk.stats().unwritten_bytes == 0 && self.no_sync() => {
+                self.disk.freeze().unwrap();
+                let sectors = self.sectors();
+                assert_eq!(
+                    sectors, self.history[self.released],
+                    "all that was released"
+                );
+                self.stable.clone_from(&sectors);
+                self.unsafe_writes.clear();
+                self.frozen = Some(sectors);
+            }
+            (Some(frozen), false) => {
+                assert_eq!(frozen, &self.sectors(), "it was written to");
+                self.frozen = None;
+                self.disk.thaw();
+            }
+            _ => {}
+        }
+    }
+
+    fn no_sync(&self) -> bool {
+        crate::sync::lock(&self.disk.core.state).sync.is_none()
     }
 
     fn retire(&mut self, r: usize) {
@@ -633,7 +653,7 @@ impl World {
     }
 
     fn finish(&mut self) {
-        self.pins.clear();
+        self.freeze(false);
         for r in 0..self.plan.replicas {
             let found = (0..self.marks.len()).rev().any(|at| self.rejoin(r, at));
             let _ = found;

@@ -80,6 +80,8 @@ fn data_that_rest_on_what_the_vote_did_not_pass_are_dropped() {
         disk.submit(replica, &read(1, 8, 1)).unwrap();
         disk.submit(replica, &read(2, 8 + 7 * (1 - replica as u64), 1))
             .unwrap();
+        // Where the file system cannot tell what is in memory.
+        while work(&disk, &engine) {}
         assert_eq!(fetch(&disk, replica, 1)[0], byte);
         fetch(&disk, replica, 2);
     }
@@ -97,6 +99,7 @@ fn data_that_rest_on_what_the_vote_did_not_pass_are_dropped() {
     disk.submit(0, &read(3, 8, 1)).unwrap();
     disk.submit(0, &write(4, 16, 9, 1)).unwrap();
     disk.submit(0, &read(5, 16, 1)).unwrap();
+    while work(&disk, &engine) {}
     fetch(&disk, 0, 5);
     disk.release(read(3, 8, 1));
     disk.release(write(4, 16, 2, 1));
@@ -179,11 +182,12 @@ fn one_that_waits_in_take_gets_what_another_reads() {
         }
         disk.release(read(1, 8, 1));
         assert_eq!(waiting.join().unwrap(), Ok(1));
-        // Stopped while it waits.
-        disk.submit(2, &read(2, 8, 1)).unwrap();
+        // Stopped while it waits for what the vote has not passed and it did not see.
+        disk.retire(2);
+        disk.rejoin(2, &at(5, &[(4, 8)])).unwrap();
         let waiting = {
             let disk = disk.clone();
-            std::thread::spawn(move || disk.take(2, 2))
+            std::thread::spawn(move || disk.take(2, 4))
         };
         disk.retire(2);
         assert!(waiting.join().unwrap().is_err());
@@ -253,4 +257,154 @@ fn what_cannot_begin_again_is_told_why() {
     let error = disk.rejoin(1, &at(0, &[])).unwrap_err().to_string();
     assert!(error.contains("recovery is off"), "{error}");
     disk.close().unwrap();
+}
+
+#[test]
+fn a_disk_goes_on_where_the_set_was_saved() {
+    for backend in backends() {
+        let bench = Bench::new(1 << 16);
+        {
+            let disk = bench.open(bench.spec(3), backend);
+            for seq in 0..3 {
+                pass(&disk, 3, &write(seq, 8, seq as u8 + 1, 1));
+            }
+            disk.freeze().unwrap();
+            assert_eq!(bench.bytes()[8 * 512], 3);
+            // It is read and asked for things meanwhile, and stays as it is.
+            pass(&disk, 3, &write(3, 8, 9, 1));
+            pass(&disk, 3, &flush(4));
+            disk.submit(0, &read(5, 8, 1)).unwrap();
+            assert_eq!(fetch(&disk, 0, 5)[0], 9);
+            assert_eq!(bench.bytes()[8 * 512], 3);
+            assert!(!disk.has_due(0), "not durable (R4)");
+            disk.thaw();
+            wait_for("flush", || disk.has_due(0));
+            assert_eq!(bench.bytes()[8 * 512], 9);
+            disk.freeze().unwrap();
+            disk.close().unwrap();
+        }
+        // Saved with a read and a flush outstanding.
+        let disk = bench.open(bench.spec(3), backend);
+        let mut position = at(7, &[(5, 8)]);
+        position.outstanding.push(Outstanding {
+            seq: 6,
+            sector: 0,
+            bytes: 0,
+            kind: Waiting::Flush,
+        });
+        disk.begin_at(&position).unwrap();
+        pass(&disk, 2, &write(7, 8, 10, 1));
+        pass(&disk, 2, &flush(8));
+        disk.submit(2, &write(7, 8, 10, 1)).unwrap();
+        disk.submit(2, &flush(8)).unwrap();
+        let all = [
+            done(5, Waiting::Read, BlockStatus::Ok),
+            done(6, Waiting::Flush, BlockStatus::Ok),
+            done(8, Waiting::Flush, BlockStatus::Ok),
+        ];
+        for replica in 0..3 {
+            wait_for("all", || disk.due(replica) == all);
+            assert_eq!(fetch(&disk, replica, 5)[0], 9, "as of its number (R6)");
+        }
+        // One that begins from the start of this run.
+        disk.retire(1);
+        disk.rejoin(1, &disk.start()).unwrap();
+        assert_eq!(fetch(&disk, 1, 5)[0], 9);
+        disk.submit(1, &write(7, 8, 10, 1)).unwrap();
+        disk.close().unwrap();
+    }
+}
+
+#[test]
+fn what_the_log_reads_is_as_of_the_read_while_a_healthy_replica_may_read_it_too() {
+    let bench = Bench::new(1 << 16);
+    let (disk, engine, _) = by_hand(&bench, 3);
+    pass(&disk, 3, &write(0, 8, 1, 1));
+    while work(&disk, &engine) {}
+    // Replicas 0 and 1 asked for it, and nothing is there yet; then the vote passes a write to the same place.
+    for replica in 0..2 {
+        disk.submit(replica, &read(1, 8, 1)).unwrap();
+        disk.submit(replica, &write(2, 8, 2, 1)).unwrap();
+    }
+    disk.release(read(1, 8, 1));
+    disk.release(write(2, 8, 2, 1));
+    disk.retire(2);
+    disk.rejoin(2, &at(2, &[(1, 8)])).unwrap();
+    // Its own ends first.
+    let job = engine.jobs.lock().unwrap().pop().unwrap();
+    engine.jobs.lock().unwrap().insert(0, job);
+    while work(&disk, &engine) {}
+    let data: Vec<u8> = (0..3).map(|replica| fetch(&disk, replica, 1)[0]).collect();
+    assert_eq!(data, [1; 3], "R6, R7");
+}
+
+#[test]
+fn what_the_log_reads_is_not_overtaken_by_a_later_write() {
+    let bench = Bench::new(1 << 16);
+    let (disk, engine, _) = by_hand(&bench, 2);
+    pass(&disk, 2, &write(0, 8, 1, 2));
+    while work(&disk, &engine) {}
+    pass(&disk, 2, &read(1, 8, 2));
+    disk.retire(0);
+    disk.retire(1);
+    let mut position = at(2, &[(1, 8)]);
+    position.outstanding[0].bytes = 1024;
+    for replica in 0..2 {
+        disk.rejoin(replica, &position).unwrap();
+        disk.submit(replica, &write(2, 8, 2, 2)).unwrap();
+        disk.submit(replica, &flush(3)).unwrap();
+    }
+    disk.release(write(2, 8, 2, 2));
+    disk.release(flush(3));
+    // All that can be done before the read itself.
+    let read = engine.jobs.lock().unwrap().remove(0);
+    while work(&disk, &engine) {}
+    assert_eq!(bench.bytes()[8 * 512], 2);
+    engine.jobs.lock().unwrap().push(read);
+    while work(&disk, &engine) {}
+    assert_eq!(fetch(&disk, 0, 1), vec![1; 1024]);
+    assert_eq!(fetch(&disk, 1, 1), vec![1; 1024]);
+}
+
+#[test]
+fn one_that_begins_ahead_of_what_is_released_does_not_read_without_it() {
+    let bench = Bench::new(1 << 16);
+    let (disk, engine, _) = by_hand(&bench, 3);
+    for replica in 0..2 {
+        disk.submit(replica, &write(0, 8, 1, 1)).unwrap();
+    }
+    // The vote has passed the write, and it is on its way here. This replica's checkpoint is behind it.
+    disk.retire(2);
+    disk.rejoin(2, &at(1, &[])).unwrap();
+    disk.submit(2, &read(1, 8, 1)).unwrap();
+    while work(&disk, &engine) {}
+    disk.promote(2);
+    assert!(!disk.has_due(2));
+    disk.release(write(0, 8, 1, 1));
+    disk.release(read(1, 8, 1));
+    while work(&disk, &engine) {}
+    assert_eq!(fetch(&disk, 2, 1)[0], 1);
+}
+
+#[test]
+fn one_that_is_promoted_behind_what_is_released_reads_what_the_others_read() {
+    let bench = Bench::new(1 << 16);
+    let (disk, engine, cache) = by_hand(&bench, 3);
+    cache.0.store(true, Ordering::Relaxed);
+    disk.retire(2);
+    pass(&disk, 2, &write(0, 8, 1, 1));
+    pass(&disk, 2, &read(1, 8, 1));
+    pass(&disk, 2, &write(2, 8, 2, 1));
+    pass(&disk, 2, &flush(3));
+    while work(&disk, &engine) {}
+    for replica in 0..2 {
+        fetch(&disk, replica, 1);
+    }
+    while work(&disk, &engine) {}
+    assert_eq!(bench.bytes()[8 * 512], 2, "nobody keeps the past");
+    disk.rejoin(2, &at(1, &[])).unwrap();
+    disk.promote(2);
+    disk.submit(2, &read(1, 8, 1)).unwrap();
+    while work(&disk, &engine) {}
+    assert_eq!(fetch(&disk, 2, 1)[0], 1, "R7");
 }
