@@ -103,7 +103,7 @@ fn backtrace(side: &Value) -> Vec<&str> {
 
 #[test]
 fn a_byte_of_a_value_is_found_and_the_reply_that_carried_it() {
-    let _guard = one_at_a_time();
+    let _guard = one_at_a_time("explain");
     let mut run = Run::start();
     let value = "the value that is to be hit, long enough for a place of its own";
     run.call(&["SET", "victim", value]);
@@ -171,7 +171,7 @@ fn a_byte_of_a_value_is_found_and_the_reply_that_carried_it() {
 
 #[test]
 fn a_bit_of_a_programs_code_is_found_by_function() {
-    let _guard = one_at_a_time();
+    let _guard = one_at_a_time("explain");
     let mut run = Run::start();
     run.call(&["SET", "key", "something"]);
     let recording = run.file();
@@ -203,7 +203,7 @@ fn a_bit_of_a_programs_code_is_found_by_function() {
 
 #[test]
 fn a_bit_of_a_register_is_found_by_trial() {
-    let _guard = one_at_a_time();
+    let _guard = one_at_a_time("explain");
     let mut run = Run::start();
     run.call(&["SET", "key", "something"]);
     // Up to here the guest waits for input, so the register is one of the kernel's when it asks for that.
@@ -230,7 +230,7 @@ fn a_bit_of_a_register_is_found_by_trial() {
 
 #[test]
 fn a_bit_of_a_socket_buffer_is_found_though_no_call_differs() {
-    let _guard = one_at_a_time();
+    let _guard = one_at_a_time("explain");
     let mut run = Run::start();
     let value: String = (0..60_000).map(|number| format!("{number:07} ")).collect();
     run.call(&["SET", "big", &value]);
@@ -271,7 +271,7 @@ fn a_bit_of_a_socket_buffer_is_found_though_no_call_differs() {
 
 #[test]
 fn a_byte_that_was_changed_outside_the_guest_is_not_looked_for_inside() {
-    let _guard = one_at_a_time();
+    let _guard = one_at_a_time("explain");
     let mut run = Run::start();
     run.set.inject(VICTIM, &["wrong-output"]).unwrap();
     run.call(&["PING"]);
