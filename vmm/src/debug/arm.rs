@@ -39,8 +39,8 @@ impl Machine {
         let breakpoints: Vec<(u64, Known)> =
             debugger.breakpoints.iter().map(|(&a, &k)| (a, k)).collect();
         let skipped = match debugger.underway {
-            Underway::Trap { from, .. } => Some(from),
-            Underway::Nothing | Underway::Out => None,
+            Underway::Trap { from, .. } | Underway::Out { from } => Some(from),
+            Underway::Nothing => None,
         };
         let (reader, reading) = (debugger.code_reader, debugger.reading);
         let mut places = Vec::new();

@@ -68,8 +68,10 @@ enum Underway {
         /// The instruction pushes the flags.
         pushes_flags: bool,
     },
-    /// The instruction is an `out`: KVM completes it, the trap flag plays no part.
-    Out,
+    /// The instruction is an `out`: KVM completes it, the trap flag plays no part. It is at `from`, where no breakpoint is armed.
+    Out {
+        from: u64,
+    },
 }
 
 /// What is known of a breakpoint's address.
@@ -279,7 +281,7 @@ impl Machine {
         let fresh = match self.debugger()?.underway {
             Underway::Nothing => true,
             Underway::Trap { .. } => false,
-            Underway::Out => {
+            Underway::Out { .. } => {
                 // The `out` is complete: the step is, too, where the guest is now.
                 self.debugger()?.underway = Underway::Nothing;
                 if motion == Motion::Step {
@@ -393,7 +395,7 @@ impl Machine {
                 self.set_frame(frame)?;
                 return Ok(true);
             }
-            [0xee | 0xef, ..] => self.debugger()?.underway = Underway::Out,
+            [0xee | 0xef, ..] => self.debugger()?.underway = Underway::Out { from: at.rip },
             _ => {
                 let mut frame = self.frame()?;
                 frame[2] |= TRAP_FLAG;

@@ -111,6 +111,33 @@ fn a_breakpoint_stops_at_every_pass_and_is_not_seen() {
 }
 
 #[test]
+fn a_breakpoint_at_the_instruction_that_rings_is_left_behind() {
+    let mut machine = debugged(Does::Counts);
+    assert_eq!(machine.debug_hold().unwrap(), None);
+    let out = loop {
+        let mut code = [0];
+        let at = pc(&machine);
+        assert_eq!(machine.read_virtual(at, &mut code), 1);
+        if code == [0xef] {
+            break at;
+        }
+        step(&mut machine);
+    };
+    machine.debug_breakpoints([out]).unwrap();
+    let alone = alone();
+    let first = at_boundary(machine.debug_run(Motion::Continue).unwrap());
+    assert_eq!(first, alone[0]);
+    assert_eq!(machine.debug_out().unwrap(), out);
+    machine.resume(&entry(1), &mut NoDisks).unwrap();
+    let second = at_boundary(machine.debug_run(Motion::Continue).unwrap());
+    assert_eq!(second, alone[1]);
+    machine.resume(&entry(1), &mut NoDisks).unwrap();
+    // Round again.
+    let stop = machine.debug_run(Motion::Continue).unwrap();
+    assert_eq!((stop, pc(&machine)), (DebugStop::Breakpoint, out));
+}
+
+#[test]
 fn registers_and_memory_can_be_changed() {
     let mut machine = debugged(Does::Counts);
     assert_eq!(machine.debug_hold().unwrap(), None);
