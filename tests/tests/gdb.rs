@@ -68,7 +68,7 @@ fn waiting(file: &Path, arguments: &[&str]) -> (Process, SocketAddr) {
 fn gdb(file: &Path, commands: &str) -> String {
     let script = file.with_extension("commands");
     let own = format!("{}.gdb", file.display());
-    std::fs::write(&script, format!("source {own}\n{commands}")).unwrap();
+    std::fs::write(&script, format!("source {own}\nset language c\n{commands}")).unwrap();
     let mut command = Command::new("gdb");
     command.args(["-nx", "-batch", "-x"]).arg(&script);
     let ended =
