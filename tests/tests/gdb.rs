@@ -85,22 +85,33 @@ fn same(ended: &Ended, fingerprint: &str) {
     assert_eq!(json["fingerprint"], fingerprint);
 }
 
-/// What a line `NAME: …` of gdb says.
+/// What a line `NAME:…` of gdb says.
 fn said<'a>(text: &'a str, name: &str) -> &'a str {
     let line = text
         .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(":"));
     line.unwrap_or_else(|| panic!("no {name} in what gdb printed:\n{text}"))
+}
+
+/// The same with the six lines that follow: the rest of a request, which has line ends in it.
+fn whole(text: &str, name: &str) -> String {
+    let first = said(text, name);
+    let behind = text.lines().skip_while(|line| {
+        let rest = line.strip_prefix(name);
+        rest.and_then(|rest| rest.strip_prefix(":")) != Some(first)
+    });
+    let rest: Vec<&str> = behind.skip(1).take(6).map(str::trim).collect();
+    format!("{} {}", first.trim(), rest.join(" "))
 }
 
 /// `client::querybuf`, in Redis 7.0: what the client sent. Debian's redis-server exports the names of its functions, so that `setCommand` is
 /// known, but nothing of its types.
 const SHOW: &str = "\
 define here
-  echo \\n$arg0:\\ 
+  echo \\n$arg0:
   printf \"rip=%lx rsp=%lx rax=%lx rdi=%lx rbx=%lx rcx=%lx eflags=%x\", $rip, $rsp, $rax, $rdi, $rbx, $rcx, $eflags
 end
-define show
+define request
   here $arg0
   printf \" %s\\n\", *(char**)($rdi + 48)
 end
@@ -120,26 +131,26 @@ fn break_print_the_clients_buffer_and_go_back() {
                 "{SHOW}
                 break setCommand
                 continue
-                show set-0
+                request set-0
                 backtrace 3
                 stepi
                 here inside
                 reverse-stepi
-                show back
+                request back
                 reverse-stepi
                 here caller
-                echo \\ncalls:\\ 
+                echo \\ncalls:
                 x/i $rip
                 stepi
-                show again
+                request again
                 continue
-                show set-1
+                request set-1
                 continue
-                show set-2
+                request set-2
                 reverse-continue
-                show set-1-again
+                request set-1-again
                 reverse-continue
-                show set-0-again
+                request set-0-again
                 delete
                 continue
                 printf \"ended: yes\\n\"
@@ -148,7 +159,7 @@ fn break_print_the_clients_buffer_and_go_back() {
                 x/i $rip
                 break setCommand
                 reverse-continue
-                show set-3
+                request set-3
                 monitor where
                 delete
                 detach
@@ -156,26 +167,20 @@ fn break_print_the_clients_buffer_and_go_back() {
             ),
         );
         let ended = replay.wait(LONG).unwrap();
-        let buffers: Vec<&str> = ["set-0", "set-1", "set-2", "set-3"]
+        let sets: Vec<String> = ["set-0", "set-1", "set-2", "set-3"]
             .into_iter()
-            .map(|name| said(&text, name))
+            .map(|name| whole(&text, name))
             .collect();
-        for (number, buffer) in buffers.iter().enumerate() {
-            let lines: Vec<&str> = text.lines().collect();
-            let at = lines.iter().position(|line| line.contains(buffer)).unwrap();
-            // The buffer has CR LF in it.
-            let request = lines[at..lines.len().min(at + 8)]
-                .join(" ")
-                .replace('\r', "");
-            let wanted = format!("*3 $3 SET $5 key:{number} $7 value-{number}");
-            assert!(request.contains(&wanted), "{request}\n{text}");
+        for (number, set) in sets.iter().enumerate() {
+            let wanted = format!(" *3 $3 SET $5 key:{number} $7 value-{number}");
+            assert!(set.ends_with(&wanted), "{set}\n{text}");
         }
         assert!(text.contains("in setCommand ()"), "{text}");
         assert!(text.contains("in call ()"), "a backtrace:\n{text}");
-        assert_eq!(said(&text, "back"), buffers[0]);
-        assert_eq!(said(&text, "again"), buffers[0]);
-        assert_eq!(said(&text, "set-1-again"), buffers[1]);
-        assert_eq!(said(&text, "set-0-again"), buffers[0]);
+        assert_eq!(whole(&text, "back"), sets[0]);
+        assert_eq!(whole(&text, "again"), sets[0]);
+        assert_eq!(whole(&text, "set-1-again"), sets[1]);
+        assert_eq!(whole(&text, "set-0-again"), sets[0]);
         let rip = |name| said(&text, name).split(' ').next().unwrap().to_owned();
         assert_ne!(rip("inside"), rip("set-0"));
         assert_ne!(rip("caller"), rip("set-0"));
@@ -202,15 +207,15 @@ fn the_kernel_is_debugged_too_and_changes_are_gone_after_going_back() {
         "break handle_syscall
         continue
         continue
-        printf \"in-kernel: %lx\\n\", $rip
+        printf \"in-kernel:%lx\\n\", $rip
         set $before = *(long*)$rsp
         set var *(long*)$rsp = 0x1234
-        printf \"changed: %lx\\n\", *(long*)$rsp
+        printf \"changed:%lx\\n\", *(long*)$rsp
         set $r15 = 0x4321
-        printf \"register: %lx\\n\", $r15
+        printf \"register:%lx\\n\", $r15
         reverse-continue
         continue
-        printf \"restored: %d\\n\", *(long*)$rsp == $before && $r15 != 0x4321
+        printf \"restored:%d\\n\", *(long*)$rsp == $before && $r15 != 0x4321
         monitor goto 2
         maintenance flush register-cache
         monitor where
