@@ -7,6 +7,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use quorate_abi::flight::{NEVER, Recorder};
+use quorate_abi::map::IMAGE_BASE;
 use quorate_devices::{DiskReads, Output};
 use quorate_vmm::{Checkpoint, CrashReport, Machine, MachineError, Outcome, Register, Restore};
 
@@ -96,6 +97,8 @@ pub struct Lab<'r> {
     home: Option<Checkpoint>,
     /// How long a run from one boundary to the next may take; none for a machine that is not spoiled.
     limit: Option<Duration>,
+    /// The root image was written to, which no log of changed pages has.
+    untracked: bool,
 }
 
 impl<'r> Lab<'r> {
@@ -128,6 +131,7 @@ impl<'r> Lab<'r> {
             steps: Vec::new(),
             home: None,
             limit: None,
+            untracked: false,
         })
     }
 
@@ -143,7 +147,7 @@ impl<'r> Lab<'r> {
     /// When the recording does not go there, or the machine does not do what was released.
     pub fn healthy_at(&mut self, boundary: u64) -> Result<Checkpoint, LabError> {
         if let Some(home) = self.home.take() {
-            self.machine_mut().restore(&home, Restore::Dirty)?;
+            self.put_back(&home)?;
         }
         let there = self.replayer.seek(boundary)?;
         if let Some(differs) = self.replayer.differs().filter(|at| *at <= boundary) {
@@ -171,7 +175,7 @@ impl<'r> Lab<'r> {
         stop_at: Option<(u64, &Log)>,
     ) -> Result<Ended, LabError> {
         let first = from.boundary();
-        self.machine_mut().restore(from, Restore::Dirty)?;
+        self.put_back(from)?;
         match spoil {
             Spoil::Nothing => {}
             Spoil::Memory { at, bit } => self.flip(at, bit)?,
@@ -316,7 +320,18 @@ impl<'r> Lab<'r> {
         self.replayer.machine_mut()
     }
 
+    fn put_back(&mut self, to: &Checkpoint) -> Result<(), LabError> {
+        let how = match self.untracked {
+            true => Restore::Verified,
+            false => Restore::Dirty,
+        };
+        self.machine_mut().restore(to, how)?;
+        self.untracked = false;
+        Ok(())
+    }
+
     fn flip(&mut self, phys: u64, bit: u8) -> Result<(), LabError> {
+        self.untracked |= phys >= IMAGE_BASE;
         let at = reached_at(self.machine().layout(), phys).ok_or(MachineError::Access(phys))?;
         let mut byte = [0];
         if self.machine().read_virtual(at, &mut byte) != 1 {
