@@ -52,7 +52,9 @@ fn as_promised(plan: &Plan, report: &Report) {
             "{outcome:?}"
         );
     }
-    assert_eq!(report.recovered(), report.stopped);
+    // Whoever is stopped comes back; one that was stopped again on its way has been stopped twice for that.
+    assert!(report.recovered() <= report.stopped);
+    assert!(report.stopped - report.recovered() <= report.failed_steps.len());
     assert!(report.keeps_layouts());
 }
 
