@@ -236,7 +236,18 @@ impl Oracle {
         let state = |r: usize| lockstep.state(ReplicaId(r as u8));
         // Who has recovered, or joined, votes in this call already.
         for r in 0..MAX_REPLICAS {
-            if self.recovering[r] && matches!(state(r), ReplicaState::Running { .. }) {
+            // Or has done so, and was stopped for that vote.
+            let voted = match state(r) {
+                ReplicaState::Running { .. } => true,
+                ReplicaState::Stopped { reason, .. } => {
+                    matches!(
+                        reason,
+                        StopReason::Disputed { .. } | StopReason::Outvoted(_)
+                    )
+                }
+                ReplicaState::Recovering { .. } => false,
+            };
+            if self.recovering[r] && voted {
                 self.recovering[r] = false;
                 self.running[r] = true;
                 self.members[r] = true;

@@ -464,6 +464,12 @@ impl World {
     fn ballot(&mut self, r: usize) -> Vec<Output> {
         let guest = &self.guests[r];
         let mut outputs = outputs(guest.state, self.plan.output_bytes);
+        // Two that are wrong, each in its own way, must not say the same by chance, such as nothing.
+        let truth = self.oracle.truth.ballot(guest.next);
+        if self.left.is_some_and(|left| !left.masked) && truth.is_some_and(|truth| truth != outputs)
+        {
+            outputs.push((Channel(2), vec![r as u8 + 1]));
+        }
         let now = guest.fault.filter(|(at, _)| guest.next >= *at);
         let Some((at, fault)) = now else {
             return outputs;
