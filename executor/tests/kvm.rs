@@ -13,7 +13,8 @@ use quorate_executor::events::{End, Event};
 use quorate_executor::exit::ExitCode;
 use quorate_executor::inject::Fault;
 use quorate_executor::launch::{Hooks, Options, Plan, Running};
-use quorate_executor::replay::replay;
+use quorate_executor::record::{Header, Limits, ReadLog, Recorder, Recording};
+use quorate_executor::replay::{ReplayOptions, Replayer, replay};
 use quorate_executor::scratch::Scratch;
 use quorate_images::Appliance;
 use quorate_vmm::open_kvm;
@@ -293,4 +294,85 @@ fn every_fault_is_masked_and_the_right_replica_named() {
             );
         }
     }
+}
+
+/// No disks.
+struct NoReads;
+
+impl ReadLog for NoReads {
+    fn logged(&self, _: u8, _: u64) -> Option<Arc<[u8]>> {
+        None
+    }
+}
+
+#[test]
+fn a_replay_goes_forwards_and_back_and_says_where_outputs_differ() {
+    const CHANGED: u64 = 10;
+    let lab = Lab::new();
+    let plan = lab.plan("run", |_| {});
+    let header = Header::of(&plan, &lab.path("lab.toml"));
+    let create = |name: &str| {
+        let recorder = Recorder::create(&lab.path(name), Limits::default(), &header).unwrap();
+        Arc::new(recorder)
+    };
+    // The same run once more, but for one entry.
+    let (right, wrong) = (create("right.rec"), create("wrong.rec"));
+    let mut changing = wrong.tap(Arc::new(NoReads));
+    let hooks = Hooks {
+        events: Box::new(|_| {}),
+        console: Arc::new(Console::start(std::io::sink()).unwrap()),
+        tap: Some(Box::new(move |item| match item {
+            Item::Entry { boundary, entry } if *boundary == CHANGED => {
+                let mut entry = (**entry).clone();
+                entry.monotonic_ns += 1;
+                changing(&Item::Entry {
+                    boundary: CHANGED,
+                    entry: Arc::new(entry),
+                });
+            }
+            other => changing(other),
+        })),
+        recorder: Some(right),
+    };
+    let summary = plan.clone().start(hooks).unwrap().wait();
+    let recorded = summary.recorded.unwrap();
+    assert_eq!(recorded.failure, None);
+    wrong.finish();
+
+    let recording = Recording::open(&lab.path("right.rec")).unwrap();
+    assert_eq!(recording.boundaries(), 0..recorded.boundaries);
+    let last = recorded.boundaries - 1;
+    for layout_seed in [None, Some([9; 32])] {
+        let options = ReplayOptions {
+            layout_seed,
+            remember_every: Some(4),
+            ..ReplayOptions::default()
+        };
+        let mut replayer = Replayer::open(&recording, &options).unwrap();
+        assert!(replayer.run_to(last).unwrap());
+        let fingerprint = replayer.fingerprint();
+        assert_eq!(fingerprint.to_hex().as_str(), summary.status.fingerprint);
+        assert!(replayer.step().unwrap().is_none(), "the end");
+        assert!(replayer.remembered().count() > 3);
+        // Back to places of which there is a checkpoint in memory, and to others, and on from there.
+        for boundary in [last - 3, 8, 9, 0, 5, last / 2] {
+            assert!(replayer.seek(boundary).unwrap());
+            assert_eq!(replayer.at(), Some(boundary));
+            let digest = recording.step(boundary).unwrap().digest.unwrap();
+            assert_eq!(replayer.fingerprint().as_bytes(), &digest);
+            assert!(replayer.step().unwrap().unwrap().agrees.unwrap());
+        }
+        assert!(replayer.seek(last).unwrap());
+        assert_eq!(replayer.fingerprint(), fingerprint);
+        assert_eq!(replayer.differs(), None);
+    }
+
+    let recording = Recording::open(&lab.path("wrong.rec")).unwrap();
+    let mut replayer = Replayer::open(&recording, &ReplayOptions::default()).unwrap();
+    assert!(!replayer.run_to(last).unwrap());
+    let differs = replayer.differs().unwrap();
+    assert!(
+        (CHANGED + 1..CHANGED + 4).contains(&differs),
+        "{differs}: the entry of boundary {CHANGED} shows at one of the next"
+    );
 }

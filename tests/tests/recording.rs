@@ -152,7 +152,7 @@ fn a_killed_set_leaves_a_recording_without_its_last_moments() {
         }
         set.process().signal(Signal::KILL);
         set.wait().unwrap();
-        load.finish();
+        let _ = load.finish();
         let json = replay(&file, &[]);
         assert_eq!(json["complete"], false);
         assert!(json["compared"].as_u64().unwrap() > 100, "{json:#}");
