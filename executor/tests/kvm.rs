@@ -13,7 +13,7 @@ use quorate_executor::events::{End, Event};
 use quorate_executor::exit::ExitCode;
 use quorate_executor::inject::Fault;
 use quorate_executor::launch::{Hooks, Options, Plan, Running};
-use quorate_executor::record::{Header, Limits, ReadLog, Recorder, Recording};
+use quorate_executor::record::{self, Header, Limits, ReadLog, Recording};
 use quorate_executor::replay::{ReplayOptions, Replayer, replay};
 use quorate_executor::scratch::Scratch;
 use quorate_images::Appliance;
@@ -312,7 +312,8 @@ fn a_replay_goes_forwards_and_back_and_says_where_outputs_differ() {
     let plan = lab.plan("run", |_| {});
     let header = Header::of(&plan, &lab.path("lab.toml"));
     let create = |name: &str| {
-        let recorder = Recorder::create(&lab.path(name), Limits::default(), &header).unwrap();
+        let recorder =
+            record::Recorder::create(&lab.path(name), Limits::default(), &header).unwrap();
         Arc::new(recorder)
     };
     // The same run once more, but for one entry.
