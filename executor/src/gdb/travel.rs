@@ -230,11 +230,8 @@ impl<C: Course> Traveller<C> {
             other => other,
         };
         match found {
-            Some(Some(position)) => {
-                if self.go_to(&position)? {
-                    return Ok(Stop::Breakpoint);
-                }
-            }
+            Some(Some(position)) if self.go_to(&position)? => return Ok(Stop::Breakpoint),
+            Some(Some(_)) => {}
             Some(None) => {
                 let first = Position::start(self.course.first());
                 if self.go_to(&first)? {
@@ -267,13 +264,9 @@ impl<C: Course> Traveller<C> {
             Place::End(stretch) => self.last_instruction_before(*stretch + 1)?,
         };
         match target {
-            Some(Some(position)) => {
-                if self.go_to(&position)? {
-                    return Ok(Stop::Stepped);
-                }
-            }
+            Some(Some(position)) if self.go_to(&position)? => return Ok(Stop::Stepped),
             Some(None) => return Ok(Stop::Beginning),
-            None => {}
+            Some(Some(_)) | None => {}
         }
         self.return_to(&place)?;
         Ok(Stop::Interrupted)
