@@ -308,10 +308,7 @@ impl Disk {
     }
 
     /// What a position says is outstanding, checked.
-    fn outstanding(
-        &self,
-        position: &DiskPosition,
-    ) -> Result<(Vec<(u64, Range<u64>)>, BTreeSet<u64>), StoreError> {
+    fn outstanding(&self, position: &DiskPosition) -> Result<Waiters, StoreError> {
         let mut reads = Vec::new();
         let mut flushes = BTreeSet::new();
         for outstanding in &position.outstanding {
@@ -438,6 +435,9 @@ impl Drop for Disk {
         }
     }
 }
+
+/// What is outstanding: reads with their numbers and places, and flushes.
+type Waiters = (Vec<(u64, Range<u64>)>, BTreeSet<u64>);
 
 /// What a replica's write finds.
 enum Room {
