@@ -209,7 +209,9 @@ impl<V: Vcpu> Life<'_, V> {
         self.world.vaults.retain(self.me, &[]);
         let gift = self.shared.ask_donor(self.me, donor)?;
         let checkpoint = self.world.vaults.get(donor, gift.id);
-        self.shared.give_back(donor, gift.id);
+        if self.shared.give_back(donor, gift.id) {
+            self.world.vaults.remove(donor, gift.id);
+        }
         let checkpoint = checkpoint.ok_or("the donor's checkpoint is gone")?;
         self.restore(&checkpoint, gift.lineage)?;
         let positions = V::positions(&checkpoint);

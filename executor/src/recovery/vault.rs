@@ -37,6 +37,17 @@ impl<C: Clone> Vaults<C> {
         found.map(|(_, checkpoint)| checkpoint.clone())
     }
 
+    /// Drops one of a replica's.
+    pub fn remove(&self, replica: usize, id: u64) {
+        if let Some(vault) = self.of.get(replica) {
+            let mut vault = lock(vault);
+            let found = vault.iter().position(|(number, _)| *number == id);
+            let dropped = found.map(|index| vault.swap_remove(index));
+            drop(vault);
+            drop(dropped);
+        }
+    }
+
     /// Drops all of a replica's but these.
     pub fn retain(&self, replica: usize, ids: &[u64]) {
         let Some(vault) = self.of.get(replica) else {

@@ -12,6 +12,9 @@ const DROPPED_PER_ENTRY: u64 = 16;
 /// Entries dropped at most with each tick, when nothing is written.
 const DROPPED_PER_TICK: u64 = 2048;
 
+/// Checkpoints of one replica whose boundaries are not decided yet, at most: it runs ahead, and waits with the next one (R10).
+const UNDECIDED: usize = 2;
+
 /// How long a replica whose checkpoint is due lets one go first that has waited for longer.
 const COURTESY: Duration = Duration::from_millis(50);
 
@@ -124,9 +127,15 @@ impl Shared {
             return None;
         }
         let interval = self.config.checkpoint_interval;
+        let frontier = inner.vote.frontier();
         let slot = &mut inner.slots[me];
         let boundary = slot.boundary.checked_sub(1)?;
         if slot.recovery.standing != Standing::Voting || slot.stopped.is_some() || slot.exited {
+            return None;
+        }
+        slot.recovery.confirm(frontier, self.config.keep);
+        let open = slot.recovery.kept.iter().filter(|kept| !kept.confirmed);
+        if open.count() >= UNDECIDED {
             return None;
         }
         slot.asked = false;
@@ -212,14 +221,17 @@ impl Shared {
         ids
     }
 
-    /// Drops a checkpoint that was only taken for another replica.
-    pub fn give_back(&self, donor: usize, id: u64) {
+    /// Takes a checkpoint off the list that was only taken for another replica. False if it is the owner's.
+    pub fn give_back(&self, donor: usize, id: u64) -> bool {
         let mut inner = self.inner();
-        if let Some(slot) = inner.slots.get_mut(donor) {
-            slot.recovery
-                .kept
-                .retain(|kept| !kept.loan || kept.id != id);
-        }
+        let Some(slot) = inner.slots.get_mut(donor) else {
+            return false;
+        };
+        let before = slot.recovery.kept.len();
+        slot.recovery
+            .kept
+            .retain(|kept| !(kept.loan && kept.id == id));
+        slot.recovery.kept.len() < before
     }
 
     /// Puts a checkpoint that a replica was made from on its list, so that it is its first own one.
@@ -255,7 +267,7 @@ impl Shared {
         };
         let due = (0..inner.slots.len())
             .filter(|number| asleep(&inner.slots[*number]) && self.is_due(inner, *number, now))
-            .min_by_key(|number| inner.slots[*number].next_checkpoint);
+            .min_by_key(|number| inner.slots[*number].checkpoints.last.map(|(_, at)| at));
         if let Some(number) = due {
             self.mark(number, &mut inner.slots[number], todo);
         }
