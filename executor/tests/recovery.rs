@@ -460,6 +460,9 @@ fn without_hope_for_a_majority_the_policy_applies() {
             continue;
         }
         assert_eq!(fake.set.status().state, "holding");
+        fake.wait_for_status("both to be left out", |status| {
+            status.replicas[0].state == "left-out" && status.replicas[2].state == "left-out"
+        });
         assert!(fake.is_silent());
         // What was wrong with the host is put right.
         fake.hand.fail_restores.store(0, Ordering::SeqCst);
