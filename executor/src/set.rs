@@ -106,6 +106,8 @@ pub struct ReplicaSet {
 #[derive(Clone)]
 pub struct SetHandle(Weak<Core>);
 
+type Spawn = dyn Fn(&Arc<Core>, usize, bool) -> Result<(), Failure> + Send + Sync;
+
 pub(crate) struct Core {
     pub(crate) shared: Shared,
     pub(crate) config: SetConfig,
@@ -116,7 +118,7 @@ pub(crate) struct Core {
     /// Starts the thread of a replica; true for one that joins a running set.
     /// What is needed to save the set.
     save: OnceLock<save::Context>,
-    spawn: OnceLock<Box<dyn Fn(&Arc<Core>, usize, bool) -> Result<(), Failure> + Send + Sync>>,
+    spawn: OnceLock<Box<Spawn>>,
 }
 
 impl ReplicaSet {
@@ -183,8 +185,7 @@ impl ReplicaSet {
             world.disks,
             deliverer,
             Clock::start_at(config.start_ns),
-            config.recovery.clone(),
-            config.layout_mode != "same",
+            (config.recovery.clone(), config.layout_mode != "same"),
         );
         let core = Arc::new(Core {
             shared,

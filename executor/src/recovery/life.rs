@@ -143,7 +143,7 @@ impl<V: Vcpu> Life<'_, V> {
     /// One step of the ladder, and if it helps the life that follows.
     fn come_back(&mut self, attempt: &Attempt, lineage: Lineage) {
         let prepared = match attempt.step {
-            Step::Checkpoint | Step::Older => self.from_vault(attempt, lineage),
+            Step::Checkpoint | Step::Older => self.resume_kept(attempt, lineage),
             Step::Replay => self.afresh(lineage),
             Step::Clone => self.as_copy(attempt),
         };
@@ -180,7 +180,7 @@ impl<V: Vcpu> Life<'_, V> {
     }
 
     /// Steps 1 and 2.
-    fn from_vault(&mut self, attempt: &Attempt, lineage: Lineage) -> Result<Arrival, String> {
+    fn resume_kept(&mut self, attempt: &Attempt, lineage: Lineage) -> Result<Arrival, String> {
         let found = attempt.checkpoint.and_then(|id| {
             let kept = self.shared.kept(self.me, id)?;
             Some((kept, self.world.vaults.get(self.me, id)?))

@@ -262,7 +262,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A set that starts now.
+    /// A set that starts now. The last argument: how it recovers, and whether another seed gives another layout.
     pub fn new(
         vote: Lockstep<Arc<Entry>>,
         policy: NoQuorum,
@@ -270,8 +270,7 @@ impl Shared {
         disks: Arc<Disks>,
         deliverer: Deliverer,
         clock: Clock,
-        config: RecoveryConfig,
-        diverse: bool,
+        (config, diverse): (RecoveryConfig, bool),
     ) -> Self {
         let replicas = usize::from(vote.config().replicas);
         let window = vote.config().window_boundaries;

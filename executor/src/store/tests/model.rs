@@ -251,7 +251,7 @@ impl World {
         let byte = if wrong { 0xee } else { seq as u8 + 1 };
         match self.plan.ops[seq] {
             // Some read elsewhere.
-            Op::Read(_, n) if wrong && seq % 3 == 0 => read(seq as u64, 0, n as u32),
+            Op::Read(_, n) if wrong && seq.is_multiple_of(3) => read(seq as u64, 0, n as u32),
             Op::Read(a, n) => read(seq as u64, a as u64, n as u32),
             Op::Write(a, n) => write(seq as u64, a as u64, byte, n),
             Op::Zero(a, n, true) => {
