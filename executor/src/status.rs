@@ -116,7 +116,7 @@ fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
         Place::Starting => "starting",
         Place::Running => "running",
         Place::Idle => "idle",
-        Place::Ahead => "ahead",
+        Place::Ahead | Place::Courteous => "ahead",
         Place::Held => "held",
         Place::Exited => "exited",
         Place::Frozen => "frozen",

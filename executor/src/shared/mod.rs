@@ -94,6 +94,8 @@ pub enum Place {
     Idle,
     /// A whole window ahead of the slowest healthy replica.
     Ahead,
+    /// At the frontier, waiting a little for a replica that catches up.
+    Courteous,
     /// There is no majority; it is held.
     Held,
     /// Its guest's program has ended.
@@ -238,6 +240,8 @@ pub struct Inner {
     pending: Vec<Item>,
     delivering: bool,
     leader: usize,
+    /// When the last entry was written, and where the replicas stood then.
+    led: (Instant, [u64; MAX_REPLICAS]),
 }
 
 /// See the module.
@@ -301,6 +305,7 @@ impl Shared {
                 pending: Vec::new(),
                 delivering: false,
                 leader: 0,
+                led: (Instant::now(), [0; MAX_REPLICAS]),
             }),
             deliverer: Mutex::new(deliverer),
             turns: (0..MAX_REPLICAS).map(|_| Condvar::new()).collect(),

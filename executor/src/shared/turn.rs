@@ -1,6 +1,13 @@
 //! What a replica's own thread does with the shared state: enter, cast, wait, lead, leave.
 
 use super::*;
+use crate::recovery::ladder::Standing;
+
+/// Boundaries that a recovering replica is to come on for each one that the set adds: on a host whose processors are all busy it
+/// would else never catch up with those that take its share of them.
+const CATCH_UP: u64 = 3;
+/// How long the set's next entry waits for that at most. Clients wait as much longer while a replica recovers.
+const COURTESY: Duration = Duration::from_millis(2);
 
 impl Shared {
     /// A machine has been built: registers it and waits until all have been. False: the set has ended meanwhile.
@@ -68,6 +75,7 @@ impl Shared {
         self.drain(&mut inner, &mut todo);
         self.caught_up(&mut inner, &mut todo, me);
         self.wake_those_ahead(&mut inner, &mut todo);
+        self.wake_courteous(&mut inner, &mut todo, now);
         self.next(me, inner, todo)
     }
 
@@ -117,15 +125,16 @@ impl Shared {
                 }
                 // All are to come to this boundary, and stay.
                 Step::Lead if inner.hold.is_some() => (Place::Held, None),
-                Step::Lead => match self.patience(&inner, me) {
-                    None => match self.lead(me, &mut inner, &mut todo, fair_now) {
+                Step::Lead => match (self.patience(&inner, me), courtesy(&inner, now)) {
+                    (None, None) => match self.lead(me, &mut inner, &mut todo, fair_now) {
                         Some(entry) => {
                             self.finish(inner, todo);
                             return Next::Resume(entry);
                         }
                         None => continue,
                     },
-                    Some(wait) => (Place::Idle, wait),
+                    (None, courtesy) => (Place::Courteous, courtesy),
+                    (Some(wait), _) => (Place::Idle, wait),
                 },
                 Step::WindowFull => (Place::Ahead, None),
                 Step::Held => (Place::Held, None),
@@ -156,6 +165,19 @@ impl Shared {
         (self.ingress.is_empty() && !self.disks.has_due(me)).then_some(left)
     }
 
+    /// Lets those lead that waited for a replica to catch up, if it has come on enough.
+    fn wake_courteous(&self, inner: &mut Inner, todo: &mut Todo, now: Instant) {
+        let waits = |slot: &Slot| slot.place == Place::Courteous;
+        if !inner.slots.iter().any(waits) || courtesy(inner, now).is_some() {
+            return;
+        }
+        for (number, slot) in inner.slots.iter_mut().enumerate() {
+            if waits(slot) {
+                self.mark(number, slot, todo);
+            }
+        }
+    }
+
     /// Writes the entry for the frontier (R1: this is the only place where the world gets in).
     pub(super) fn lead(
         &self,
@@ -183,6 +205,10 @@ impl Shared {
             return None;
         }
         inner.boundaries = boundary + 1;
+        inner.led.0 = Instant::now();
+        for (mark, slot) in inner.led.1.iter_mut().zip(&inner.slots) {
+            *mark = slot.boundary;
+        }
         inner.journal_bytes += (bytes + HISTORY_OVERHEAD) as u64;
         inner.leader = me;
         self.drop_history(inner, false);
@@ -191,7 +217,7 @@ impl Shared {
             entry: Arc::clone(&entry),
         });
         for (number, slot) in inner.slots.iter_mut().enumerate() {
-            if slot.place == Place::Idle && number != me {
+            if matches!(slot.place, Place::Idle | Place::Courteous) && number != me {
                 self.mark(number, slot, todo);
             }
         }
@@ -341,4 +367,19 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// None: nobody catches up, or who does comes on well enough. Otherwise how long the next entry waits for it at most.
+fn courtesy(inner: &Inner, now: Instant) -> Option<Duration> {
+    let (at, marks) = &inner.led;
+    let left = (*at + COURTESY).saturating_duration_since(now);
+    if left.is_zero() || inner.writer.is_urgent() {
+        return None;
+    }
+    let slow = |(slot, mark): (&Slot, &u64)| {
+        matches!(slot.recovery.standing, Standing::Trying(_))
+            && slot.stopped.is_none()
+            && slot.boundary < mark + CATCH_UP
+    };
+    inner.slots.iter().zip(marks).any(slow).then_some(left)
 }

@@ -35,9 +35,12 @@ impl Shared {
             Place::Starting | Place::Gone => {}
             // Its own loop says what it is.
             Place::Stopped => todo.wake |= 1 << number,
-            Place::Idle | Place::Ahead | Place::Held | Place::Exited | Place::Frozen => {
-                self.mark(number, slot, todo)
-            }
+            Place::Idle
+            | Place::Ahead
+            | Place::Courteous
+            | Place::Held
+            | Place::Exited
+            | Place::Frozen => self.mark(number, slot, todo),
         }
     }
 
