@@ -227,7 +227,7 @@ fn flip_place(
     let before = byte[0];
     byte[0] ^= 1 << bit;
     machine
-        .write_virtual(at, &byte)
+        .spoil_virtual(at, &byte)
         .map_err(|error| error.to_string())?;
     Ok(format!(
         "physical address {physical:#x} bit {bit}: {before:#04x} became {:#04x} ({place})",

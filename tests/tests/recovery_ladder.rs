@@ -107,7 +107,7 @@ struct Values {
 impl Values {
     const COUNT: usize = 12;
     const LEN: usize = 8 << 20;
-    const MEMORY: &str = "192M";
+    const MEMORY: &str = "256M";
 
     fn write(set: &Set) -> Values {
         let mut client = Client::connect(set.address()).unwrap();

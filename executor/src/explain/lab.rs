@@ -338,7 +338,7 @@ impl<'r> Lab<'r> {
             return Err(MachineError::Access(phys).into());
         }
         byte[0] ^= 1 << (bit & 7);
-        self.machine_mut().write_virtual(at, &byte)?;
+        self.machine_mut().spoil_virtual(at, &byte)?;
         Ok(())
     }
 

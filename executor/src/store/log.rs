@@ -262,13 +262,15 @@ impl ReadLog {
 
     /// Forgets the oldest until there is room again; whether any.
     pub fn shrink(&mut self, wanted: impl Fn(u64) -> bool) -> bool {
-        let mut some = false;
+        let (mut some, mut at) = (false, self.from);
         while self.is_over()
-            && let Some((&seq, entry)) = self.entries.range(self.from..).next()
+            && let Some((&seq, entry)) = self.entries.range(at..).next()
         {
-            self.from = seq + 1;
+            at = seq + 1;
             if entry.told && !wanted(seq) {
                 self.remove(seq);
+                // Not before: what was passed over is still there, and with it the positions that need it.
+                self.from = at;
                 some = true;
             }
         }

@@ -35,6 +35,16 @@ impl Machine {
         self.write_code(address, data)
     }
 
+    /// As [`Machine::write_virtual`], but a page of the root image is written, too: for faults. The dirty log does not name such a
+    /// page, so only [`crate::Restore::Verified`] finds it.
+    ///
+    /// # Errors
+    ///
+    /// If part of it is not mapped; what comes before that has been written then.
+    pub fn spoil_virtual(&mut self, address: u64, data: &[u8]) -> Result<(), MachineError> {
+        self.write_code(address, data)
+    }
+
     /// Guest-physical address of a virtual one, in the address space that the guest is in now.
     #[must_use]
     pub fn physical(&self, address: u64) -> Option<u64> {
