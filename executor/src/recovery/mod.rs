@@ -43,7 +43,7 @@ impl Default for RecoveryConfig {
     fn default() -> Self {
         RecoveryConfig {
             enabled: true,
-            checkpoint_interval: Some(Duration::from_secs(1)),
+            checkpoint_interval: Some(Duration::from_millis(250)),
             checkpoint_journal: 64 << 20,
             history: 64 << 20,
             keep: 2,

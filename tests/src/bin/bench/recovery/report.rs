@@ -138,7 +138,7 @@ impl Recovery {
 
     fn comebacks(&self, text: &mut String) {
         text.push_str(
-            "\nFrom a fault to full strength, milliseconds, under the load of 8 connections:\n\n",
+            "\nFrom a fault to full strength, milliseconds, under the load of 8 connections, with checkpoints every 250 ms (the default):\n\n",
         );
         let mut rows = vec![row(&[
             "fault",
