@@ -145,11 +145,11 @@ fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
         injected: slot
             .injected
             .iter()
-            .map(|(fault, applied)| InjectedStatus {
+            .map(|(fault, applied, restarts)| InjectedStatus {
                 kind: fault.to_string(),
                 boundary: applied.boundary,
                 detail: applied.detail.clone(),
-                effect: effect(fault, slot).to_owned(),
+                effect: effect(fault, *restarts, slot).to_owned(),
             })
             .collect(),
     }
@@ -196,9 +196,11 @@ fn checkpoints(of: &Checkpoints) -> CheckpointStatus {
     }
 }
 
-fn effect(fault: &Fault, slot: &Slot) -> &'static str {
+fn effect(fault: &Fault, restarts: u64, slot: &Slot) -> &'static str {
     if slot.stopped.is_some() {
         "replica stopped"
+    } else if slot.recovery.restarts > restarts {
+        "replica came back"
     } else if fault.can_be_masked() {
         "masked so far"
     } else {

@@ -312,7 +312,7 @@ pub struct InjectedStatus {
     pub boundary: u64,
     /// Exact place.
     pub detail: String,
-    /// `masked so far`, `in effect` or `replica stopped`.
+    /// `masked so far`, `in effect`, `replica stopped` or `replica came back`.
     pub effect: String,
 }
 

@@ -124,8 +124,8 @@ pub struct Slot {
     pub stopped: Option<String>,
     /// Start addresses of its regions.
     pub layout: Vec<(&'static str, u64)>,
-    /// Faults injected so far, the last [`FAULTS_KEPT`].
-    pub injected: Vec<(Fault, Applied)>,
+    /// Faults injected so far, the last [`FAULTS_KEPT`], each with how often the replica had come back until then.
+    pub injected: Vec<(Fault, Applied, u64)>,
     /// Faults asked for so far.
     pub faults: u64,
     /// How it comes back.

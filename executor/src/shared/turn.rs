@@ -324,7 +324,8 @@ impl Shared {
             if slot.injected.len() == FAULTS_KEPT {
                 slot.injected.remove(0);
             }
-            slot.injected.push((mail.fault, applied.clone()));
+            let restarts = slot.recovery.restarts;
+            slot.injected.push((mail.fault, applied.clone(), restarts));
             self.event(
                 &mut inner,
                 Event::Injected {
