@@ -1,0 +1,11 @@
+//! Fault-injection campaigns: thousands of reproducible trials of an appliance, alone and under voting, with outcome classes,
+//! confidence intervals and a report.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
+//!
+//! The rooms below do not know of campaigns: staged sets are in `quorate_executor::stage`, faults of a machine in `quorate_vmm::fault`.
+
+pub mod cli;
+pub mod model;

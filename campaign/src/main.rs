@@ -1,0 +1,5 @@
+//! `quorate-campaign`, which `quorate campaign` runs.
+
+fn main() -> std::process::ExitCode {
+    quorate_campaign::cli::main()
+}
