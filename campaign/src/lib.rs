@@ -3,9 +3,11 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
+//! | [`bench`] | plays trials |
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
 //!
 //! The rooms below do not know of campaigns: staged sets are in `quorate_executor::stage`, faults of a machine in `quorate_vmm::fault`.
 
+pub mod bench;
 pub mod cli;
 pub mod model;
