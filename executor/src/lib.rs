@@ -32,6 +32,7 @@ pub mod scratch;
 pub mod seeds;
 pub mod set;
 mod shared;
+pub mod stage;
 mod status;
 pub mod store;
 mod sync;
