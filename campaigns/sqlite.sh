@@ -1,7 +1,7 @@
 #!/bin/bash
 # What a client of the SQLite campaign does: three connections, one after another. Money moves between accounts in transactions (each
-# ends with an fsync on the voted disk), one is rolled back, and everything is read and checked again: what a bank would not like to
-# see altered. Nothing in it is random or asks for the time. (bash: it opens connections itself.)
+# ends with an fsync on the voted disk), one is rolled back, a script is read from the disk, and everything is read and checked again:
+# what a bank would not like to see altered. Nothing in it is random or asks for the time. (bash: it opens connections itself.)
 set -eu
 
 # Sends the SQL on standard input over a connection of its own and prints all that comes back.
@@ -39,5 +39,6 @@ sql <<'SQL'
 SELECT count(*), sum(amount), sum(debit * 31 + credit) FROM transfers;
 SELECT sum(id * balance) FROM accounts;
 SELECT debit, count(*) FROM transfers WHERE debit BETWEEN 5 AND 9 GROUP BY debit;
+.read /data/months.sql
 PRAGMA integrity_check;
 SQL
