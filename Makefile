@@ -7,7 +7,6 @@ RELEASE := target/release
 
 build: setup
 	$(CARGO) build --release --locked --workspace
-	campaigns/compute/build
 
 setup:
 	@scripts/setup

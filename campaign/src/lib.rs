@@ -4,10 +4,12 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`bench`] | plays trials |
+//! | [`file`] | the campaign file |
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
 //!
 //! The rooms below do not know of campaigns: staged sets are in `quorate_executor::stage`, faults of a machine in `quorate_vmm::fault`.
 
 pub mod bench;
 pub mod cli;
+pub mod file;
 pub mod model;

@@ -10,7 +10,6 @@ mod cpuid;
 mod crash;
 mod debug;
 mod error;
-pub mod fault;
 mod inject;
 mod kernel;
 mod kick;
