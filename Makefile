@@ -7,6 +7,7 @@ RELEASE := target/release
 
 build: setup
 	$(CARGO) build --release --locked --workspace
+	campaigns/compute/build
 
 setup:
 	@scripts/setup

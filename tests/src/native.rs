@@ -5,6 +5,7 @@
 //! directory, with its libraries.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -67,6 +68,29 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> NativeError {
 /// [`NativeError`].
 pub fn command(program: &str) -> Result<Command, NativeError> {
     command_of(&root()?, &format!("/usr/bin/{program}"))
+}
+
+/// Makes a script in `directory` that runs `program` of Redis' image as [`command`] does, for shells and scripts: there may be none on
+/// the host. The directory is made, too.
+///
+/// # Errors
+/// [`NativeError`].
+pub fn script(program: &str, directory: &Path) -> Result<PathBuf, NativeError> {
+    let command = command(program)?;
+    let quote = |word: &OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(quote)
+        .collect();
+    fs::create_dir_all(directory).map_err(io_error(directory))?;
+    let path = directory.join(program);
+    let text = format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" "));
+    // Under another name until it is whole: tests run at once.
+    let staging = directory.join(format!(".{program}.{}", std::process::id()));
+    fs::write(&staging, text).map_err(io_error(&staging))?;
+    fs::set_permissions(&staging, fs::Permissions::from_mode(0o755)).map_err(io_error(&staging))?;
+    fs::rename(&staging, &path).map_err(io_error(&path))?;
+    Ok(path)
 }
 
 /// The directory with Redis' unpacked image.

@@ -10,6 +10,7 @@ mod cpuid;
 mod crash;
 mod debug;
 mod error;
+pub mod fault;
 mod inject;
 mod kernel;
 mod kick;

@@ -105,6 +105,14 @@ pub(crate) fn set_up(
         .map_err(MachineError::kvm("KVM_SET_REGS"))
 }
 
+/// Code and stack segment of a program or the kernel.
+pub(crate) fn program_segments() -> (kvm_segment, kvm_segment) {
+    (
+        segment(selector::CODE3, SEGMENT_CODE),
+        segment(selector::DATA3, SEGMENT_DATA),
+    )
+}
+
 fn set_msrs(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), MachineError> {
     write_msrs(vcpu, values).map_err(|(_, error)| error)
 }

@@ -2,10 +2,8 @@
 //!
 //! It checks what it shows: anything that is not as promised ends it with exit code 1.
 
-use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::thread;
@@ -315,7 +313,9 @@ fn by_hand() -> Result {
             .to_string()
     };
     let quorate = short(quorate().map_err(text)?);
-    let redis_cli = short(redis_cli().map_err(text)?);
+    let target = quorate_tests::repository().join("target");
+    let target = target.canonicalize().map_err(text)?;
+    let redis_cli = short(native::script("redis-cli", &target).map_err(text)?);
     step("Try it by hand");
     for (command, what) in [
         (
@@ -338,23 +338,4 @@ fn by_hand() -> Result {
         println!("   {command:<55}  # {what}");
     }
     Ok(())
-}
-
-/// Makes `target/redis-cli`, which runs the image's own one: there may be none on the host.
-fn redis_cli() -> std::io::Result<PathBuf> {
-    let command = native::command("redis-cli").map_err(std::io::Error::other)?;
-    let quote = |word: &OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
-    let words: Vec<String> = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(quote)
-        .collect();
-    let path = quorate_tests::repository()
-        .canonicalize()?
-        .join("target/redis-cli");
-    std::fs::write(
-        &path,
-        format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" ")),
-    )?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-    Ok(path)
 }

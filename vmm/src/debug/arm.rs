@@ -100,7 +100,7 @@ impl Machine {
         self.patch(phys, &[INT3], true)
     }
 
-    fn arm_handlers(&mut self, page_faults: bool) -> Result<(), MachineError> {
+    pub(super) fn arm_handlers(&mut self, page_faults: bool) -> Result<(), MachineError> {
         self.pristine = false;
         for vector in VECTORS {
             if vector == PAGE_FAULT && !page_faults {
@@ -136,7 +136,12 @@ impl Machine {
         Ok(())
     }
 
-    fn patch(&mut self, at: u64, bytes: &[u8], is_breakpoint: bool) -> Result<(), MachineError> {
+    pub(super) fn patch(
+        &mut self,
+        at: u64,
+        bytes: &[u8],
+        is_breakpoint: bool,
+    ) -> Result<(), MachineError> {
         let mut patch = Patch {
             at,
             before: [0; 16],

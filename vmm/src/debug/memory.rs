@@ -104,7 +104,7 @@ impl Machine {
     }
 
     /// Reads RAM or the root image; false if there is neither.
-    pub(super) fn read_physical(&self, at: u64, data: &mut [u8]) -> bool {
+    pub(crate) fn read_physical(&self, at: u64, data: &mut [u8]) -> bool {
         match self.image_bytes(at, data.len()) {
             Some(from) => {
                 // SAFETY: `image_bytes` has checked that these bytes are mapped; the vCPU does not run meanwhile (this thread runs it), and
@@ -116,7 +116,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn write_physical(&mut self, at: u64, data: &[u8]) -> Result<(), MachineError> {
+    pub(crate) fn write_physical(&mut self, at: u64, data: &[u8]) -> Result<(), MachineError> {
         match self.image_bytes(at, data.len()) {
             Some(to) => {
                 // SAFETY: As in `read_physical`; the mapping is private and writable.

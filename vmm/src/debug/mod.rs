@@ -12,6 +12,7 @@
 
 mod arm;
 mod memory;
+mod step;
 
 use crate::boot::exception_frame_address;
 use crate::checkpoint::Phase;
@@ -24,6 +25,8 @@ use arm::{INT3, Patch};
 use kvm_bindings::kvm_fpu;
 use std::collections::BTreeMap;
 use vm_memory::{Bytes, GuestAddress};
+
+pub(crate) use step::{Stepped, Steps};
 
 /// RFLAGS.TF.
 const TRAP_FLAG: u64 = 1 << 8;
@@ -382,17 +385,7 @@ impl Machine {
         let code = &code[..there];
         match code {
             [0x0f, 0x05] => {
-                // With the trap flag set, SYSCALL behaves differently from KVM to KVM (and clears the flag): it is done here. The kernel's
-                // entry serves both levels, so it is left at CPL 3 as a page-table based KVM would.
-                let entry = self.boot.syscall_entry;
-                self.change_registers(|regs| {
-                    regs.rcx = at.rip + 2;
-                    regs.r11 = at.rflags & !TRAP_FLAG;
-                })?;
-                let mut frame = self.frame()?;
-                frame[0] = entry;
-                frame[2] &= !crate::vcpu::SYSCALL_MASK;
-                self.set_frame(frame)?;
+                self.do_syscall()?;
                 return Ok(true);
             }
             [0xee | 0xef, ..] => self.debugger()?.underway = Underway::Out { from: at.rip },
@@ -407,6 +400,21 @@ impl Machine {
             }
         }
         Ok(false)
+    }
+
+    /// The next instruction is SYSCALL, and the guest is held. With the trap flag set it behaves differently from KVM to KVM (and clears
+    /// the flag): it is done here. The kernel's entry serves both levels, so it is left at CPL 3 as a page-table based KVM would.
+    fn do_syscall(&mut self) -> Result<(), MachineError> {
+        let at = self.debug_registers()?;
+        let entry = self.boot.syscall_entry;
+        self.change_registers(|regs| {
+            regs.rcx = at.rip + 2;
+            regs.r11 = at.rflags & !TRAP_FLAG;
+        })?;
+        let mut frame = self.frame()?;
+        frame[0] = entry;
+        frame[2] &= !crate::vcpu::SYSCALL_MASK;
+        self.set_frame(frame)
     }
 
     /// After an exit to the debug port: completes it, and says which exception it was, if it came from a handler of ours.
@@ -436,11 +444,7 @@ impl Machine {
         };
         debugger.underway = Underway::Nothing;
         if pushes_flags {
-            let mut flags = [0; 2];
-            if self.read_virtual(frame[3], &mut flags) == flags.len() {
-                flags[1] &= !((TRAP_FLAG >> 8) as u8);
-                self.write_virtual(frame[3], &flags)?;
-            }
+            self.clear_pushed(frame[3])?;
         }
         if motion == Motion::Step {
             return Ok(Some(DebugStop::Stepped));

@@ -1,0 +1,226 @@
+//! To an instruction of a [`Trace`], or to a function, with few stops.
+
+use super::trace::{Place, Position, Trace};
+use crate::debug::{DebugStop, Motion, Stepped, Steps};
+use crate::error::MachineError;
+use crate::machine::{Machine, Outcome};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+
+/// What a stop at a breakpoint costs, in single steps: two exits, and the change of memory before and after.
+const STEPS_PER_HIT: u64 = 5;
+/// How far back a breakpoint is looked for, in instructions.
+const FURTHEST: usize = 4096;
+
+/// A way to an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// Where the instruction is.
+    pub position: Position,
+    /// The place of the instruction.
+    pub target: Place,
+    /// A place to stop at before, and at which hit from the stretch's beginning on; `None`: steps from the beginning.
+    pub stop: Option<(Place, u64)>,
+    /// Single steps from there.
+    pub steps: u64,
+}
+
+impl Reach {
+    /// The cheapest way to a position; `None` if the trace does not have it.
+    #[must_use]
+    pub fn plan(trace: &Trace, position: Position) -> Option<Self> {
+        let target = trace.place(position)?;
+        let stretch = trace
+            .stretches
+            .get(usize::try_from(position.stretch).ok()?)?;
+        let index = usize::try_from(position.index).ok()?;
+        let pcs = stretch.pcs.get(..=index)?;
+        // Where a breakpoint would not be met as often as the trace has it: instructions that met an exception are begun twice, and
+        // repetitions of one are one.
+        let mut unfit: HashSet<u32> = HashSet::new();
+        unfit.extend(
+            stretch
+                .excepted
+                .iter()
+                .filter_map(|&at| stretch.pcs.get(at as usize)),
+        );
+        unfit.extend(
+            pcs.windows(2)
+                .filter(|two| two[0] == two[1])
+                .map(|two| two[0]),
+        );
+        let mut counts: HashMap<u32, u64> = HashMap::new();
+        for &pc in pcs {
+            *counts.entry(pc).or_default() += 1;
+        }
+        let mut best = Self {
+            position,
+            target,
+            stop: None,
+            steps: position.index,
+        };
+        let mut cost = position.index;
+        for (back, &pc) in (0..).zip(pcs.iter().rev().take(FURTHEST)) {
+            if back >= cost {
+                break;
+            }
+            let count = counts.get_mut(&pc)?;
+            let hit = *count;
+            *count -= 1;
+            let price = back + STEPS_PER_HIT * hit;
+            if price < cost && !unfit.contains(&pc) {
+                cost = price;
+                best.stop = Some((*trace.places.get(pc as usize)?, hit));
+                best.steps = back;
+            }
+        }
+        Some(best)
+    }
+}
+
+/// How a run towards a place has ended.
+#[derive(Debug)]
+pub enum Reached {
+    /// The machine stands before the instruction, and goes on with [`Machine::run`]: registers and memory can be changed.
+    Here,
+    /// As [`Machine::run`]. A function may still be reached in the next stretch.
+    Other(Outcome),
+    /// The machine went another way than the trace; it stands somewhere in the stretch, and goes on with [`Machine::run`].
+    Missed(String),
+}
+
+/// Brings a machine to a place.
+#[derive(Debug)]
+pub struct Reacher {
+    goal: Goal,
+    /// See [`Machine::debug_attach`].
+    code_reader: Option<(u64, u64)>,
+}
+
+#[derive(Debug)]
+enum Goal {
+    Reach(Reach),
+    Address { at: u64, left: u64 },
+    Done,
+}
+
+impl Reacher {
+    /// To an instruction of a trace. `code_reader` as for [`Machine::debug_attach`].
+    #[must_use]
+    pub fn new(reach: Reach, code_reader: Option<(u64, u64)>) -> Self {
+        Self {
+            goal: Goal::Reach(reach),
+            code_reader,
+        }
+    }
+
+    /// To the `hit`-th time (from 1) that the instruction at a virtual address is about to be executed, in the address space in use when
+    /// [`Reacher::run`] is first called.
+    #[must_use]
+    pub fn at(address: u64, hit: u64, code_reader: Option<(u64, u64)>) -> Self {
+        Self {
+            goal: Goal::Address {
+                at: address,
+                left: hit.max(1),
+            },
+            code_reader,
+        }
+    }
+
+    /// Runs the machine on: instead of [`Machine::run`], for an instruction of a trace in its stretch only. When it is reached, or missed, the
+    /// debugger is gone, and this is not to be called again (it is [`Machine::run`] then).
+    pub fn run(&mut self, machine: &mut Machine) -> Reached {
+        let tried = match &self.goal {
+            Goal::Reach(reach) => self.reach(*reach, machine),
+            Goal::Address { at, left } => self.address(*at, *left, machine),
+            Goal::Done => Ok(Reached::Other(machine.run())),
+        };
+        let reached = match tried {
+            Ok(reached) => reached,
+            Err(error) => {
+                let _ = release(machine);
+                Reached::Missed(error.to_string())
+            }
+        };
+        if !matches!(reached, Reached::Other(_)) {
+            self.goal = Goal::Done;
+        }
+        reached
+    }
+
+    fn address(
+        &mut self,
+        at: u64,
+        left: u64,
+        machine: &mut Machine,
+    ) -> Result<Reached, MachineError> {
+        let mut left = left;
+        if !machine.debug_is_attached() {
+            machine.debug_attach(self.code_reader);
+            machine.debug_breakpoints([at])?;
+        }
+        while left > 0 {
+            match machine.debug_run(Motion::Continue)? {
+                DebugStop::Breakpoint => left -= 1,
+                DebugStop::Stepped => {}
+                DebugStop::Other(outcome) => {
+                    self.goal = Goal::Address { at, left };
+                    return Ok(Reached::Other(outcome));
+                }
+            }
+        }
+        release(machine)?;
+        Ok(Reached::Here)
+    }
+
+    fn reach(&mut self, reach: Reach, machine: &mut Machine) -> Result<Reached, MachineError> {
+        let layout = *machine.layout();
+        if let Some((place, hits)) = reach.stop {
+            machine.debug_attach(self.code_reader);
+            machine.debug_breakpoints([place.address(&layout)])?;
+            for hit in 1..=hits {
+                match machine.debug_run(Motion::Continue)? {
+                    DebugStop::Breakpoint => {}
+                    DebugStop::Stepped => {}
+                    DebugStop::Other(outcome) => {
+                        release(machine)?;
+                        self.goal = Goal::Done;
+                        let _ = hit;
+                        return Ok(Reached::Other(outcome));
+                    }
+                }
+            }
+            release(machine)?;
+        }
+        if reach.steps > 0 {
+            let mut steps = match Steps::begin(machine)? {
+                Ok(steps) => steps,
+                Err(outcome) => return Ok(Reached::Other(outcome)),
+            };
+            for _ in 0..reach.steps {
+                if let Stepped::Out(outcome) = steps.step(machine)? {
+                    self.goal = Goal::Done;
+                    return Ok(Reached::Other(outcome));
+                }
+            }
+            steps.end(machine)?;
+        }
+        machine.settle()?;
+        let here = Place::of(&layout, machine.registers()?.rip);
+        if here == reach.target {
+            return Ok(Reached::Here);
+        }
+        Ok(Reached::Missed(format!(
+            "instruction {} of stretch {} is at {}, but the machine is at {}",
+            reach.position.index,
+            reach.position.stretch,
+            reach.target.text(&layout),
+            here.text(&layout)
+        )))
+    }
+}
+
+fn release(machine: &mut Machine) -> Result<(), MachineError> {
+    machine.debug_release()?;
+    machine.debug_detach()
+}
