@@ -6,6 +6,7 @@
 //! | [`bench`] | plays trials |
 //! | [`file`] | the campaign file |
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
+//! | [`report`] | what was found, as a page, as JSON and as CSV |
 //!
 //! The rooms below do not know of campaigns: staged sets are in `quorate_executor::stage`, faults of a machine in `quorate_vmm::fault`.
 
@@ -13,3 +14,4 @@ pub mod bench;
 pub mod cli;
 pub mod file;
 pub mod model;
+pub mod report;
