@@ -11,7 +11,7 @@ use quorate_abi::map::IMAGE_BASE;
 use quorate_devices::{DiskReads, Output};
 use quorate_vmm::{Checkpoint, CrashReport, Machine, MachineError, Outcome, Register, Restore};
 
-use crate::record::{ReadData, RecordError, Recording, Step};
+use crate::record::{ReadData, RecordError, Recording, StartPoint, Step};
 use crate::replay::{ReplayFailed, ReplayOptions, Replayer, Start};
 use crate::seeds::Seed;
 
@@ -112,7 +112,7 @@ impl<'r> Lab<'r> {
         layout_seed: Seed,
         boundary: u64,
     ) -> Result<Lab<'r>, LabError> {
-        let beginning = recording.boundaries().start == 0;
+        let beginning = recording.starts().contains(&StartPoint::Beginning);
         let options = ReplayOptions {
             layout_seed: Some(layout_seed),
             start: if beginning {

@@ -2,6 +2,7 @@
 
 use quorate_vmm::{Boundary, Machine};
 
+use crate::record::StartPoint;
 use crate::replay::{ReplayFailed, Replayer};
 
 /// A recording on which one machine goes forward by itself and can be put back.
@@ -45,9 +46,10 @@ impl<'a, 'r> OnRecording<'a, 'r> {
                 .get(index)
                 .map_or(0, |info| info.meta.boundary + 1)
         });
-        let first = match replayer.recording().boundaries().start {
-            0 => 0,
-            start => began.unwrap_or(start),
+        let recording = replayer.recording();
+        let first = match recording.starts().contains(&StartPoint::Beginning) {
+            true => 0,
+            false => began.unwrap_or(recording.boundaries().start),
         };
         replayer.deliver()?;
         Ok(OnRecording { replayer, first })

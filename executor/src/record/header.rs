@@ -48,6 +48,10 @@ pub struct Header {
     pub layout_seeds: Vec<LayoutSeed>,
     /// The run seed, from which the layout seeds of later generations follow. A secret.
     pub seed: String,
+    /// The set went on from one that was saved: boundary 0 is where that was, and no fresh machine gets there. The recording has
+    /// a checkpoint of each replica at boundary 0.
+    #[serde(default)]
+    pub resumed: bool,
 }
 
 /// Which image.
@@ -153,6 +157,7 @@ impl Header {
                 })
                 .collect(),
             seed: plan.set.seed.to_string(),
+            resumed: plan.resume.is_some(),
         }
     }
 

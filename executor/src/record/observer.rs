@@ -22,6 +22,20 @@ fn source(checkpoint: Checkpoint) -> BlobSource {
     Box::new(move |to: &mut dyn Write| checkpoint.write_to(to).map_err(io::Error::other))
 }
 
+impl Observing {
+    /// Records the checkpoint that a replica of a resumed set begins with. To be called for each, before the set starts.
+    pub fn base(&self, replica: usize, checkpoint: &Checkpoint) {
+        let meta = BlobMeta {
+            replica,
+            boundary: checkpoint.boundary(),
+            generation: 0,
+            layout_seed: checkpoint.layout_seed(),
+            reason: String::new(),
+        };
+        self.0.base(meta, source(checkpoint.clone()));
+    }
+}
+
 impl Observer<Checkpoint> for Observing {
     fn stopped(
         &self,

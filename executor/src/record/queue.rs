@@ -76,6 +76,8 @@ pub enum Message {
     Event(Duration, Event),
     /// A checkpoint or a dump.
     Blob(Kind, BlobMeta, BlobSource),
+    /// A checkpoint with which the recording begins.
+    Base(BlobMeta, BlobSource),
 }
 
 /// What the writer takes at once.
@@ -135,8 +137,8 @@ impl Queue {
                     .sum::<usize>(),
                 Message::Read(_, read) => read.data.len(),
                 Message::Event(..) => 512,
-                // Counted by `BLOBS_WAITING`.
-                Message::Blob(..) => WAKE_BYTES,
+                // Counted by `BLOBS_WAITING`, or one for each replica.
+                Message::Blob(..) | Message::Base(..) => WAKE_BYTES,
             };
         let mut state = lock(&self.state);
         if state.batch.cost > QUEUE_BYTES && !state.dead {
@@ -337,6 +339,12 @@ impl Recorder {
             .wants_checkpoint()
             .is_some_and(|first| meta.boundary >= first);
         wanted && self.queue.put_blob(Kind::Checkpoint, meta, source)
+    }
+
+    /// Takes the checkpoint with which a replica of a resumed set begins: before anything else, once for each replica. Its boundary is
+    /// that of the checkpoint, and [`Header::resumed`] is set.
+    pub fn base(&self, meta: BlobMeta, source: BlobSource) {
+        self.queue.put(Message::Base(meta, source), &[]);
     }
 
     /// Whether a dump would be taken now: not too many wait, and those that are there leave room ([`DUMPS_SHARE`]).

@@ -231,7 +231,8 @@ impl Recording {
     /// Where a replay can begin, earliest first. Empty: nowhere.
     #[must_use]
     pub fn starts(&self) -> Vec<StartPoint> {
-        let beginning = (self.first == 0 && self.next > 0).then_some(StartPoint::Beginning);
+        let fresh = self.first == 0 && self.next > 0 && !self.header.resumed;
+        let beginning = fresh.then_some(StartPoint::Beginning);
         let checkpoints = (0..self.checkpoints.len()).map(StartPoint::Checkpoint);
         beginning.into_iter().chain(checkpoints).collect()
     }

@@ -48,6 +48,7 @@ fn header() -> Header {
             seed: [4; 32],
         }],
         seed: "5".into(),
+        resumed: false,
     }
 }
 
@@ -457,6 +458,51 @@ fn a_recording_goes_on_in_new_files_within_its_bound_and_can_be_read_from_the_mi
     std::fs::remove_file(&path).unwrap();
     let gone = Recording::open(&path).unwrap();
     assert_eq!((gone.boundaries(), gone.torn()), (torn.boundaries(), None));
+}
+
+#[test]
+fn the_recording_of_a_set_that_went_on_begins_with_the_checkpoints_of_all_replicas() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run.rec");
+    let resumed = Header {
+        resumed: true,
+        ..header()
+    };
+    let recorder = Recorder::create(&path, Limits::default(), &resumed).unwrap();
+    // More than may wait of others.
+    let replicas = 2 * queue::BLOBS_WAITING;
+    for replica in 0..replicas {
+        let data = noise(replica as u64, 10_000);
+        let write = move |to: &mut dyn Write| to.write_all(&data);
+        let meta = BlobMeta {
+            replica,
+            layout_seed: [replica as u8; 32],
+            ..meta(0)
+        };
+        recorder.base(meta, Box::new(write));
+    }
+    let mut tap = recorder.tap(Arc::new(Reads));
+    for number in 0..5 {
+        boundary(&mut tap, number, 100);
+    }
+    end(&mut tap);
+    recorder.finish();
+
+    let recording = Recording::open(&path).unwrap();
+    assert_eq!(recording.boundaries(), 0..5);
+    let checkpoints: Vec<_> = (0..replicas).map(StartPoint::Checkpoint).collect();
+    assert_eq!(
+        recording.starts(),
+        checkpoints,
+        "no fresh machine gets to boundary 0"
+    );
+    for (replica, info) in recording.checkpoints().iter().enumerate() {
+        assert_eq!((info.meta.replica, info.meta.boundary), (replica, 0));
+        let mut bytes = Vec::new();
+        recording.blob(info).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, noise(replica as u64, 10_000));
+    }
+    assert_eq!(recording.step(0).unwrap(), expected(0, 100));
 }
 
 #[test]

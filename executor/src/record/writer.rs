@@ -148,6 +148,7 @@ impl Writer<'_> {
                     self.checkpoint()?;
                 }
             }
+            Message::Base(meta, source) => self.blob(Kind::Checkpoint, &meta, source)?,
             Message::Blob(kind, meta, source) => {
                 let written = self.blob(kind, &meta, source);
                 self.queue.blob_done();

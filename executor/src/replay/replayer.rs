@@ -58,13 +58,13 @@ pub enum ReplayFailed {
     /// The machine cannot be made, or not from this recording.
     #[error(transparent)]
     Failure(#[from] Failure),
-    /// The beginning is wanted and gone.
-    #[error(
-        "the recording begins with boundary {first}, what was before it has been deleted to stay within --record-keep; {why}"
-    )]
+    /// The beginning is wanted and not there.
+    #[error("the recording begins with boundary {first}, {before}; {why}")]
     NoBeginning {
         /// The first boundary that is there.
         first: u64,
+        /// What was before it.
+        before: &'static str,
         /// Why the beginning is needed, and what to do.
         why: &'static str,
     },
@@ -103,6 +103,14 @@ impl From<ReplayFailed> for Failure {
                 Failure::new(ExitCode::Differs, error)
             }
         }
+    }
+}
+
+/// What was before the first boundary of a recording that does not have the beginning.
+fn before(recording: &Recording) -> &'static str {
+    match recording.header().resumed {
+        true => "where its set went on from one that was saved",
+        false => "what was before it has been deleted to stay within --record-keep",
     }
 }
 
@@ -246,10 +254,12 @@ impl<'r> Replayer<'r> {
     /// # Errors
     /// When the recording has no beginning any more, or no machine can be made.
     pub fn restart(&mut self) -> Result<(), ReplayFailed> {
-        let first = self.recording.boundaries().start;
-        if first != 0 {
-            let why = "there is no checkpoint before the place to go back to";
-            return Err(ReplayFailed::NoBeginning { first, why });
+        if !self.recording.starts().contains(&StartPoint::Beginning) {
+            return Err(ReplayFailed::NoBeginning {
+                first: self.recording.boundaries().start,
+                before: before(self.recording),
+                why: "there is no checkpoint before the place to go back to",
+            });
         }
         self.machine = make(&self.kvm, &self.config, self.remember_every.is_some())?;
         self.base = None;
@@ -529,7 +539,11 @@ fn make(kvm: &Kvm, config: &MachineConfig, tracked: bool) -> Result<Machine, Fai
 fn choose(recording: &Recording, options: &ReplayOptions) -> Result<Option<usize>, ReplayFailed> {
     let first = recording.boundaries().start;
     let checkpoints = recording.checkpoints();
-    let no_beginning = |why| ReplayFailed::NoBeginning { first, why };
+    let no_beginning = |why| ReplayFailed::NoBeginning {
+        first,
+        before: before(recording),
+        why,
+    };
     let fits = |index: &usize| {
         options
             .layout_seed
