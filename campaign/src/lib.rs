@@ -7,6 +7,7 @@
 //! | [`file`] | the campaign file |
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
 //! | [`report`] | what was found, as a page, as JSON and as CSV |
+//! | [`talk`] | what a client says and hears: recorded once, played to every trial, judged |
 //!
 //! The rooms below do not know of campaigns: staged sets are in `quorate_executor::stage`, faults of a machine in `quorate_vmm::fault`.
 
@@ -15,3 +16,4 @@ pub mod cli;
 pub mod file;
 pub mod model;
 pub mod report;
+pub mod talk;

@@ -66,9 +66,11 @@ impl AsRawFd for Waker {
 
 /// What still fits into the ingress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room {
-    pub(super) frames: usize,
-    pub(super) bytes: usize,
+pub struct Room {
+    /// Frames.
+    pub frames: usize,
+    /// Bytes of these.
+    pub bytes: usize,
 }
 
 #[derive(Default)]

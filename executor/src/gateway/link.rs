@@ -13,11 +13,10 @@ use smoltcp::wire::{
 };
 
 /// The gateway's address on the link.
-pub(super) const GATEWAY: Ipv4Addr =
+pub const GATEWAY: Ipv4Addr =
     Ipv4Addr::new(GATEWAY_IP[0], GATEWAY_IP[1], GATEWAY_IP[2], GATEWAY_IP[3]);
 /// The guest's address on the link.
-pub(super) const GUEST: Ipv4Addr =
-    Ipv4Addr::new(GUEST_IP[0], GUEST_IP[1], GUEST_IP[2], GUEST_IP[3]);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(GUEST_IP[0], GUEST_IP[1], GUEST_IP[2], GUEST_IP[3]);
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -26,25 +25,31 @@ const IPV4_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 const HOP_LIMIT: u8 = 64;
 /// Largest UDP payload that fits into one frame; the link does not fragment.
-pub(super) const MAX_UDP_PAYLOAD: usize = MTU as usize - IPV4_HEADER - UDP_HEADER;
+pub const MAX_UDP_PAYLOAD: usize = MTU as usize - IPV4_HEADER - UDP_HEADER;
 /// Bytes of the offending datagram's payload that an ICMP error quotes (RFC 792).
 const ICMP_QUOTE: usize = 8;
 
 /// What a guest's frame is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Incoming<'a> {
+pub enum Incoming<'a> {
     /// An ARP packet (not looked at yet).
     Arp(&'a [u8]),
     /// A TCP segment to the gateway's address. `opens`: SYN without ACK.
     Tcp {
+        /// Where it is from.
         guest_port: u16,
+        /// Where it is to.
         gateway_port: u16,
+        /// See above.
         opens: bool,
     },
     /// A UDP datagram to the gateway's address.
     Udp {
+        /// Where it is from.
         guest_port: u16,
+        /// Where it is to.
         gateway_port: u16,
+        /// What is in it.
         payload: &'a [u8],
     },
     /// An ICMP message to the gateway's address.
@@ -55,7 +60,7 @@ pub(super) enum Incoming<'a> {
 
 /// Why a frame is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dropped {
+pub enum Dropped {
     /// Truncated, too long, inconsistent, or with a source address that is not the guest's.
     Malformed,
     /// Well-formed, but nothing that the gateway serves (IPv6, multicast, fragments, other protocols).
@@ -63,7 +68,7 @@ pub(super) enum Dropped {
 }
 
 /// Finds out what a frame is for. Transport headers of TCP are left to smoltcp, apart from the ports.
-pub(super) fn classify(frame: &[u8]) -> Result<Incoming<'_>, Dropped> {
+pub fn classify(frame: &[u8]) -> Result<Incoming<'_>, Dropped> {
     if frame.len() > MAX_FRAME {
         return Err(Dropped::Malformed);
     }
@@ -128,7 +133,7 @@ fn is_foreign_unicast(address: Ipv4Addr) -> bool {
 }
 
 /// Writes the Ethernet header of a frame to the guest.
-pub(super) fn write_header(frame: &mut [u8], to: [u8; 6], from: [u8; 6]) {
+pub fn write_header(frame: &mut [u8], to: [u8; 6], from: [u8; 6]) {
     frame[..6].copy_from_slice(&to);
     frame[6..12].copy_from_slice(&from);
     frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
@@ -160,7 +165,7 @@ fn ipv4_frame(
 
 /// The answer to an ARP request for the gateway's address. `None`: nothing to answer.
 /// Field positions: RFC 826, with 6-byte hardware and 4-byte protocol addresses.
-pub(super) fn arp_reply(request: &[u8]) -> Result<Option<Vec<u8>>, Dropped> {
+pub fn arp_reply(request: &[u8]) -> Result<Option<Vec<u8>>, Dropped> {
     const ARP_LEN: usize = 28;
     const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
     const REQUEST: [u8; 2] = [0, 1];
@@ -186,7 +191,7 @@ pub(super) fn arp_reply(request: &[u8]) -> Result<Option<Vec<u8>>, Dropped> {
 }
 
 /// The answer to an ICMP message for the gateway (an echo request has one).
-pub(super) fn icmp_reply(frame: &[u8]) -> Result<Option<Vec<u8>>, Dropped> {
+pub fn icmp_reply(frame: &[u8]) -> Result<Option<Vec<u8>>, Dropped> {
     let packet = ipv4(frame)?;
     let icmp = Icmpv4Packet::new_checked(packet.payload()).map_err(|_| Dropped::Malformed)?;
     let repr = Icmpv4Repr::parse(&icmp, &ChecksumCapabilities::ignored())
@@ -220,7 +225,7 @@ fn icmp_frame(source: Ipv4Addr, repr: &Icmpv4Repr<'_>) -> Vec<u8> {
 
 /// Refuses what the guest sent to an address or port where nobody is: a reset for TCP, ICMP port unreachable for
 /// UDP. `None`: must not be answered (a reset never is).
-pub(super) fn refusal(frame: &[u8]) -> Result<Option<Vec<u8>>, Dropped> {
+pub fn refusal(frame: &[u8]) -> Result<Option<Vec<u8>>, Dropped> {
     let packet = ipv4(frame)?;
     match packet.next_header() {
         IpProtocol::Tcp => tcp_reset(&packet),
@@ -283,7 +288,7 @@ fn tcp_reset(packet: &Ipv4Packet<&[u8]>) -> Result<Option<Vec<u8>>, Dropped> {
 }
 
 /// A UDP datagram to the guest; at most [`MAX_UDP_PAYLOAD`] bytes.
-pub(super) fn udp_frame(gateway_port: u16, guest_port: u16, data: &[u8]) -> Vec<u8> {
+pub fn udp_frame(gateway_port: u16, guest_port: u16, data: &[u8]) -> Vec<u8> {
     debug_assert!(data.len() <= MAX_UDP_PAYLOAD);
     ipv4_frame(
         GATEWAY,

@@ -11,9 +11,9 @@
 mod event_loop;
 mod flow;
 mod ingress;
-mod link;
+pub mod link;
 mod publish;
-mod stack;
+pub mod stack;
 #[cfg(test)]
 mod tests;
 mod udp;
@@ -35,7 +35,7 @@ use udp::Udp;
 
 pub use flow::{FLOW_RX_BUFFER, FLOW_TX_BUFFER};
 pub use ingress::{
-    INGRESS_MAX_BYTES, INGRESS_MAX_FRAMES, Ingress, MAILBOX_MAX_BYTES, MAILBOX_MAX_FRAMES,
+    INGRESS_MAX_BYTES, INGRESS_MAX_FRAMES, Ingress, MAILBOX_MAX_BYTES, MAILBOX_MAX_FRAMES, Room,
 };
 pub use publish::{ParsePublishError, Protocol, Publish};
 pub use udp::UDP_MAX_CLIENTS;

@@ -11,12 +11,10 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use super::ingress::Room;
-#[cfg(test)]
-use super::link::GUEST;
-use super::link::{GATEWAY, write_header};
+use super::link::{GATEWAY, GUEST, write_header};
 
 /// Interface and device.
-pub(super) struct Stack {
+pub struct Stack {
     iface: Interface,
     link: Link,
 }
@@ -36,7 +34,7 @@ struct Link {
 impl Stack {
     /// The gateway's end of the link. `checksums`: compute TCP's in frames to the guest. In frames from the guest they
     /// are not verified: the link is memory, and the voter has compared every byte already.
-    pub(super) fn gateway(checksums: bool, seed: u64, now: Instant) -> Stack {
+    pub fn gateway(checksums: bool, seed: u64, now: Instant) -> Stack {
         let checksum = if checksums {
             Checksum::Tx
         } else {
@@ -45,9 +43,8 @@ impl Stack {
         Stack::new(GATEWAY, GUEST_MAC, GATEWAY_MAC, checksum, seed, now)
     }
 
-    /// The guest's end, for tests.
-    #[cfg(test)]
-    pub(super) fn guest(seed: u64, now: Instant) -> Stack {
+    /// The guest's end, for tests of what is at the other. It may send as much as it likes.
+    pub fn guest(seed: u64, now: Instant) -> Stack {
         // It verifies the checksums that the gateway computes.
         let mut stack = Stack::new(GUEST, GATEWAY_MAC, GUEST_MAC, Checksum::Both, seed, now);
         stack.set_room(Room {
@@ -95,32 +92,28 @@ impl Stack {
     }
 
     /// Bounds what may be sent until the next [`Stack::take_out`].
-    pub(super) fn set_room(&mut self, room: Room) {
+    pub fn set_room(&mut self, room: Room) {
         self.link.room = room;
     }
 
     /// Room for at least one more frame of any size.
-    pub(super) fn has_room(&self) -> bool {
+    pub fn has_room(&self) -> bool {
         self.link.has_room()
     }
 
-    pub(super) fn context(&mut self) -> &mut smoltcp::iface::Context {
+    /// What a socket needs to connect.
+    pub fn context(&mut self) -> &mut smoltcp::iface::Context {
         self.iface.context()
     }
 
     /// Feeds one Ethernet frame to a connection's socket. An immediate answer goes out, or is dropped when there is no room.
-    pub(super) fn receive(
-        &mut self,
-        frame: Vec<u8>,
-        sockets: &mut SocketSet<'static>,
-        now: Instant,
-    ) {
+    pub fn receive(&mut self, frame: Vec<u8>, sockets: &mut SocketSet<'static>, now: Instant) {
         self.link.received = Some(frame);
         self.iface.poll_ingress_single(now, &mut self.link, sockets);
     }
 
     /// Sends all that a connection's socket has to send. False: room ran out before.
-    pub(super) fn send(&mut self, sockets: &mut SocketSet<'static>, now: Instant) -> bool {
+    pub fn send(&mut self, sockets: &mut SocketSet<'static>, now: Instant) -> bool {
         while self.link.has_room() {
             if self.iface.poll_egress(now, &mut self.link, sockets) == PollResult::None {
                 return true;
@@ -129,21 +122,18 @@ impl Stack {
         false
     }
 
-    pub(super) fn poll_at(
-        &mut self,
-        sockets: &SocketSet<'static>,
-        now: Instant,
-    ) -> Option<Instant> {
+    /// When a timer of a connection's socket runs out.
+    pub fn poll_at(&mut self, sockets: &SocketSet<'static>, now: Instant) -> Option<Instant> {
         self.iface.poll_at(now, sockets)
     }
 
     /// Sends a frame that was built by hand, or drops it when there is no room.
-    pub(super) fn send_raw(&mut self, frame: Vec<u8>) {
+    pub fn send_raw(&mut self, frame: Vec<u8>) {
         self.link.push(frame);
     }
 
     /// The frames to send so far, their bytes, and how many were dropped since the last call.
-    pub(super) fn take_out(&mut self) -> (&mut Vec<Vec<u8>>, usize, u64) {
+    pub fn take_out(&mut self) -> (&mut Vec<Vec<u8>>, usize, u64) {
         let bytes = std::mem::take(&mut self.link.out_bytes);
         let dropped = std::mem::take(&mut self.link.dropped);
         (&mut self.link.out, bytes, dropped)
