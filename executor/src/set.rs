@@ -249,7 +249,7 @@ impl ReplicaSet {
     /// # Errors
     /// When it cannot be applied, or the replica did not come to a place for it in time (then it waits for that).
     pub fn inject(&self, replica: usize, fault: Fault) -> Result<Applied, String> {
-        self.core.inject(replica, fault)
+        self.core.inject(replica, fault, false)
     }
 
     /// Brings back a replica that was left out; by this step if one is given, which also makes one begin again that runs.
@@ -422,7 +422,7 @@ impl Core {
         }
     }
 
-    fn inject(&self, replica: usize, fault: Fault) -> Result<Applied, String> {
+    fn inject(&self, replica: usize, fault: Fault, at_boundary: bool) -> Result<Applied, String> {
         let number = self
             .shared
             .inner()
@@ -439,6 +439,7 @@ impl Core {
             Mail {
                 fault,
                 random,
+                at_boundary,
                 reply,
             },
         )?;
@@ -504,7 +505,11 @@ impl Controlled for SetHandle {
                 Ok(Reply::Done)
             }
             Command::Kill { replica } => core.kill(replica).map(|()| Reply::Done),
-            Command::Inject { replica, fault } => core.inject(replica, fault).map(Reply::Applied),
+            Command::Inject {
+                replica,
+                fault,
+                at_boundary,
+            } => core.inject(replica, fault, at_boundary).map(Reply::Applied),
             Command::Recover { replica, step } => {
                 core.shared.recover(replica, step).map(|()| Reply::Done)
             }

@@ -379,7 +379,13 @@ fn a_set_is_controlled_through_its_socket() {
     assert_eq!(status.replicas[2].layout["kernel"], "0x1000");
 
     let fault = Fault::Hang;
-    let Reply::Applied(applied) = client.call(Command::Inject { replica: 1, fault }).unwrap()
+    let Reply::Applied(applied) = client
+        .call(Command::Inject {
+            replica: 1,
+            fault,
+            at_boundary: false,
+        })
+        .unwrap()
     else {
         panic!("not applied");
     };

@@ -51,10 +51,10 @@ impl Run {
         self.client.call(&command(words)).unwrap()
     }
 
-    /// Injects; gives the physical address and the bit, as the command tells them.
+    /// Injects, where a replay can do the same: at a boundary. Gives the physical address, as the command tells it.
     fn flip(&self, place: &str, bit: u8) -> Option<u64> {
         let bit = bit.to_string();
-        let words = ["flip-memory", place, &bit];
+        let words = ["flip-memory", place, &bit, "--at-boundary"];
         let said = self.set.inject(VICTIM, &words).ok()?.1;
         let event = self
             .set
@@ -210,9 +210,9 @@ fn a_bit_of_a_register_is_found_by_trial() {
     let _guard = one_at_a_time("explain");
     let mut run = Run::start();
     run.call(&["SET", "key", "something"]);
-    // Up to here the guest waits for input, so the register is one of the kernel's when it asks for that.
+    // In the middle of a run it would be a register of whatever runs just then: the server has a timer of its own.
     run.set
-        .inject(VICTIM, &["flip-register", "rsp", "4"])
+        .inject(VICTIM, &["flip-register", "rsp", "4", "--at-boundary"])
         .unwrap();
     let _ = run.call(&["GET", "key"]);
     run.stopped();
@@ -232,51 +232,63 @@ fn a_bit_of_a_register_is_found_by_trial() {
     assert_eq!(found["agrees_with_injected"], true);
 }
 
+/// Numbers in one reply of [`NUMBERS`], each with seven digits and a blank.
+const PER_REPLY: u64 = 4000;
+/// Says numbers that nobody has told the server, so that they are nowhere in the guest's kernel but on their way out.
+const NUMBERS: &str = "local t = {} for i = 1, tonumber(ARGV[2]) do t[i] = string.format('%07d ', ARGV[1] + i) end return table.concat(t)";
+
+/// Bytes that redis-server still has to give its kernel for the client that has most of them.
+fn bytes_left(list: &[u8]) -> u64 {
+    let list = String::from_utf8_lossy(list);
+    let memory = list.split_whitespace().filter_map(|word| {
+        let (key, value) = word.split_once('=')?;
+        (key == "omem").then(|| value.parse().unwrap())
+    });
+    memory.max().unwrap()
+}
+
 #[test]
 fn a_bit_of_a_socket_buffer_is_found_though_no_call_differs() {
     let _guard = one_at_a_time("explain");
     let mut run = Run::start();
-    let value: String = (0..60_000).map(|number| format!("{number:07} ")).collect();
-    run.call(&["SET", "big", &value]);
-    // Neither the client's socket in the guest nor redis-server's buffer for it must hold it as well.
-    run.call(&["ECHO", &"x".repeat(value.len() + 1000)]);
     let mut stalled = Client::connect(run.set.address()).unwrap();
-    let requests = 12;
-    // What the guest's socket holds lies behind what the host's do; which part that is depends on the host. And a place may
-    // hold bytes that are sent already: then nothing comes of it, it is put right again, and another one is tried.
-    let mut places: Vec<u32> = (0..60).collect();
-    let address = (0..8).find_map(|_| {
-        for _ in 0..requests {
-            stalled.send(&command(&["GET", "big"])).unwrap();
-        }
-        // Another client's reply comes after those were answered as far as there was room.
-        run.call(&["PING"]);
-        let hit = loop {
-            let place = format!("kernel_dynamic:{:07} ", places.pop()? * 1000 + 1);
-            if let Some(hit) = run.flip(&place, 2) {
-                break hit;
-            }
-        };
-        for _ in 0..requests {
-            let reply = stalled.reply().unwrap();
-            assert!(
-                reply.windows(value.len()).any(|w| w == value.as_bytes()),
-                "R2"
-            );
-        }
-        let address = hit;
-        let wanted = format!("replica {VICTIM} stopped at boundary ");
-        let stopped = run.set.wait_for(&wanted, Duration::from_secs(3), |line| {
-            line.contains(&wanted)
-        });
-        if stopped.is_ok() {
-            return Some(address);
-        }
-        let (at, bit) = (format!("{address:#x}"), "2".to_owned());
-        run.set.inject(VICTIM, &["flip-memory", &at, &bit]).unwrap();
-        None
+    // More than the host's sockets between guest and client take, so that some of it has to stay in the guest's.
+    let requests = 600;
+    for request in 0..requests {
+        let (first, count) = (request * PER_REPLY, PER_REPLY);
+        let words = ["EVAL", NUMBERS, "0", &first.to_string(), &count.to_string()];
+        stalled.send(&command(&words)).unwrap();
+    }
+    // Until all of them are carried out, and answered as far as there is room: with each request of another client redis-server
+    // gives its kernel what that takes.
+    let done = format!("cmdstat_eval:calls={requests},");
+    while !String::from_utf8_lossy(&run.call(&["INFO", "commandstats"])).contains(&done) {}
+    let (mut left, mut unchanged) = (u64::MAX, 0);
+    while unchanged < 50 {
+        let now = bytes_left(&run.call(&["CLIENT", "LIST"]));
+        unchanged = if now == left { unchanged + 1 } else { 0 };
+        left = now;
+    }
+    let total = requests * PER_REPLY * 8;
+    assert!(left > 0 && left < total, "{left} of {total} bytes are left");
+    // What was given to the kernel last has not been sent yet. `left` counts some memory around the replies as well, so the last
+    // number that the kernel has is a little further on than it says.
+    let given = (total - left) / 8;
+    let newest = (0..200).find_map(|step| {
+        let number = (given + 20_000).checked_sub(step * 500)?;
+        run.flip(&format!("kernel_dynamic:{number:07} "), 2)
     });
-    let address = address.expect("part of the value is in the guest's socket");
+    let address = newest.expect("part of a reply is in the guest's socket");
+    for request in 0..requests {
+        let reply = stalled.reply().unwrap();
+        let first: String = (1..=100)
+            .map(|number| format!("{:07} ", request * PER_REPLY + number))
+            .collect();
+        assert!(
+            reply.windows(first.len()).any(|w| w == first.as_bytes()),
+            "R2"
+        );
+    }
     run.stopped();
     let found = run.explain(&["--blind", "--one-layout"]);
     let cause = &found["cause"];

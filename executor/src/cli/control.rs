@@ -141,6 +141,7 @@ pub fn inject(args: &InjectArgs) -> Result<ExitCode, Failure> {
         .call(Command::Inject {
             replica: args.replica,
             fault,
+            at_boundary: args.at_boundary,
         })
         .map_err(failed)?
     {

@@ -250,6 +250,9 @@ struct InjectArgs {
     /// For flip-register: REGISTER BIT; for flip-memory: PLACE BIT, where PLACE is a physical address, REGION+OFFSET or
     /// REGION:TEXT (the first place in the region that holds TEXT); or random
     arguments: Vec<String>,
+    /// Not in the middle of a run, but at the replica's next boundary, where the registers are those of its kernel
+    #[arg(long)]
+    at_boundary: bool,
     #[command(flatten)]
     at: ControlArg,
 }

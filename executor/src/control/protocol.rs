@@ -54,6 +54,9 @@ pub enum Command {
         replica: usize,
         /// The fault.
         fault: Fault,
+        /// Not in the middle of a run: at the replica's next boundary, where the registers are its kernel's.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        at_boundary: bool,
     },
     /// Bring back a replica that was left out. Answer: `done`, as soon as it begins.
     Recover {
@@ -372,6 +375,7 @@ mod tests {
                     register: Some("rax".into()),
                     bit: Some(3),
                 },
+                at_boundary: false,
             },
         ] {
             let line = serde_json::to_vec(&Request {

@@ -79,6 +79,8 @@ pub struct Mail {
     pub fault: Fault,
     /// Chooses what the fault leaves open.
     pub random: u64,
+    /// Not in the middle of a run: at the replica's next boundary.
+    pub at_boundary: bool,
     /// Who asked.
     pub reply: SyncSender<Result<Applied, String>>,
 }

@@ -299,15 +299,12 @@ impl Shared {
         Some((slot.boundary, slot.stopped.clone()?))
     }
 
-    /// A fault that waits for the replica.
+    /// A fault that waits for the replica, and may be applied in the middle of a run.
     pub fn mail(&self, me: usize) -> Option<Mail> {
         let mut inner = self.inner();
         let mail = &mut inner.slots[me].mail;
-        if mail.is_empty() {
-            None
-        } else {
-            Some(mail.remove(0))
-        }
+        let first = mail.iter().position(|mail| !mail.at_boundary)?;
+        Some(mail.remove(first))
     }
 
     /// Records what became of a fault, and tells who asked.
