@@ -4,6 +4,7 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`bench`] | plays trials |
+//! | [`draw`] | draws faults from the campaign's seed |
 //! | [`file`] | the campaign file |
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
 //! | [`report`] | what was found, as a page, as JSON and as CSV |
@@ -13,6 +14,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod draw;
 pub mod file;
 pub mod model;
 pub mod report;

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::draw::DRAWING;
 use crate::model::Outcome;
 
 mod fault;
@@ -30,9 +31,9 @@ mod reader;
 mod tests;
 
 pub use fault::{
-    ClockKind, Distribution, FaultModel, FaultSpec, FrameKind, Place, Point, Span, When,
+    Bits, ClockKind, Distribution, FaultModel, FaultSpec, FrameKind, Place, Point, Span, When,
 };
-pub use names::{MEMORY_CLASSES, Register, errno_name, register_words};
+pub use names::{class_words, errno_name, register_words};
 
 /// Largest campaign file, bytes (R10).
 pub const MAX_FILE: u64 = 1 << 20;
@@ -307,6 +308,7 @@ impl Campaign {
     #[must_use]
     pub fn digest(&self) -> String {
         let trials = serde_json::json!({
+            "drawing": DRAWING,
             "seed": self.seed,
             "layout": self.layout,
             "workload": self.workload,

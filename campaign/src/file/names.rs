@@ -1,161 +1,79 @@
 //! Names of registers, classes of memory and errors.
 
-use super::reader::instead;
+use quorate_vmm::fault::{FaultRegister, Group, MemoryClass};
 
-/// A register with the bits of it that are hit when nothing else is said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Register {
-    /// Its name.
-    pub name: &'static str,
-    /// Words of 64 bits.
-    pub lanes: u8,
-    /// Which bits of each word.
-    pub bits: u64,
-}
+use super::reader::{alike, instead, listed};
 
-const fn whole(name: &'static str) -> Register {
-    Register {
-        name,
-        lanes: 1,
-        bits: u64::MAX,
-    }
-}
-
-const fn vector(name: &'static str) -> Register {
-    Register {
-        name,
-        lanes: 2,
-        bits: u64::MAX,
-    }
-}
-
-const GENERAL: &[Register] = &[
-    whole("rax"),
-    whole("rbx"),
-    whole("rcx"),
-    whole("rdx"),
-    whole("rsi"),
-    whole("rdi"),
-    whole("rbp"),
-    whole("rsp"),
-    whole("r8"),
-    whole("r9"),
-    whole("r10"),
-    whole("r11"),
-    whole("r12"),
-    whole("r13"),
-    whole("r14"),
-    whole("r15"),
-];
-
-/// Carry, parity, adjust, zero, sign, direction and overflow: what a program's own instructions set and read.
-const STATUS_FLAGS: u64 = 0b1100_1101_0101;
-
-const FLAGS: &[Register] = &[Register {
-    name: "rflags",
-    lanes: 1,
-    bits: STATUS_FLAGS,
-}];
-
-const PC: &[Register] = &[whole("rip")];
-
-const SEGMENT_BASE: &[Register] = &[whole("fs_base"), whole("gs_base")];
-
-/// Bits 16 to 31 of MXCSR must be zero: to load anything else is an exception.
-const MXCSR: u64 = 0xffff;
-
-const VECTOR: &[Register] = &[
-    vector("xmm0"),
-    vector("xmm1"),
-    vector("xmm2"),
-    vector("xmm3"),
-    vector("xmm4"),
-    vector("xmm5"),
-    vector("xmm6"),
-    vector("xmm7"),
-    vector("xmm8"),
-    vector("xmm9"),
-    vector("xmm10"),
-    vector("xmm11"),
-    vector("xmm12"),
-    vector("xmm13"),
-    vector("xmm14"),
-    vector("xmm15"),
-    Register {
-        name: "mxcsr",
-        lanes: 1,
-        bits: MXCSR,
-    },
-];
-
-/// Groups by their names.
-const GROUPS: &[(&str, &[Register])] = &[
-    ("general", GENERAL),
-    ("flags", FLAGS),
-    ("pc", PC),
-    ("segment-base", SEGMENT_BASE),
-    ("vector", VECTOR),
-];
-
-/// All of them.
+/// All registers.
 const ALL: &str = "all";
 
-/// Classes of memory, as `quorate_vmm::fault` names them.
-pub const MEMORY_CLASSES: &[&str] = &[
-    "text",
-    "data",
-    "heap",
-    "stack",
-    "libraries",
-    "mmap",
-    "kernel",
-    "page-tables",
-    "queues",
+/// Groups of memory classes that one word means.
+const CLASS_GROUPS: &[(&str, &[MemoryClass])] = &[
+    (
+        "program",
+        &[
+            MemoryClass::Text,
+            MemoryClass::Data,
+            MemoryClass::Heap,
+            MemoryClass::Stack,
+            MemoryClass::Libraries,
+            MemoryClass::Mmap,
+            MemoryClass::Threads,
+        ],
+    ),
+    (
+        "kernel",
+        &[
+            MemoryClass::KernelText,
+            MemoryClass::KernelData,
+            MemoryClass::KernelHeap,
+            MemoryClass::KernelStacks,
+        ],
+    ),
 ];
 
 /// The registers that a word of `registers` means: a group, `all`, or one.
 ///
 /// # Errors
 /// What is possible.
-pub fn register_words(word: &str) -> Result<Vec<Register>, String> {
-    let groups = || GROUPS.iter().flat_map(|(_, group)| group.iter().copied());
+pub fn register_words(word: &str) -> Result<Vec<FaultRegister>, String> {
     if word == ALL {
-        return Ok(groups().collect());
+        return Ok(FaultRegister::all().collect());
     }
-    if let Some((_, group)) = GROUPS.iter().find(|(name, _)| *name == word) {
-        return Ok(group.to_vec());
+    if let Some(group) = Group::ALL.into_iter().find(|group| group.name() == word) {
+        return Ok(FaultRegister::of(group).collect());
     }
-    if let Some(register) = groups().find(|register| register.name == word) {
+    if let Ok(register) = word.parse::<FaultRegister>() {
         return Ok(vec![register]);
     }
-    let mut known: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
+    let mut known: Vec<&str> = Group::ALL.into_iter().map(Group::name).collect();
     known.push(ALL);
-    match super::reader::alike(
-        word,
-        known
-            .iter()
-            .copied()
-            .chain(groups().map(|register| register.name)),
-    ) {
+    let names = FaultRegister::all().map(FaultRegister::name);
+    match alike(word, known.iter().copied().chain(names)) {
         Some(other) => Err(format!(
             "unknown register \"{word}\"; did you mean \"{other}\"?"
         )),
         None => Err(format!(
             "unknown register \"{word}\"; possible: {}, or the name of a register, such as \"rax\" or \"xmm3\"",
-            super::reader::listed(known, "and")
+            listed(known, "and")
         )),
     }
 }
 
-/// The name of a class of memory, or what is possible.
-pub(super) fn class(word: &str) -> Result<String, String> {
-    if MEMORY_CLASSES.contains(&word) {
-        return Ok(word.to_owned());
+/// The classes of memory that a word of `class` means: a group, or one.
+///
+/// # Errors
+/// What is possible.
+pub fn class_words(word: &str) -> Result<Vec<&'static str>, String> {
+    if let Some((_, classes)) = CLASS_GROUPS.iter().find(|(name, _)| *name == word) {
+        return Ok(classes.iter().map(|class| class.name()).collect());
     }
-    Err(format!(
-        "unknown class \"{word}\"{}",
-        instead(word, MEMORY_CLASSES)
-    ))
+    if let Some(name) = MemoryClass::names().find(|name| *name == word) {
+        return Ok(vec![name]);
+    }
+    let groups = CLASS_GROUPS.iter().map(|(name, _)| *name);
+    let known: Vec<&str> = groups.chain(MemoryClass::names()).collect();
+    Err(format!("unknown class \"{word}\"{}", instead(word, &known)))
 }
 
 /// Linux' errors that a system call may well return.
@@ -215,7 +133,7 @@ pub(super) fn errno(word: &str) -> Result<u16, String> {
         return Ok(*number);
     }
     let names: Vec<&str> = ERRORS.iter().map(|(name, _)| *name).collect();
-    match super::reader::alike(word, names) {
+    match alike(word, names) {
         Some(other) => Err(format!(
             "unknown error \"{word}\"; did you mean \"{other}\"?"
         )),

@@ -68,7 +68,7 @@ pub(super) fn campaign(text: &str, path: &Path) -> Result<Campaign, Problem> {
             .filter(|stem| is_name(stem))
             .unwrap_or_else(|| "campaign".to_owned()),
     };
-    let campaign = Campaign {
+    Ok(Campaign {
         description: match top.get("description") {
             Some(value) => value.text()?.to_owned(),
             None => String::new(),
@@ -95,10 +95,7 @@ pub(super) fn campaign(text: &str, path: &Path) -> Result<Campaign, Problem> {
         faults: faults(&top)?,
         path: path.to_owned(),
         name,
-    };
-    let bound = campaign.replicas.iter().copied().max().unwrap_or_default();
-    debug_assert!(bound <= MAX_REPLICAS);
-    Ok(campaign)
+    })
 }
 
 fn whole<'t>(text: &'t str, document: &'t Spanned<DeTable<'t>>) -> Table<'t> {
@@ -488,7 +485,15 @@ fn faults(top: &Table<'_>) -> Result<Vec<super::FaultSpec>, Problem> {
     let mut faults: Vec<super::FaultSpec> = Vec::new();
     for (number, section) in sections.iter().enumerate() {
         let table = section.table(&format!("in [[fault]] number {}", number + 1))?;
+        let line = table.line;
         let fault = parse_fault::fault(table)?;
+        if faults.iter().any(|other| other.name == fault.name) {
+            let problem = format!(
+                "there are two [[fault]] called \"{0}\": give one of them another name, such as `name = \"{0}-2\"`",
+                fault.name
+            );
+            return Err((line, problem));
+        }
         faults.push(fault);
     }
     Ok(faults)

@@ -370,11 +370,11 @@ fn registers(table: &Table<'_>, bits: &Bits) -> Result<Vec<String>, Problem> {
         let word = item.text()?;
         let registers = names::register_words(word).map_err(|message| item.problem(message))?;
         for register in &registers {
-            if register.bits.count_ones() < u32::from(bits.count) && registers.len() == 1 {
+            if register.bits().count_ones() < u32::from(bits.count) && registers.len() == 1 {
                 return Err(item.problem(format!(
                     "{} has {} bits that can be hit, fewer than the {} asked for",
-                    register.name,
-                    register.bits.count_ones(),
+                    register.name(),
+                    register.bits().count_ones(),
                     bits.count
                 )));
             }
@@ -384,7 +384,7 @@ fn registers(table: &Table<'_>, bits: &Bits) -> Result<Vec<String>, Problem> {
             if let Some(other) = twice {
                 return Err(item.problem(format!(
                     "{} is there twice: in \"{other}\" and \"{word}\"",
-                    register.name
+                    register.name()
                 )));
             }
         }
@@ -421,11 +421,18 @@ fn place(table: &Table<'_>) -> Result<Place, Problem> {
             }
             return Ok(Place::Ram);
         }
-        let class = names::class(word).map_err(|message| item.problem(message))?;
-        if classes.contains(&class) {
-            return Err(item.problem(format!("\"{class}\" is there twice")));
+        let meant = names::class_words(word).map_err(|message| item.problem(message))?;
+        for class in meant {
+            if let Some(other) = classes
+                .iter()
+                .find(|other| names::class_words(other).is_ok_and(|others| others.contains(&class)))
+            {
+                return Err(item.problem(format!(
+                    "{class} is there twice: in \"{other}\" and \"{word}\""
+                )));
+            }
         }
-        classes.push(class);
+        classes.push(word.to_owned());
     }
     Ok(Place::Classes(classes))
 }
