@@ -6,6 +6,7 @@
 //! | [`bench`] | plays trials |
 //! | [`draw`] | draws faults from the campaign's seed |
 //! | [`file`] | the campaign file |
+//! | [`inject`] | faults for real |
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
 //! | [`report`] | what was found, as a page, as JSON and as CSV |
 //! | [`talk`] | what a client says and hears: recorded once, played to every trial, judged |
@@ -16,6 +17,7 @@ pub mod bench;
 pub mod cli;
 pub mod draw;
 pub mod file;
+pub mod inject;
 pub mod model;
 pub mod report;
 pub mod talk;
