@@ -10,6 +10,7 @@
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
 //! | [`report`] | what was found, as a page, as JSON and as CSV |
 //! | [`talk`] | what a client says and hears: recorded once, played to every trial, judged |
+//! | [`stats`] | intervals, planning, stopping, comparing; counts per N, stratum and outcome |
 //!
 //! The rooms below do not know of campaigns: staged sets are in `quorate_executor::stage`, faults of a machine in `quorate_vmm::fault`.
 
@@ -21,3 +22,4 @@ pub mod inject;
 pub mod model;
 pub mod report;
 pub mod talk;
+pub mod stats;
