@@ -45,6 +45,41 @@ pub struct Look {
     pub confidence: Confidence,
 }
 
+/// What is wished for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wish {
+    /// No interval shall be wider than twice this.
+    pub half_width: f64,
+    /// The confidence of the whole.
+    pub confidence: Confidence,
+    /// Of the intervals. The guarantee is for exact ones; with Wilson's it holds about as well as they do.
+    pub method: Method,
+    /// What is done about looking repeatedly.
+    pub correction: Correction,
+    /// Looks are after multiples of so many draws (the last one may not be).
+    pub batch: u64,
+    /// At most so many draws, even if that is not enough.
+    pub most: u64,
+    /// The outcomes whose rates it is about; empty: all but injector failures, which say nothing about the appliance.
+    pub watch: Vec<Outcome>,
+}
+
+impl Wish {
+    /// All outcomes, with the default correction and no bounds.
+    #[must_use]
+    pub fn new(half_width: f64, confidence: Confidence) -> Self {
+        Wish {
+            half_width,
+            confidence,
+            method: Method::Exact,
+            correction: Correction::Spending,
+            batch: 1,
+            most: plan::MOST_TRIALS,
+            watch: Vec::new(),
+        }
+    }
+}
+
 /// When it is looked, and for what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
@@ -56,6 +91,8 @@ pub struct Schedule {
     pub method: Method,
     /// What is done about looking repeatedly.
     pub correction: Correction,
+    /// The outcomes whose rates it is about; empty: all but injector failures.
+    pub watch: Vec<Outcome>,
     /// The looks, by draws.
     pub looks: Vec<Look>,
 }
@@ -74,27 +111,31 @@ impl Schedule {
     ///
     /// # Errors
     /// As [`plan::worst_case`].
-    pub fn new(
-        half_width: f64,
-        confidence: Confidence,
-        method: Method,
-        correction: Correction,
-    ) -> Result<Self, StatsError> {
+    pub fn new(wish: &Wish) -> Result<Self, StatsError> {
+        let &Wish {
+            half_width,
+            confidence,
+            method,
+            correction,
+            ..
+        } = wish;
         // The more looks, the less there is for each, and the more trials each needs: so their number is searched upwards.
         let mut count = 1;
         loop {
             let levels: Vec<_> = (0..count)
                 .map(|look| level(look, count, confidence, correction))
                 .collect();
-            let last = plan::worst_case(method, half_width, levels[count - 1])?;
+            let last = plan::worst_case(method, half_width, levels[count - 1])?.min(wish.most);
             let least = plan::with_rate(method, half_width, levels[0], 0.0)?;
+            let batch = wish.batch.max(1);
             let draws = |look: usize| {
                 let back = i32::try_from(count - 1 - look).unwrap_or(i32::MAX);
-                (last as f64 / GROWTH.powi(back)).ceil() as u64
+                let draws = (last as f64 / GROWTH.powi(back)).ceil() as u64;
+                draws.next_multiple_of(batch).min(wish.most).max(1)
             };
             // One more look would come before anything can be narrow enough.
-            if draws(0) as f64 / GROWTH < least as f64 {
-                let looks = levels
+            if last as f64 / GROWTH.powi(i32::try_from(count).unwrap_or(i32::MAX)) < least as f64 {
+                let mut looks: Vec<Look> = levels
                     .iter()
                     .enumerate()
                     .map(|(look, &confidence)| Look {
@@ -102,11 +143,16 @@ impl Schedule {
                         confidence,
                     })
                     .collect();
+                // Large batches can make two looks one; the later one has the larger share of the chance to miss.
+                looks.reverse();
+                looks.dedup_by_key(|look| look.draws);
+                looks.reverse();
                 return Ok(Schedule {
                     half_width,
                     confidence,
                     method,
                     correction,
+                    watch: wish.watch.clone(),
                     looks,
                 });
             }
@@ -125,14 +171,17 @@ impl Schedule {
         self.method.interval(events, trials, confidence)
     }
 
-    /// What there is to see at a look: `counts` are those of each N. The rates of all outcomes must be known well enough, but for
-    /// that of injector failures, which says nothing about the appliance.
+    /// What there is to see at a look: `counts` are those of each N. The rates of all watched outcomes must be known well enough.
     #[must_use]
     pub fn look<'a>(&self, look: usize, counts: impl IntoIterator<Item = &'a Counts>) -> Found {
         let mut half_width: f64 = 0.0;
         for counts in counts {
             for outcome in Outcome::ALL {
-                if outcome != Outcome::InjectorFailure {
+                let watched = match self.watch.as_slice() {
+                    [] => outcome != Outcome::InjectorFailure,
+                    watch => watch.contains(&outcome),
+                };
+                if watched {
                     let interval = self.interval(look, counts.of(outcome), counts.valid());
                     half_width = half_width.max(interval.half_width());
                 }
@@ -163,7 +212,11 @@ mod tests {
     use super::*;
 
     fn schedule(half_width: f64, correction: Correction) -> Schedule {
-        Schedule::new(half_width, Confidence::P95, Method::Exact, correction).unwrap()
+        Schedule::new(&Wish {
+            correction,
+            ..Wish::new(half_width, Confidence::P95)
+        })
+        .unwrap()
     }
 
     #[test]
@@ -202,7 +255,40 @@ mod tests {
 
     #[test]
     fn bad_wishes_are_refused() {
-        let new = |w| Schedule::new(w, Confidence::P95, Method::Exact, Correction::Spending);
+        let new = |w| Schedule::new(&Wish::new(w, Confidence::P95));
         assert!(new(0.0).is_err() && new(0.5).is_err() && new(f64::NAN).is_err());
+    }
+
+    #[test]
+    fn batches_and_bounds() {
+        let schedule = Schedule::new(&Wish {
+            batch: 100,
+            most: 950,
+            ..Wish::new(0.02, Confidence::P95)
+        })
+        .unwrap();
+        let (last, others) = schedule.looks.split_last().unwrap();
+        assert_eq!(last.draws, 950);
+        assert!(others.iter().all(|look| look.draws % 100 == 0 && look.draws < 950));
+        let one = Schedule::new(&Wish {
+            batch: 1_000_000,
+            most: 5000,
+            ..Wish::new(0.02, Confidence::P95)
+        });
+        assert_eq!(one.unwrap().looks.len(), 1);
+    }
+
+    #[test]
+    fn only_what_is_watched_must_be_known() {
+        let mut wish = Wish::new(0.05, Confidence::P95);
+        wish.watch = vec![Outcome::SilentCorruption];
+        let schedule = Schedule::new(&wish).unwrap();
+        let mut counts = Counts::default();
+        for trial in 0..schedule.looks[0].draws {
+            counts.add(if trial % 2 == 0 { Outcome::Masked } else { Outcome::Crash });
+        }
+        assert!(schedule.look(0, [&counts]).enough);
+        wish.watch.clear();
+        assert!(!Schedule::new(&wish).unwrap().look(0, [&counts]).enough);
     }
 }

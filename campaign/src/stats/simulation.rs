@@ -1,7 +1,7 @@
 //! Planted rates are found inside the stated intervals as often as stated (Must show 2 of the campaigns' issue). All seeds are fixed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::sequential::{Correction, Schedule};
+use super::sequential::{Correction, Schedule, Wish};
 use super::strata::{Stratum, combine};
 use super::{Confidence, Interval, Method};
 
@@ -132,7 +132,11 @@ fn stopping_keeps_the_confidence() {
     let repeats = 1500;
     let mut random = Random(42);
     let schedule = |correction| {
-        Schedule::new(0.04, Confidence::P95, Method::Exact, correction).unwrap()
+        Schedule::new(&Wish {
+            correction,
+            ..Wish::new(0.04, Confidence::P95)
+        })
+        .unwrap()
     };
     let (spending, none) = (schedule(Correction::Spending), schedule(Correction::None));
     for rate in [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.35, 0.5, 0.9] {
@@ -154,7 +158,11 @@ fn looking_until_it_suits_is_what_the_correction_is_for() {
     let repeats = 1500;
     let mut random = Random(7);
     let mut missed = |correction| {
-        let schedule = Schedule::new(0.04, Confidence::P95, Method::Exact, correction).unwrap();
+        let schedule = Schedule::new(&Wish {
+            correction,
+            ..Wish::new(0.04, Confidence::P95)
+        })
+        .unwrap();
         let mut missed = 0;
         for _ in 0..repeats {
             let (mut events, mut done) = (0, 0);
