@@ -8,6 +8,7 @@
 //! | [`file`] | the campaign file |
 //! | [`inject`] | faults for real |
 //! | [`model`] | the words that all others use: faults, triggers, outcomes, the record of a trial |
+//! | [`run`] | the runner: jobs, results, resuming, shards, merging |
 //! | [`report`] | what was found, as a page, as JSON and as CSV |
 //! | [`talk`] | what a client says and hears: recorded once, played to every trial, judged |
 //! | [`stats`] | intervals, planning, stopping, comparing; counts per N, stratum and outcome |
@@ -21,5 +22,6 @@ pub mod file;
 pub mod inject;
 pub mod model;
 pub mod report;
-pub mod talk;
+pub mod run;
 pub mod stats;
+pub mod talk;

@@ -190,7 +190,10 @@ impl Engine<'_> {
             Some(shard) => (below + shard.of - shard.index) / shard.of,
         };
         let is_done = |&(draw, n): &(u64, u8)| self.has(draw) && self.replicas.contains(&n);
-        let done = done.range(..(below, 0)).filter(|(key, _)| is_done(key)).count();
+        let done = done
+            .range(..(below, 0))
+            .filter(|(key, _)| is_done(key))
+            .count();
         (draws * self.replicas.len() as u64, done as u64)
     }
 

@@ -34,18 +34,16 @@ impl Goal {
         }
         match (half_width, file.count, file.half_width) {
             (None, Some(count), _) => Ok(Goal::Draws(count)),
-            (Some(half_width), _, _) | (None, None, Some(half_width)) => {
-                Schedule::new(&Wish {
-                    half_width,
-                    confidence: Confidence::new(file.confidence)?,
-                    method: method(file),
-                    correction: Correction::Spending,
-                    batch: file.batch,
-                    most: file.max,
-                    watch: file.watch.clone(),
-                })
-                .map(Goal::Looks)
-            }
+            (Some(half_width), _, _) | (None, None, Some(half_width)) => Schedule::new(&Wish {
+                half_width,
+                confidence: Confidence::new(file.confidence)?,
+                method: method(file),
+                correction: Correction::Spending,
+                batch: file.batch,
+                most: file.max,
+                watch: file.watch.clone(),
+            })
+            .map(Goal::Looks),
             (None, None, None) => Ok(Goal::Draws(DEFAULT_DRAWS)),
         }
     }
@@ -99,9 +97,9 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(index, of)| {
-            Some((index.parse::<u64>().ok()?, of.parse::<u64>().ok()?))
-        });
+        let parts = text
+            .split_once('/')
+            .and_then(|(index, of)| Some((index.parse::<u64>().ok()?, of.parse::<u64>().ok()?)));
         match parts {
             Some((index, of)) if (1..=of).contains(&index) => Ok(Shard { index, of }),
             _ => Err("expected i/n with i from 1 to n, for example 2/8".to_owned()),

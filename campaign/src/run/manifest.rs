@@ -57,7 +57,9 @@ pub fn identity(campaign: &Campaign) -> String {
         }
     }
     // Keys of a JSON object are sorted, so this is one form for one campaign.
-    blake3::hash(value.to_string().as_bytes()).to_hex().to_string()
+    blake3::hash(value.to_string().as_bytes())
+        .to_hex()
+        .to_string()
 }
 
 impl Manifest {
@@ -88,7 +90,9 @@ impl Manifest {
         let manifest: Manifest =
             serde_json::from_value(value).map_err(|error| bad(error.to_string()))?;
         if identity(&manifest.campaign) != manifest.identity {
-            return Err(bad("the campaign in it is not the one that its digest is of".to_owned()));
+            return Err(bad(
+                "the campaign in it is not the one that its digest is of".to_owned(),
+            ));
         }
         Ok(Some(manifest))
     }
@@ -137,7 +141,9 @@ impl Manifest {
             what: what.to_owned(),
         };
         if self.identity != other.identity {
-            return Err(different("the campaign is another: seed, faults, oracle, workload or limits"));
+            return Err(different(
+                "the campaign is another: seed, faults, oracle, workload or limits",
+            ));
         }
         if self.golden.digest != other.golden.digest {
             return Err(different(
@@ -152,7 +158,9 @@ impl Manifest {
         };
         let all = |facts: &GoldenFacts| (facts.boundaries, facts.calls, facts.virtual_ns);
         if all(mine) != all(theirs) || !counted {
-            return Err(different("the golden run went otherwise, with the same image, kernel and conversation"));
+            return Err(different(
+                "the golden run went otherwise, with the same image, kernel and conversation",
+            ));
         }
         Ok(())
     }

@@ -89,7 +89,12 @@ pub fn merge(directories: &[PathBuf], out: &Path) -> Result<Merged, RunError> {
     };
     let (mut missing, mut first_missing) = (0, None);
     for draw in 0..end {
-        if manifest.campaign.replicas.iter().any(|&n| !records.contains_key(&(draw, n))) {
+        if manifest
+            .campaign
+            .replicas
+            .iter()
+            .any(|&n| !records.contains_key(&(draw, n)))
+        {
             missing += 1;
             first_missing = first_missing.or(Some(draw));
         }
@@ -110,5 +115,8 @@ pub fn merge(directories: &[PathBuf], out: &Path) -> Result<Merged, RunError> {
 
 /// A record in one line.
 fn tell(record: &TrialRecord) -> String {
-    format!("\"{}: {}; {}\"", record.outcome, record.place, record.evidence)
+    format!(
+        "\"{}: {}; {}\"",
+        record.outcome, record.place, record.evidence
+    )
 }

@@ -86,7 +86,9 @@ pub enum RunError {
         second_in: PathBuf,
     },
     /// A bench that cannot play trials.
-    #[error("draw {draw} with {replicas} replicas could not be played: {source}; what was done before is kept, and --resume goes on from there")]
+    #[error(
+        "draw {draw} with {replicas} replicas could not be played: {source}; what was done before is kept, and --resume goes on from there"
+    )]
     Bench {
         /// The draw.
         draw: u64,
@@ -99,6 +101,8 @@ pub enum RunError {
     #[error("the machines for the trials could not be made: {0}")]
     Make(BenchError),
     /// A thread that plays trials ended by a panic.
-    #[error("a thread that plays trials panicked, which is a defect of quorate; what was done before is kept")]
+    #[error(
+        "a thread that plays trials panicked, which is a defect of quorate; what was done before is kept"
+    )]
     Panicked,
 }

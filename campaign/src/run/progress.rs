@@ -76,16 +76,25 @@ impl Progress {
                 if let Some(bar) = &self.bar {
                     bar.set_length(*trials);
                 }
-                self.say(&format!("{trials} trials, {done} of them done; at most {most} draws in all"));
+                self.say(&format!(
+                    "{trials} trials, {done} of them done; at most {most} draws in all"
+                ));
             }
             Event::Trial(record) => {
                 self.done += 1;
-                self.counts.entry(record.replicas).or_default().add(record.outcome);
+                self.counts
+                    .entry(record.replicas)
+                    .or_default()
+                    .add(record.outcome);
             }
             Event::Look(draws, found) => self.say(&look(*draws, *found)),
             Event::Tick => {}
         }
-        let every = if self.bar.is_some() { DRAW_EVERY } else { LINE_EVERY };
+        let every = if self.bar.is_some() {
+            DRAW_EVERY
+        } else {
+            LINE_EVERY
+        };
         if self.shown.elapsed() >= every {
             self.shown = Instant::now();
             self.show();
@@ -160,7 +169,11 @@ impl Progress {
 
 fn look(draws: u64, found: Found) -> String {
     let width = 100.0 * found.half_width;
-    let verdict = if found.enough { "that is enough" } else { "going on" };
+    let verdict = if found.enough {
+        "that is enough"
+    } else {
+        "going on"
+    };
     format!("after {draws} draws the widest interval is +/- {width:.2} %: {verdict}")
 }
 

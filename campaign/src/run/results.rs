@@ -69,7 +69,9 @@ fn sum(json: &str) -> String {
 
 /// The record of a line without its end.
 fn parse(line: &str) -> Result<TrialRecord, String> {
-    let split = line.len().checked_sub(",\"sum\":\"0123456789abcdef\"}".len());
+    let split = line
+        .len()
+        .checked_sub(",\"sum\":\"0123456789abcdef\"}".len());
     let (body, tail) = split
         .and_then(|at| line.split_at_checked(at))
         .ok_or("it is too short for a trial")?;
@@ -139,7 +141,9 @@ impl Reader {
 
     fn one(&mut self) -> Result<Option<TrialRecord>, ResultsError> {
         let mut bytes = Vec::new();
-        let read = (&mut self.lines).take(MAX_LINE).read_until(b'\n', &mut bytes);
+        let read = (&mut self.lines)
+            .take(MAX_LINE)
+            .read_until(b'\n', &mut bytes);
         let read = read.map_err(|source| ResultsError::Io {
             path: self.path.clone(),
             source,
@@ -312,7 +316,10 @@ mod tests {
         write(&path, 0..10);
         write(&path, 10..12);
         let records = read(&path).unwrap();
-        assert_eq!(records, (0..12).map(|draw| record(draw, 3)).collect::<Vec<_>>());
+        assert_eq!(
+            records,
+            (0..12).map(|draw| record(draw, 3)).collect::<Vec<_>>()
+        );
         // Any JSON reader can make something of a line.
         let text = std::fs::read_to_string(&path).unwrap();
         let value: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
@@ -351,13 +358,21 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
             std::fs::write(&path, &bytes).unwrap();
-            let error = read(&path).expect_err("a changed byte is found").to_string();
+            let error = read(&path)
+                .expect_err("a changed byte is found")
+                .to_string();
             let number = 1 + whole[..at].iter().filter(|&&byte| byte == b'\n').count();
-            assert!(error.contains(&format!("{FILE}:{number}: ")), "byte {at}: {error}");
+            assert!(
+                error.contains(&format!("{FILE}:{number}: ")),
+                "byte {at}: {error}"
+            );
         }
         std::fs::write(&path, [&whole[..], &whole[..]].concat()).unwrap();
         let error = read(&path).unwrap_err().to_string();
-        assert!(error.contains(":4: draw 0 with 3 replicas is there for the second time"), "{error}");
+        assert!(
+            error.contains(":4: draw 0 with 3 replicas is there for the second time"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -365,7 +380,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(FILE);
         let (first, _) = Writer::open(&path, |_| ()).unwrap();
-        assert!(matches!(Writer::open(&path, |_| ()), Err(ResultsError::Locked(_))));
+        assert!(matches!(
+            Writer::open(&path, |_| ()),
+            Err(ResultsError::Locked(_))
+        ));
         drop(first);
         assert!(Writer::open(&path, |_| ()).is_ok());
     }

@@ -67,12 +67,16 @@ impl Summary {
         for outcome in Outcome::ALL {
             let rate = counts.rate(outcome, confidence);
             // Of the bad outcomes it is told, too, that there were none.
-            let told = rate.events > 0 || (outcome >= Outcome::ClientError && outcome != Outcome::InjectorFailure);
+            let told = rate.events > 0
+                || (outcome >= Outcome::ClientError && outcome != Outcome::InjectorFailure);
             if !told {
                 continue;
             }
             let said = if rate.events == 0 && rate.trials > 0 {
-                format!("below {} %", short(100.0 * upper_bound(0, rate.trials, confidence)))
+                format!(
+                    "below {} %",
+                    short(100.0 * upper_bound(0, rate.trials, confidence))
+                )
             } else {
                 span(method.interval(rate.events, rate.trials, confidence))
             };
@@ -86,17 +90,30 @@ impl Summary {
         text.push_str(&align(&rows));
         let weakened = self.weakened.get(&replicas).copied().unwrap_or(0);
         if replicas > 1 {
-            let _ = writeln!(text, "  full strength at the end of {} of {} trials", counts.all() - weakened, counts.all());
+            let _ = writeln!(
+                text,
+                "  full strength at the end of {} of {} trials",
+                counts.all() - weakened,
+                counts.all()
+            );
         }
         text.push('\n');
     }
 
     fn strata(&self, text: &mut String, replicas: u8, method: Method, confidence: Confidence) {
-        let Some(strata) = self.table.replicas.get(&replicas).filter(|strata| strata.len() > 1) else {
+        let Some(strata) = self
+            .table
+            .replicas
+            .get(&replicas)
+            .filter(|strata| strata.len() > 1)
+        else {
             return;
         };
         let total = self.table.total(replicas);
-        let shown: Vec<Outcome> = Outcome::ALL.into_iter().filter(|&outcome| total.of(outcome) > 0).collect();
+        let shown: Vec<Outcome> = Outcome::ALL
+            .into_iter()
+            .filter(|&outcome| total.of(outcome) > 0)
+            .collect();
         let mut header = vec![format!("N={replicas}, by stratum"), "trials".to_owned()];
         header.extend(shown.iter().map(|outcome| outcome.to_string()));
         header.push(format!("harmed ({confidence})"));
@@ -104,7 +121,11 @@ impl Summary {
         for (stratum, counts) in strata {
             let mut row = vec![format!("  {stratum}"), counts.all().to_string()];
             row.extend(shown.iter().map(|&outcome| counts.of(outcome).to_string()));
-            row.push(span(method.interval(harmed(counts), counts.valid(), confidence)));
+            row.push(span(method.interval(
+                harmed(counts),
+                counts.valid(),
+                confidence,
+            )));
             rows.push(row);
         }
         text.push_str(&align(&rows));
@@ -115,9 +136,19 @@ impl Summary {
         if self.times.is_empty() {
             return;
         }
-        let mut rows = vec![cells(["time per trial, ms", "all", "reset", "run", "of that inject", "settle", "judge", "pages put back"])];
+        let mut rows = vec![cells([
+            "time per trial, ms",
+            "all",
+            "reset",
+            "run",
+            "of that inject",
+            "settle",
+            "judge",
+            "pages put back",
+        ])];
         for (replicas, (sum, trials)) in &self.times {
-            let mean = |micros: u64| format!("{:.2}", micros as f64 / 1000.0 / (*trials).max(1) as f64);
+            let mean =
+                |micros: u64| format!("{:.2}", micros as f64 / 1000.0 / (*trials).max(1) as f64);
             rows.push(cells([
                 &format!("  N={replicas}"),
                 &mean(sum.total),
@@ -136,10 +167,15 @@ impl Summary {
 /// Trials in which somebody outside was harmed: error, hang, crash or corruption.
 #[must_use]
 pub fn harmed(counts: &Counts) -> u64 {
-    [Outcome::ClientError, Outcome::Hang, Outcome::Crash, Outcome::SilentCorruption]
-        .into_iter()
-        .map(|outcome| counts.of(outcome))
-        .sum()
+    [
+        Outcome::ClientError,
+        Outcome::Hang,
+        Outcome::Crash,
+        Outcome::SilentCorruption,
+    ]
+    .into_iter()
+    .map(|outcome| counts.of(outcome))
+    .sum()
 }
 
 fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
@@ -161,7 +197,11 @@ pub(super) fn percent(fraction: f64) -> String {
 }
 
 fn span(interval: Interval) -> String {
-    format!("{} to {} %", short(100.0 * interval.low), short(100.0 * interval.high))
+    format!(
+        "{} to {} %",
+        short(100.0 * interval.low),
+        short(100.0 * interval.high)
+    )
 }
 
 /// Pads the cells of each column to the same width; all but the first column are set to the right.

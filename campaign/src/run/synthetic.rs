@@ -21,7 +21,14 @@ impl Planted {
     pub fn usual() -> Self {
         Planted {
             rates: vec![
-                (1, vec![(Outcome::Crash, 0.2), (Outcome::SilentCorruption, 0.05), (Outcome::Hang, 0.02)]),
+                (
+                    1,
+                    vec![
+                        (Outcome::Crash, 0.2),
+                        (Outcome::SilentCorruption, 0.05),
+                        (Outcome::Hang, 0.02),
+                    ],
+                ),
                 (3, vec![(Outcome::Corrected, 0.3)]),
             ],
             ..Planted::default()
@@ -55,7 +62,10 @@ impl Trials for Planted {
             drawn: drawn.clone(),
             replicas,
             outcome,
-            place: format!("replica {}: rax", drawn.victims(replicas).first().copied().unwrap_or(0)),
+            place: format!(
+                "replica {}: rax",
+                drawn.victims(replicas).first().copied().unwrap_or(0)
+            ),
             location: Some(("rax".to_owned(), drawn.draw % 64)),
             detected: None,
             recovered: None,
@@ -84,7 +94,9 @@ pub fn drawn(draw: u64) -> Drawn {
             lane: 0,
             change: BitChange::Flip,
         },
-        trigger: Trigger::Boundary { boundary: draw % 100 },
+        trigger: Trigger::Boundary {
+            boundary: draw % 100,
+        },
         copies: 1,
         victim: draw,
     }

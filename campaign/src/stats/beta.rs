@@ -97,7 +97,11 @@ mod tests {
                     sum += choose * p.powi(i as i32) * (1.0 - p).powi((n - i) as i32);
                 }
             }
-            close(cumulative(f64::from(k), f64::from(n - k + 1), p), sum, 1e-12);
+            close(
+                cumulative(f64::from(k), f64::from(n - k + 1), p),
+                sum,
+                1e-12,
+            );
         }
     }
 
@@ -105,14 +109,22 @@ mod tests {
     fn large_parameters() {
         // By symmetry, and by the normal approximation far into the million.
         close(cumulative(5e5, 5e5, 0.5), 0.5, 1e-9);
-        close(cumulative(5e5, 5e5, 0.5 + 1.959_963_985 * 0.5 / 1e6_f64.sqrt()), 0.975, 1e-5);
+        close(
+            cumulative(5e5, 5e5, 0.5 + 1.959_963_985 * 0.5 / 1e6_f64.sqrt()),
+            0.975,
+            1e-5,
+        );
     }
 
     #[test]
     fn the_quantile_inverts() {
         for (a, b) in [(1.0, 20.0), (82.0, 182.0), (3.0, 99_998.0), (0.5, 0.5)] {
             for probability in [0.0005, 0.025, 0.5, 0.975, 0.9995] {
-                close(cumulative(a, b, quantile(a, b, probability)), probability, 1e-9);
+                close(
+                    cumulative(a, b, quantile(a, b, probability)),
+                    probability,
+                    1e-9,
+                );
             }
         }
     }

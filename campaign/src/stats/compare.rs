@@ -160,7 +160,9 @@ pub fn holm(values: &[f64]) -> Vec<f64> {
     let mut adjusted = vec![1.0; values.len()];
     let mut floor: f64 = 0.0;
     for (rank, &index) in order.iter().enumerate() {
-        floor = floor.max((values.len() - rank) as f64 * values[index]).min(1.0);
+        floor = floor
+            .max((values.len() - rank) as f64 * values[index])
+            .min(1.0);
         adjusted[index] = floor;
     }
     adjusted

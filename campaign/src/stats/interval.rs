@@ -271,14 +271,24 @@ mod tests {
             (1, 29, (0.0061, 0.1718), (0.0009, 0.1776)),
         ] {
             near(wilson(k, n, Confidence::P95), score.0, score.1, 5e-5);
-            near(clopper_pearson(k, n, Confidence::P95), exact.0, exact.1, 5e-5);
+            near(
+                clopper_pearson(k, n, Confidence::P95),
+                exact.0,
+                exact.1,
+                5e-5,
+            );
         }
     }
 
     /// The example of R's `binom.test` (Conover 1971, p. 97: Mendel's peas), to all digits that it prints.
     #[test]
     fn the_example_of_binom_test() {
-        near(clopper_pearson(682, 925, Confidence::P95), 0.707_668_3, 0.765_406_6, 5e-8);
+        near(
+            clopper_pearson(682, 925, Confidence::P95),
+            0.707_668_3,
+            0.765_406_6,
+            5e-8,
+        );
     }
 
     /// Against the binomial distribution summed with 40 digits (mpmath, by bisection on the tail sums).
@@ -287,10 +297,28 @@ mod tests {
         for (k, n, confidence, low, high) in [
             (5, 10, 0.95, 0.187_086_028_447_4, 0.812_913_971_552_6),
             (29, 29, 0.95, 0.880_555_130_930_5, 1.0),
-            (3, 1000, 0.99, 0.000_338_144_529_066_49, 0.010_933_777_420_405),
+            (
+                3,
+                1000,
+                0.99,
+                0.000_338_144_529_066_49,
+                0.010_933_777_420_405,
+            ),
             (500, 1000, 0.999, 0.447_629_419_858_6, 0.552_370_580_141_4),
-            (7, 100_000, 0.95, 2.814_407_880_503_7e-5, 0.000_144_221_400_922_35),
-            (2000, 100_000, 0.95, 0.019_141_229_780_473, 0.020_886_766_971_82),
+            (
+                7,
+                100_000,
+                0.95,
+                2.814_407_880_503_7e-5,
+                0.000_144_221_400_922_35,
+            ),
+            (
+                2000,
+                100_000,
+                0.95,
+                0.019_141_229_780_473,
+                0.020_886_766_971_82,
+            ),
         ] {
             let found = clopper_pearson(k, n, Confidence::new(confidence).unwrap());
             near(found, low, high, 1e-9 * high);
@@ -321,8 +349,14 @@ mod tests {
             rate.none_seen(Confidence::P95).unwrap(),
             "0 of 10000: below 0.03 % with 95 % confidence"
         );
-        assert_eq!(Rate::new(1, 10, Confidence::P95).none_seen(Confidence::P95), None);
-        assert_eq!(Rate::new(0, 0, Confidence::P95).none_seen(Confidence::P95), None);
+        assert_eq!(
+            Rate::new(1, 10, Confidence::P95).none_seen(Confidence::P95),
+            None
+        );
+        assert_eq!(
+            Rate::new(0, 0, Confidence::P95).none_seen(Confidence::P95),
+            None
+        );
         // One event: against the exact upper 97.5 % bound of the two-sided interval.
         let two_sided = clopper_pearson(1, 29, Confidence::P95).high;
         assert!((upper_bound(1, 29, Confidence::new(0.975).unwrap()) - two_sided).abs() < 1e-12);
@@ -330,7 +364,13 @@ mod tests {
 
     #[test]
     fn percents_are_rounded_up() {
-        for (fraction, text) in [(0.000_299_5, "0.03 %"), (0.0003, "0.03 %"), (0.034_1, "3.5 %"), (0.5, "50 %"), (1.0, "100 %")] {
+        for (fraction, text) in [
+            (0.000_299_5, "0.03 %"),
+            (0.0003, "0.03 %"),
+            (0.034_1, "3.5 %"),
+            (0.5, "50 %"),
+            (1.0, "100 %"),
+        ] {
             assert_eq!(percent_up(fraction), text, "{fraction}");
         }
     }

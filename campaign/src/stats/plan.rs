@@ -41,7 +41,11 @@ fn first(good: impl Fn(u64) -> bool) -> Result<u64, StatsError> {
 ///
 /// # Errors
 /// If the half-width is not between 0 and 0.5, or more than [`MOST_TRIALS`] would be needed.
-pub fn worst_case(method: Method, half_width: f64, confidence: Confidence) -> Result<u64, StatsError> {
+pub fn worst_case(
+    method: Method,
+    half_width: f64,
+    confidence: Confidence,
+) -> Result<u64, StatsError> {
     check(half_width)?;
     first(|n| method.interval(n / 2, n, confidence).half_width() <= half_width)
 }
@@ -92,7 +96,10 @@ mod tests {
                         .map(|k| method.interval(k, n, Confidence::P95).half_width())
                         .fold(0.0, f64::max)
                 };
-                assert!(widest(n) <= half_width, "{method:?} {half_width}: {n} is enough");
+                assert!(
+                    widest(n) <= half_width,
+                    "{method:?} {half_width}: {n} is enough"
+                );
                 assert!(
                     (n - 5..n).all(|n| widest(n) > half_width),
                     "{method:?} {half_width}: fewer than {n} are not"
@@ -117,7 +124,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        assert_eq!(worst_case(Method::Exact, 0.0, Confidence::P95), Err(StatsError::HalfWidth(0.0)));
+        assert_eq!(
+            worst_case(Method::Exact, 0.0, Confidence::P95),
+            Err(StatsError::HalfWidth(0.0))
+        );
         assert!(worst_case(Method::Exact, 0.5, Confidence::P95).is_err());
         assert!(with_rate(Method::Exact, 0.1, Confidence::P95, 1.5).is_err());
         assert_eq!(

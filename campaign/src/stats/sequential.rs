@@ -223,7 +223,11 @@ mod tests {
     fn looks_grow_and_share_the_chance_to_miss() {
         for half_width in [0.2, 0.05, 0.01] {
             let schedule = schedule(half_width, Correction::Spending);
-            let spent: f64 = schedule.looks.iter().map(|look| look.confidence.alpha()).sum();
+            let spent: f64 = schedule
+                .looks
+                .iter()
+                .map(|look| look.confidence.alpha())
+                .sum();
             assert!((spent - 0.05).abs() < 1e-9, "{spent}");
             assert!(schedule.looks.is_sorted_by(|a, b| a.draws < b.draws));
             let last = schedule.looks.len() - 1;
@@ -244,13 +248,23 @@ mod tests {
             schedule.looks.iter().enumerate().position(|(index, look)| {
                 let mut counts = Counts::default();
                 let events = (look.draws as f64 * share) as u64;
-                (0..look.draws).for_each(|n| counts.add(if n < events { Outcome::Crash } else { Outcome::Masked }));
+                (0..look.draws).for_each(|n| {
+                    counts.add(if n < events {
+                        Outcome::Crash
+                    } else {
+                        Outcome::Masked
+                    })
+                });
                 schedule.look(index, [&counts]).enough
             })
         };
         assert!(stop(0.0).unwrap() < stop(0.05).unwrap());
         assert!(stop(0.05).unwrap() < stop(0.5).unwrap());
-        assert_eq!(stop(0.5), Some(schedule.looks.len() - 1), "half is the worst that there is");
+        assert_eq!(
+            stop(0.5),
+            Some(schedule.looks.len() - 1),
+            "half is the worst that there is"
+        );
     }
 
     #[test]
@@ -269,7 +283,11 @@ mod tests {
         .unwrap();
         let (last, others) = schedule.looks.split_last().unwrap();
         assert_eq!(last.draws, 950);
-        assert!(others.iter().all(|look| look.draws % 100 == 0 && look.draws < 950));
+        assert!(
+            others
+                .iter()
+                .all(|look| look.draws % 100 == 0 && look.draws < 950)
+        );
         let one = Schedule::new(&Wish {
             batch: 1_000_000,
             most: 5000,
@@ -285,7 +303,11 @@ mod tests {
         let schedule = Schedule::new(&wish).unwrap();
         let mut counts = Counts::default();
         for trial in 0..schedule.looks[0].draws {
-            counts.add(if trial % 2 == 0 { Outcome::Masked } else { Outcome::Crash });
+            counts.add(if trial % 2 == 0 {
+                Outcome::Masked
+            } else {
+                Outcome::Crash
+            });
         }
         assert!(schedule.look(0, [&counts]).enough);
         wish.watch.clear();

@@ -37,12 +37,18 @@ fn slack(confidence: Confidence, repeats: u32) -> f64 {
 fn planted_rates_are_inside_as_often_as_stated() {
     let repeats = 3000;
     let mut random = Random(2026);
-    for confidence in [Confidence::new(0.8).unwrap(), Confidence::P95, Confidence::P99] {
+    for confidence in [
+        Confidence::new(0.8).unwrap(),
+        Confidence::P95,
+        Confidence::P99,
+    ] {
         let mut wilson_mean = 0.0;
         for rate in RATES {
             let trials = 400;
             let table = |method: Method| -> Vec<Interval> {
-                (0..=trials).map(|k| method.interval(k, trials, confidence)).collect()
+                (0..=trials)
+                    .map(|k| method.interval(k, trials, confidence))
+                    .collect()
             };
             let (exact, wilson) = (table(Method::Exact), table(Method::Wilson));
             let (mut exact_inside, mut wilson_inside) = (0, 0);
@@ -72,7 +78,9 @@ fn planted_rates_are_inside_as_often_as_stated() {
 fn coverage_by_enumeration() {
     let n = 50_u64;
     let intervals = |method: Method| -> Vec<Interval> {
-        (0..=n).map(|k| method.interval(k, n, Confidence::P95)).collect()
+        (0..=n)
+            .map(|k| method.interval(k, n, Confidence::P95))
+            .collect()
     };
     let coverage = |intervals: &[Interval], p: f64| {
         let mut choose = 1.0;
@@ -147,7 +155,10 @@ fn stopping_keeps_the_confidence() {
             100.0 * covered,
             100.0 * plain
         );
-        assert!(covered >= 0.95 - slack(Confidence::P95, repeats), "{rate}: {covered}");
+        assert!(
+            covered >= 0.95 - slack(Confidence::P95, repeats),
+            "{rate}: {covered}"
+        );
     }
 }
 
@@ -206,6 +217,9 @@ fn strata_are_combined_inside_as_often_as_stated() {
             inside += u32::from(combined.interval.contains(truth));
         }
         let share = f64::from(inside) / f64::from(repeats);
-        assert!(share >= 0.95 - slack(Confidence::P95, repeats), "{strata:?}: {share}");
+        assert!(
+            share >= 0.95 - slack(Confidence::P95, repeats),
+            "{strata:?}: {share}"
+        );
     }
 }

@@ -14,7 +14,10 @@ pub struct Counts([u64; Outcome::ALL.len()]);
 
 impl Counts {
     fn index(outcome: Outcome) -> usize {
-        Outcome::ALL.iter().position(|&other| other == outcome).unwrap_or(0)
+        Outcome::ALL
+            .iter()
+            .position(|&other| other == outcome)
+            .unwrap_or(0)
     }
 
     /// One more.
@@ -168,10 +171,25 @@ mod tests {
         let one = table.total(1);
         assert_eq!((one.all(), one.valid(), one.of(Outcome::Crash)), (3, 2, 1));
         assert_eq!(one.rate(Outcome::Crash, Confidence::P95).trials, 2);
-        assert_eq!(one.rate(Outcome::InjectorFailure, Confidence::P95).trials, 3);
+        assert_eq!(
+            one.rate(Outcome::InjectorFailure, Confidence::P95).trials,
+            3
+        );
         let rows = table.rows();
-        let names: Vec<_> = rows.iter().map(|row| (row.replicas, row.stratum.as_deref())).collect();
-        assert_eq!(names, [(1, None), (1, Some("memory")), (1, Some("registers")), (3, None), (3, Some("registers"))]);
+        let names: Vec<_> = rows
+            .iter()
+            .map(|row| (row.replicas, row.stratum.as_deref()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                (1, None),
+                (1, Some("memory")),
+                (1, Some("registers")),
+                (3, None),
+                (3, Some("registers"))
+            ]
+        );
         let back: OutcomeTable = serde_json::from_str(&table.json()).unwrap();
         assert_eq!(back, table);
         assert_eq!(back.json(), table.json());

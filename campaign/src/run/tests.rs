@@ -1,0 +1,1 @@
+//! The runner with planted outcomes.
