@@ -48,6 +48,10 @@ pub struct PlayerSettings {
     /// An answer is taken for complete when the guest has come to rest, however long the conversation says that it is. For golden
     /// runs whose answers have other lengths than the live ones: [`Player::adapted`] is the conversation with what really came.
     pub lenient: bool,
+    /// The conversation is never complete: the guest's program ends the set. The guest need not come to rest.
+    pub until_exit: bool,
+    /// It is over at the first boundary behind the start: for a guest that nobody talks to.
+    pub at_once: bool,
 }
 
 impl Default for PlayerSettings {
@@ -60,6 +64,8 @@ impl Default for PlayerSettings {
             seed: 0,
             warm_up: false,
             lenient: false,
+            until_exit: false,
+            at_once: false,
         }
     }
 }
@@ -258,6 +264,10 @@ impl Inner {
         self.heard.boundaries = at.boundary.saturating_sub(began);
         self.heard.virtual_ns = at.now_ns.saturating_sub(began_ns);
 
+        if self.settings.at_once && at.boundary > began {
+            self.finish(Course::Complete);
+            return settled(at);
+        }
         self.listen(now);
         let waits = at.wait_until_ns != WAIT_NONE && at.wait_until_ns > now;
         if waits && self.inbox.is_empty() && !self.wire.has_frames() {
