@@ -5,6 +5,8 @@ use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 
 use crate::model::{GoldenFacts, Outcome, TrialRecord};
+use crate::stats::strata::{self, combine};
+use crate::stats::{Confidence, Method};
 
 use super::estimate::Estimate;
 use super::label;
@@ -64,6 +66,8 @@ pub struct Report {
 pub struct CampaignPart {
     /// Its name.
     pub name: String,
+    /// What it is for.
+    pub description: String,
     /// Its file, as it was given.
     pub file: String,
     /// Its canonical form.
@@ -85,8 +89,10 @@ pub struct CampaignPart {
 /// How the shares were estimated.
 #[derive(Clone, Debug, Serialize)]
 pub struct StatisticsPart {
-    /// Confidence of all intervals.
+    /// Confidence of the intervals, whatever made the campaign stop.
     pub confidence: f64,
+    /// Confidence that they are made at: greater if the campaign was stopped at one of several looks.
+    pub interval_confidence: f64,
     /// What was done, by name.
     pub notes: Vec<Named>,
     /// Strata with their weights.
@@ -115,8 +121,23 @@ pub struct OutcomePart {
     pub visible: Estimate,
     /// The same of faults that hit one replica only.
     pub visible_single: Estimate,
+    /// The share of visible faults by the strata's weights, whatever the numbers of their trials.
+    pub visible_weighted: Weighted,
     /// Each outcome.
     pub rows: Vec<OutcomeRow>,
+}
+
+/// A share by the strata's weights.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Weighted {
+    /// The share.
+    pub share: f64,
+    /// Lower end of its interval.
+    pub low: f64,
+    /// Upper end of it.
+    pub high: f64,
+    /// Share of the weights in strata of which there is no trial: the interval is wider by it.
+    pub unknown: f64,
 }
 
 /// One outcome.
@@ -346,16 +367,17 @@ impl Report {
         Report {
             schema: "quorate-campaign-report",
             schema_version: SCHEMA_VERSION,
-            headline: headline(tally, confidence),
+            headline: headline(input, tally),
             campaign: campaign(input, tally),
             machine: input.machine.clone(),
             golden: input.golden.clone(),
             statistics: StatisticsPart {
-                confidence,
+                confidence: input.stated.get(),
+                interval_confidence: confidence.get(),
                 notes: input.notes.clone(),
                 strata: input.strata.clone(),
             },
-            outcomes: each().map(|(n, of)| outcome(n, of, confidence)).collect(),
+            outcomes: each().map(|(n, of)| outcome(n, of, input)).collect(),
             models: groups(tally, confidence, |of| &of.models),
             locations: groups(tally, confidence, |of| &of.locations),
             strata: groups(tally, confidence, |of| &of.strata),
@@ -375,6 +397,7 @@ fn campaign(input: &ReportInput<'_>, tally: &Tally) -> CampaignPart {
     let trials = tally.by.values().map(|of| of.all.trials());
     CampaignPart {
         name: input.name.clone(),
+        description: input.description.clone(),
         file: input.file.clone(),
         canonical: input.canonical.clone(),
         appliance: input.appliance.clone(),
@@ -387,8 +410,8 @@ fn campaign(input: &ReportInput<'_>, tally: &Tally) -> CampaignPart {
 }
 
 /// The conclusion. Faults that hit one replica are what voting promises to mask; correlated ones are told apart.
-fn headline(tally: &Tally, confidence: f64) -> Vec<String> {
-    let level = percent(confidence);
+fn headline(input: &ReportInput<'_>, tally: &Tally) -> Vec<String> {
+    let (confidence, level) = (input.confidence, percent(input.stated.get()));
     let mut sentences = Vec::new();
     for (n, of) in tally.by.iter().rev() {
         if of.single.valid() == 0 {
@@ -399,8 +422,9 @@ fn headline(tally: &Tally, confidence: f64) -> Vec<String> {
         let (high, low) = (percent(seen.exact_high), percent(seen.exact_low));
         sentences.push(match seen.count {
             0 => format!(
-                "{}, {so_many} were visible: the share is below {high} at {level} confidence.",
-                replicas(*n)
+                "{}, {so_many} were visible: the share is below {} at {level} confidence.",
+                replicas(*n),
+                percent(seen.below)
             ),
             _ => format!(
                 "{}, {so_many} were visible: {} ({level} interval {low} to {high}){}.",
@@ -413,6 +437,7 @@ fn headline(tally: &Tally, confidence: f64) -> Vec<String> {
     if sentences.is_empty() {
         sentences.push("There are no trials to conclude anything from.".to_owned());
     }
+    sentences.extend(input.unfinished.iter().cloned());
     let alone = tally.by.get(&1).filter(|of| of.single.valid() > 0);
     if alone.is_some_and(|of| of.single.visible() == 0) {
         sentences.push(
@@ -464,8 +489,8 @@ fn kinds(counts: &Counts) -> String {
     }
 }
 
-fn outcome(replicas: u8, of: &OfReplicas, confidence: f64) -> OutcomePart {
-    let (all, single) = (&of.all, &of.single);
+fn outcome(replicas: u8, of: &OfReplicas, input: &ReportInput<'_>) -> OutcomePart {
+    let (all, single, confidence) = (&of.all, &of.single, input.confidence);
     // The injector's failures are a share of all trials, everything else of those that say something.
     let total = |outcome| match outcome {
         Outcome::InjectorFailure => all.trials(),
@@ -478,6 +503,7 @@ fn outcome(replicas: u8, of: &OfReplicas, confidence: f64) -> OutcomePart {
         full_strength: of.full_strength,
         visible: Estimate::new(all.visible(), all.valid(), confidence),
         visible_single: Estimate::new(single.visible(), single.valid(), confidence),
+        visible_weighted: weighted(of, input),
         rows: Outcome::ALL
             .map(|outcome| OutcomeRow {
                 outcome,
@@ -487,10 +513,29 @@ fn outcome(replicas: u8, of: &OfReplicas, confidence: f64) -> OutcomePart {
     }
 }
 
+fn weighted(of: &OfReplicas, input: &ReportInput<'_>) -> Weighted {
+    let parts = input.strata.iter().map(|stratum| {
+        let counts = of.strata.get(&stratum.name).copied().unwrap_or_default();
+        strata::Stratum {
+            weight: stratum.weight,
+            events: counts.visible(),
+            trials: counts.valid(),
+        }
+    });
+    let parts: Vec<strata::Stratum> = parts.collect();
+    let combined = combine(&parts, Method::Exact, input.confidence);
+    Weighted {
+        share: combined.rate,
+        low: combined.interval.low,
+        high: combined.interval.high,
+        unknown: combined.unknown,
+    }
+}
+
 /// Groups in the order of their names, and in each the numbers of replicas.
 fn groups(
     tally: &Tally,
-    confidence: f64,
+    confidence: Confidence,
     map: impl Fn(&OfReplicas) -> &BTreeMap<String, Counts>,
 ) -> Vec<GroupPart> {
     let mut parts: Vec<GroupPart> = (tally.by.iter())
@@ -557,7 +602,7 @@ fn recovery(replicas: u8, of: &OfReplicas) -> Vec<RecoveryPart> {
 }
 
 /// Empty if no fault was meant for more than one replica.
-fn correlated(tally: &Tally, confidence: f64) -> Vec<CorrelatedPart> {
+fn correlated(tally: &Tally, confidence: Confidence) -> Vec<CorrelatedPart> {
     let all = tally.by.iter().flat_map(|(n, of)| {
         of.copies.iter().map(|(copies, counts)| CorrelatedPart {
             copies: *copies,

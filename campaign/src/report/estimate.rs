@@ -1,7 +1,8 @@
 //! Shares with their intervals.
 
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{Beta, ContinuousCDF, Normal};
+
+use crate::stats::{Confidence, clopper_pearson, upper_bound, wilson};
 
 /// `count` of `of`, with intervals at the report's confidence.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,7 +13,7 @@ pub struct Estimate {
     pub of: u64,
     /// The one divided by the other; 0 of 0 is 0.
     pub share: f64,
-    /// Lower end of the exact interval (Clopper–Pearson).
+    /// Lower end of the exact two-sided interval (Clopper–Pearson).
     pub exact_low: f64,
     /// Upper end of it.
     pub exact_high: f64,
@@ -20,58 +21,44 @@ pub struct Estimate {
     pub wilson_low: f64,
     /// Upper end of it.
     pub wilson_high: f64,
+    /// Exact one-sided upper bound: what is said of a count of 0.
+    pub below: f64,
 }
 
 impl Estimate {
-    /// The estimate for `count` of `of` at a confidence between 0 and 1.
+    /// The estimate for `count` of `of`.
     #[must_use]
-    pub fn new(count: u64, of: u64, confidence: f64) -> Estimate {
-        let (exact_low, exact_high) = exact(count, of, confidence);
-        let (wilson_low, wilson_high) = wilson(count, of, confidence);
+    pub fn new(count: u64, of: u64, confidence: Confidence) -> Estimate {
+        let exact = clopper_pearson(count, of, confidence);
+        let score = wilson(count, of, confidence);
         Estimate {
             count,
             of,
-            share: if of == 0 {
-                0.0
-            } else {
-                count as f64 / of as f64
+            share: match of {
+                0 => 0.0,
+                of => count as f64 / of as f64,
             },
-            exact_low,
-            exact_high,
-            wilson_low,
-            wilson_high,
+            exact_low: exact.low,
+            exact_high: exact.high,
+            wilson_low: score.low,
+            wilson_high: score.high,
+            below: match of {
+                0 => 1.0,
+                of => upper_bound(count, of, confidence),
+            },
         }
     }
 }
 
-fn exact(k: u64, n: u64, confidence: f64) -> (f64, f64) {
-    if n == 0 {
-        return (0.0, 1.0);
-    }
-    let tail = (1.0 - confidence) / 2.0;
-    let (k, n) = (k as f64, n as f64);
-    let quantile =
-        |a: f64, b: f64, q: f64| Beta::new(a, b).map_or(f64::NAN, |beta| beta.inverse_cdf(q));
-    let low = if k == 0.0 {
-        0.0
-    } else {
-        quantile(k, n - k + 1.0, tail)
-    };
-    let high = if k >= n {
-        1.0
-    } else {
-        quantile(k + 1.0, n - k, 1.0 - tail)
-    };
-    (low, high)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn wilson(k: u64, n: u64, confidence: f64) -> (f64, f64) {
-    if n == 0 {
-        return (0.0, 1.0);
+    #[test]
+    fn nothing_seen_is_not_nothing_there() {
+        let estimate = Estimate::new(0, 10_000, Confidence::P95);
+        assert!((estimate.below - 0.000_299_5).abs() < 1e-6, "{estimate:?}");
+        assert!((estimate.exact_high - 0.000_368_8).abs() < 1e-6);
+        assert_eq!(Estimate::new(0, 0, Confidence::P95).below, 1.0);
     }
-    let z = Normal::standard().inverse_cdf(0.5 + confidence / 2.0);
-    let (p, n) = (k as f64 / n as f64, n as f64);
-    let middle = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
-    let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
-    ((middle - half).max(0.0), (middle + half).min(1.0))
 }

@@ -7,6 +7,7 @@
 
 pub mod csv;
 pub mod data;
+mod directory;
 pub mod estimate;
 pub mod label;
 mod page;
@@ -25,7 +26,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{GoldenFacts, TrialRecord};
+use crate::run::RunError;
+use crate::stats::Confidence;
 use data::Report;
+pub use directory::of_directory;
 use tally::Tally;
 
 /// Records, one after another, each with what went wrong in reading it.
@@ -70,6 +74,8 @@ pub struct Machine {
 pub struct ReportInput<'a> {
     /// Name of the campaign.
     pub name: String,
+    /// What it is for; may be empty.
+    pub description: String,
     /// Its file, as it was given on the command line: for the commands that the report prints.
     pub file: String,
     /// Its canonical form.
@@ -82,8 +88,12 @@ pub struct ReportInput<'a> {
     pub golden: GoldenFacts,
     /// What it ran on.
     pub machine: Machine,
-    /// Confidence of the intervals, between 0 and 1.
-    pub confidence: f64,
+    /// Confidence that intervals are made at: of the look that a campaign was stopped at, if it was.
+    pub confidence: Confidence,
+    /// Confidence that they then have, whatever made the campaign stop.
+    pub stated: Confidence,
+    /// If this is not all of the campaign: sentences that say so.
+    pub unfinished: Vec<String>,
     /// What was done about statistics, by name: method, planning, stopping.
     pub notes: Vec<Named>,
     /// The strata.
@@ -125,6 +135,9 @@ pub enum ReportError {
     /// The records could not be read.
     #[error("cannot read the trials: {0}")]
     Read(io::Error),
+    /// There are no results of a campaign, or not of this version.
+    #[error(transparent)]
+    Campaign(#[from] RunError),
 }
 
 /// Writes `report.html`, `report.json` and `trials.csv` into `dir`, which must exist. Each file is replaced as a whole when it is

@@ -6,6 +6,7 @@ use quorate_campaign::model::GoldenFacts;
 use quorate_campaign::report::{
     self, Machine, Named, Records, ReportInput, Stratum, Written, synthetic,
 };
+use quorate_campaign::stats::Confidence;
 
 /// Text that a guest or a file could bring.
 pub const HOSTILE: &str = "</script><script>console.error('hostile')</script><img src=x onerror=console.error(1)>\u{202e}\"'`${7*7}";
@@ -22,6 +23,7 @@ pub fn input<'a>(records: &'a dyn Fn() -> Records<'a>) -> ReportInput<'a> {
     };
     ReportInput {
         name: "redis (made-up trials)".to_owned(),
+        description: "Invented outcomes, to look at the report.".to_owned(),
         file: "campaigns/redis.toml".to_owned(),
         canonical: "name = \"redis\"\nseed = \"2026\"\n\n[[fault]]\nmodel = \"register\"\n"
             .to_owned(),
@@ -42,7 +44,9 @@ pub fn input<'a>(records: &'a dyn Fn() -> Records<'a>) -> ReportInput<'a> {
             kernel: "Linux 6.1".to_owned(),
             date: "2026-11-22 17:00 UTC".to_owned(),
         },
-        confidence: 0.95,
+        confidence: Confidence::P95,
+        stated: Confidence::P95,
+        unfinished: vec![],
         notes: vec![note("stopping", "after a fixed number of draws")],
         strata: vec![
             stratum("registers", 0.45),
@@ -60,7 +64,7 @@ pub fn input<'a>(records: &'a dyn Fn() -> Records<'a>) -> ReportInput<'a> {
 
 /// Writes it: so many draws, each with 1, 2, 3 and 5 replicas, and one more whose texts are hostile.
 pub fn write(dir: &Path, draws: u64) -> Written {
-    let records = || -> Records<'static> {
+    let records = || -> Records<'_> {
         let mut hostile = synthetic::records(200, &[3], 5).last().unwrap();
         hostile.drawn.draw = draws;
         hostile.drawn.stratum = HOSTILE.to_owned();

@@ -17,6 +17,19 @@ pub fn statistics(report: &Report) -> Markup {
             dl.list {
                 dt { "intervals" }
                 dd { "Two-sided, " (percent(part.confidence)) " confidence. Exact (Clopper–Pearson): covers at least that often, whatever the true share is. Wilson's score interval, in report.json beside it, is narrower and covers that often on average." }
+                @if part.interval_confidence != part.confidence {
+                    dt { "level" }
+                    dd { "Each interval is made at " (percent(part.interval_confidence)) ", so that looking several times leaves " (percent(part.confidence)) "." }
+                }
+                dt { "by weight" }
+                dd {
+                    @for of in &report.outcomes {
+                        @let w = &of.visible_weighted;
+                        "N = " (of.replicas) ": " (percent(w.share)) " visible (" (percent(w.low)) " – " (percent(w.high)) ")"
+                        @if w.unknown > 0.0 { ", nothing known of " (percent(w.unknown)) " of the weights" }
+                        br;
+                    }
+                }
                 dt { "denominator" }
                 dd { "Trials in which the fault was injected as drawn. The injector's failures are counted apart." }
                 @for note in &part.notes { dt { (shown(&note.name)) } dd { (shown_lines(&note.text)) } }

@@ -92,6 +92,7 @@ fn head(report: &Report, name: &str) -> Markup {
         header {
             p.kicker { "Quorate fault campaign" }
             h1 { (name) }
+            @if !campaign.description.is_empty() { p.also { (shown(&campaign.description)) } }
             p.lead { (first) }
             @for sentence in rest { p.also { (sentence) } }
             dl.facts {

@@ -20,7 +20,7 @@ pub fn summary(report: &Report) -> Markup {
             p.note {
                 "The same draws are made for each number of replicas N. A fault is " em { "visible" }
                 " unless it was masked or corrected. Intervals hold with " (percent(report.statistics.confidence))
-                " confidence (exact, Clopper–Pearson); faults that hit one replica only."
+                " confidence (exact, Clopper–Pearson; “below” is the one-sided bound). The plot is of faults that hit one replica only."
             }
             div.scroll { (intervals(&whiskers, "Share of visible faults with its exact interval, for each number of replicas")) }
             div.bars {
@@ -58,7 +58,11 @@ fn whisker(part: &OutcomePart) -> Whisker {
         name: format!("N = {}", part.replicas),
         share: seen.share,
         low: seen.exact_low,
-        high: seen.exact_high,
+        high: if seen.count == 0 {
+            seen.below
+        } else {
+            seen.exact_high
+        },
         note,
     }
 }
@@ -93,7 +97,7 @@ fn table(report: &Report) -> Markup {
                                     td.num.zero[e.count == 0] { (count(e.count)) }
                                     td.num.interval {
                                         @if e.count > 0 { b { (percent(e.share)) } br; }
-                                        @if e.count == 0 { "< " (percent(e.exact_high)) }
+                                        @if e.count == 0 { "< " (percent(e.below)) }
                                         @else { (percent(e.exact_low)) " – " (percent(e.exact_high)) }
                                     }
                                 }
@@ -148,7 +152,7 @@ fn grouped(parts: &[GroupPart]) -> Markup {
                             span.n { "N = " (part.replicas) }
                             (bar(&part.counts, &format!("{}, {} replicas", shown(&part.name), part.replicas)))
                             span.of title="visible" {
-                                @if part.visible.count == 0 { "< " (percent(part.visible.exact_high)) }
+                                @if part.visible.count == 0 { "< " (percent(part.visible.below)) }
                                 @else { (percent(part.visible.share)) }
                             }
                         }

@@ -48,7 +48,7 @@ fn correlated_row(part: &CorrelatedPart) -> Markup {
             td.num.zero[part.silent.count == 0] {
                 (count(part.silent.count)) " "
                 span.interval {
-                    @if part.silent.count == 0 { "(< " (percent(part.silent.exact_high)) ")" }
+                    @if part.silent.count == 0 { "(< " (percent(part.silent.below)) ")" }
                     @else { "(" (percent(part.silent.share)) ")" }
                 }
             }
