@@ -85,8 +85,13 @@ impl Run {
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
         let all = report["explanations"].as_array().unwrap();
-        assert_eq!(all.len(), 1, "{report:#}");
-        assert_eq!(all[0]["divergence"]["replica"], VICTIM, "{report:#}");
+        for (number, found) in all.iter().enumerate() {
+            let divergence = &found["divergence"];
+            assert_eq!(divergence["replica"], VICTIM, "{report:#}");
+            // On a busy machine a checkpoint comes between the fault and its discovery: it is found out by replay (R7).
+            let again = text(&divergence["reason"]).starts_with("relapsed");
+            assert_eq!(again, number > 0, "{report:#}");
+        }
         all[0].clone()
     }
 }
