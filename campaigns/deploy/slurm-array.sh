@@ -18,7 +18,7 @@ case ${1-} in
   --shard)
     campaign=$2 out=$3
     shift 3
-    # The array is 0 to SHARDS-1.
+    # The array is 1 to SHARDS, as shards are.
     exec quorate campaign "$campaign" "$@" --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" \
       --jobs "${SLURM_CPUS_PER_TASK:-1}" --resume --out "$out/shard-$SLURM_ARRAY_TASK_ID"
     ;;
@@ -26,7 +26,7 @@ case ${1-} in
     shards=$2 out=$3
     directories=()
     # Named one by one, so that a shard that is missing is an error.
-    for ((shard = 0; shard < shards; shard++)); do
+    for ((shard = 1; shard <= shards; shard++)); do
       directories+=("$out/shard-$shard")
     done
     exec quorate campaign merge "${directories[@]}" --out "$out/merged"
@@ -40,7 +40,7 @@ fi
 campaign=$(realpath -e "$1") shards=$2 out=$(realpath -m "$3")
 shift 3
 mkdir -p "$out"
-array=$(sbatch --parsable --array="0-$((shards - 1))" --output="$out/shard-%a.log" "$0" --shard "$campaign" "$out" "$@")
+array=$(sbatch --parsable --array="1-$shards" --output="$out/shard-%a.log" "$0" --shard "$campaign" "$out" "$@")
 # On a federation the number is followed by the cluster's name.
 array=${array%%;*}
 merge=$(sbatch --parsable --dependency="afterok:$array" --cpus-per-task=1 --mem=2G --output="$out/merge.log" \

@@ -3,6 +3,7 @@
 //! ([`resp`], [`load`]). The other appliances are compared in the same way ([`app`]), web servers by the real curl ([`curl`]).
 
 pub mod app;
+pub mod campaign;
 pub mod curl;
 pub mod disk;
 pub mod documents;
