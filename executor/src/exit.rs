@@ -32,13 +32,17 @@ pub enum ExitCode {
     Recording = 11,
     /// A replay's outputs are not those of its recording; the message names the first boundary that differs.
     Differs = 12,
+    /// A campaign was stopped before its last trial, or a merge misses some.
+    Incomplete = 13,
+    /// Results of a campaign cannot be written or read: damaged, of another campaign, or contradicting each other.
+    Results = 14,
     /// A defect of Quorate itself.
     Internal = 70,
 }
 
 impl ExitCode {
     /// All codes, in the order of the table.
-    pub const ALL: [ExitCode; 14] = [
+    pub const ALL: [ExitCode; 16] = [
         ExitCode::Success,
         ExitCode::GuestFailed,
         ExitCode::Usage,
@@ -52,6 +56,8 @@ impl ExitCode {
         ExitCode::Disk,
         ExitCode::Recording,
         ExitCode::Differs,
+        ExitCode::Incomplete,
+        ExitCode::Results,
         ExitCode::Internal,
     ];
 
@@ -73,6 +79,12 @@ impl ExitCode {
             ExitCode::Disk => "a disk cannot be made, opened or locked, or its file failed",
             ExitCode::Recording => "a recording cannot be written, or is damaged or missing",
             ExitCode::Differs => "a replay's outputs are not those that were recorded",
+            ExitCode::Incomplete => {
+                "a campaign was stopped before its last trial, or a merge misses some"
+            }
+            ExitCode::Results => {
+                "a campaign's results cannot be written, are damaged or of another campaign"
+            }
             ExitCode::Internal => "a defect of quorate itself",
         }
     }

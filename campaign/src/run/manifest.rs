@@ -28,8 +28,8 @@ pub struct Manifest {
     pub file: PathBuf,
     /// The campaign, as parsed.
     pub campaign: Campaign,
-    /// [`identity`] of the campaign.
-    pub identity: String,
+    /// [`Campaign::digest`]: two campaigns with the same one (and the same golden digest) have the same trials.
+    pub digest: String,
     /// The trial without a fault.
     pub golden: GoldenFacts,
     /// The strata by name, with their weights.
@@ -44,22 +44,6 @@ pub struct Manifest {
     pub wall_seconds: f64,
     /// After so many draws it was found complete; `None`: it is not.
     pub complete: Option<u64>,
-}
-
-/// Digest of all of a campaign that a trial depends on: two campaigns with the same one (and the same golden digest) have the same
-/// trials. How many of them are run does not belong to it, nor does what people read.
-#[must_use]
-pub fn identity(campaign: &Campaign) -> String {
-    let mut value = serde_json::to_value(campaign).unwrap_or_default();
-    if let Some(map) = value.as_object_mut() {
-        for key in ["trials", "name", "description", "replicas"] {
-            map.remove(key);
-        }
-    }
-    // Keys of a JSON object are sorted, so this is one form for one campaign.
-    blake3::hash(value.to_string().as_bytes())
-        .to_hex()
-        .to_string()
 }
 
 impl Manifest {
@@ -89,7 +73,7 @@ impl Manifest {
         }
         let manifest: Manifest =
             serde_json::from_value(value).map_err(|error| bad(error.to_string()))?;
-        if identity(&manifest.campaign) != manifest.identity {
+        if manifest.campaign.digest() != manifest.digest {
             return Err(bad(
                 "the campaign in it is not the one that its digest is of".to_owned(),
             ));
@@ -140,7 +124,7 @@ impl Manifest {
             directory: directory.to_owned(),
             what: what.to_owned(),
         };
-        if self.identity != other.identity {
+        if self.digest != other.digest {
             return Err(different(
                 "the campaign is another: seed, faults, oracle, workload or limits",
             ));

@@ -8,6 +8,7 @@
 //! - The same seed gives the same [`OutcomeTable`](crate::stats::OutcomeTable), byte by byte, in one run, in resumed ones and in merged
 //!   shards.
 
+pub mod compare;
 mod engine;
 mod goal;
 pub mod manifest;

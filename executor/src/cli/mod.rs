@@ -1,6 +1,7 @@
 //! The command line.
 
 mod build;
+mod campaign;
 mod control;
 mod disk;
 mod doctor;
@@ -64,6 +65,9 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Say where and why a replica of a recorded run went its own way
     Explain(explain::ExplainArgs),
+    /// Inject faults in thousands of reproducible trials, and report what became of them
+    #[command(disable_help_flag = true)]
+    Campaign(campaign::CampaignArgs),
 }
 
 /// `quorate run`
@@ -303,6 +307,7 @@ pub fn main() -> ExitCode {
         Command::Disk(args) => disk::disk(&args),
         Command::Replay(args) => replay::replay(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Campaign(args) => campaign::campaign(&args),
     });
     result.unwrap_or_else(|Failure { code, message }| {
         progress::line(&format!("error: {message}"));
@@ -352,6 +357,24 @@ mod tests {
             let parsed = Cli::try_parse_from(["quorate", "run", "a.toml", "--replicas", given]);
             assert_eq!(parsed.is_ok(), good, "{given}");
         }
+    }
+
+    #[test]
+    fn campaign_takes_whatever_follows() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        for line in [
+            "quorate campaign c.toml --trials 5",
+            "quorate campaign --help",
+            "quorate campaign merge a b --out c",
+            "quorate campaign -q c.toml -- x",
+        ] {
+            assert!(
+                matches!(parse(line).map(|cli| cli.command), Ok(Command::Campaign(_))),
+                "{line}"
+            );
+        }
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("campaign"), "{help}");
     }
 
     #[test]
