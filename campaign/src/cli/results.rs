@@ -1,6 +1,9 @@
 //! What is done with results, or before there are any.
 
 use std::fmt::Write;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use quorate_executor::exit::{ExitCode as Code, Failure};
@@ -13,9 +16,22 @@ use crate::run::compare::{Side, compare as compare_sides};
 use crate::run::progress::duration;
 use crate::run::results::{FILE, Reader};
 use crate::run::summary::{Summary, align};
-use crate::run::{Goal, Manifest, merge as merging, method};
+use crate::run::{Goal, Manifest, RunError, merge as merging, method};
 use crate::stats::sequential::Correction;
-use crate::stats::{Confidence, Method, plan as planning};
+use crate::stats::{Confidence, Method, OutcomeTable, plan as planning};
+
+/// `outcomes.json`: the counts, the same bytes whenever the trials are the same.
+pub fn write_outcomes(directory: &Path, table: &OutcomeTable) -> Result<(), Failure> {
+    let path = directory.join("outcomes.json");
+    private(&path)
+        .and_then(|mut file| file.write_all(format!("{}\n", table.json()).as_bytes()))
+        .map_err(|source| failed(RunError::Io { path, source }))
+}
+
+/// A new file for its owner only.
+fn private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
 
 /// The closing tables.
 pub fn closing(manifest: &Manifest, summary: &Summary, method: Method, confidence: Confidence) {
@@ -177,7 +193,9 @@ fn summary(directory: &Path) -> Result<Summary, Failure> {
 
 fn show(directory: &Path, manifest: &Manifest) -> Result<(), Failure> {
     let confidence = Confidence::new(manifest.campaign.trials.confidence).map_err(impossible)?;
-    closing(manifest, &summary(directory)?, method(&manifest.campaign.trials), confidence);
+    let summary = summary(directory)?;
+    write_outcomes(directory, &summary.table)?;
+    closing(manifest, &summary, method(&manifest.campaign.trials), confidence);
     let written = write_report(directory, manifest)?;
     answer(&format!("report: {}", written.display()));
     Ok(())

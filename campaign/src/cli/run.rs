@@ -301,6 +301,7 @@ fn all(
     drop(writer);
     let ended = result.map_err(failed)?;
 
+    results::write_outcomes(out, &summary.table)?;
     results::closing(&manifest, &summary, method, confidence);
     let written = results::write_report(out, &manifest)?;
     answer(&format!("report: {}", written.display()));
