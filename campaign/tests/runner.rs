@@ -20,7 +20,10 @@ fn place(more: &str) -> TempDir {
          [[fault]]\nname = \"general\"\nmodel = \"register\"\nweight = 2\n[[fault]]\nname = \"heap\"\nmodel = \"memory\"\nclass = \"heap\"\n"
     );
     fs::write(directory.path().join("c.toml"), text).unwrap();
-    let appliance = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/appliances/redis.toml");
+    let appliance = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../images/appliances/redis.toml"
+    );
     fs::copy(appliance, directory.path().join("a.toml")).unwrap();
     directory
 }
@@ -61,7 +64,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound
     }
 }
@@ -87,7 +93,11 @@ fn kill_at(mut child: Child, file: &Path, length: u64) -> bool {
 fn killed_at_any_moment_no_trial_is_lost_or_repeated() {
     let place = place("");
     let at = place.path();
-    ends(at, &format!("c.toml --synthetic -q --jobs 2 --trials {DRAWS} --out whole"), 0);
+    ends(
+        at,
+        &format!("c.toml --synthetic -q --jobs 2 --trials {DRAWS} --out whole"),
+        0,
+    );
     let whole = records(&at.join("whole"));
     assert_eq!(whole.len() as u64, 2 * DRAWS);
 
@@ -95,15 +105,21 @@ fn killed_at_any_moment_no_trial_is_lost_or_repeated() {
     let mut random = Random(5);
     let (mut kills, mut before) = (0, Vec::new());
     loop {
-        let child = command(at, &format!("c.toml --synthetic -q --jobs 2 --trials {DRAWS} --out killed --resume"))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child = command(
+            at,
+            &format!("c.toml --synthetic -q --jobs 2 --trials {DRAWS} --out killed --resume"),
+        )
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
         let length = before.len() as u64 + random.below(24_000);
         let killed = kill_at(child, &file, length);
         let now = fs::read(&file).unwrap();
         // What was whole stays where it is; a trial that came a second time would be refused in reading.
-        let lines = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        let lines = before
+            .iter()
+            .rposition(|&byte| byte == b'\n')
+            .map_or(0, |at| at + 1);
         assert!(now.starts_with(&before[..lines]));
         before = now;
         if !killed {
@@ -121,7 +137,11 @@ fn one_seed_gives_one_table_whatever_the_jobs() {
     let place = place("");
     let at = place.path();
     for jobs in [1, 4] {
-        ends(at, &format!("c.toml --synthetic -q --jobs {jobs} --trials 60 --out jobs{jobs}"), 0);
+        ends(
+            at,
+            &format!("c.toml --synthetic -q --jobs {jobs} --trials 60 --out jobs{jobs}"),
+            0,
+        );
     }
     assert_eq!(outcomes(&at.join("jobs1")), outcomes(&at.join("jobs4")));
     assert_eq!(records(&at.join("jobs1")), records(&at.join("jobs4")));
@@ -130,7 +150,11 @@ fn one_seed_gives_one_table_whatever_the_jobs() {
     assert!(err.contains("160 trials, 120 of them done"), "{err}");
     let more = records(&at.join("jobs1"));
     assert_eq!(more.len(), 160);
-    assert!(records(&at.join("jobs4")).iter().all(|(key, record)| more[key] == *record));
+    assert!(
+        records(&at.join("jobs4"))
+            .iter()
+            .all(|(key, record)| more[key] == *record)
+    );
 }
 
 #[test]
@@ -139,14 +163,19 @@ fn shards_merge_to_what_one_run_gives() {
     let at = place.path();
     ends(at, "c.toml --synthetic -q --trials 50 --out whole", 0);
     for shard in 1..=3 {
-        ends(at, &format!("c.toml --synthetic -q --trials 50 --shard {shard}/3 --out s{shard}"), 0);
+        ends(
+            at,
+            &format!("c.toml --synthetic -q --trials 50 --shard {shard}/3 --out s{shard}"),
+            0,
+        );
     }
     let (out, _) = ends(at, "merge s2 s1 s3 --out merged", 0);
     assert!(out.contains("100 trials"), "{out}");
     assert_eq!(outcomes(&at.join("merged")), outcomes(&at.join("whole")));
     let lines = |name: &str| {
         let all = Reader::open(&at.join(name).join(FILE)).unwrap();
-        all.map(|record| timeless(record.unwrap())).collect::<Vec<_>>()
+        all.map(|record| timeless(record.unwrap()))
+            .collect::<Vec<_>>()
     };
     let mut whole = lines("whole");
     whole.sort_by_key(|record| (record.drawn.draw, record.replicas));
@@ -154,8 +183,14 @@ fn shards_merge_to_what_one_run_gives() {
 
     // The same shard twice is no harm, a missing one is told.
     let (_, err) = ends(at, "merge s1 s1 s2 --out twice", 13);
-    assert!(err.contains("16 draws are missing, the first is 2"), "{err}");
-    assert!(err.contains("34 trials were in several directories"), "{err}");
+    assert!(
+        err.contains("16 draws are missing, the first is 2"),
+        "{err}"
+    );
+    assert!(
+        err.contains("34 trials were in several directories"),
+        "{err}"
+    );
     let (_, err) = ends(at, "merge s1 s2 --out whole", 14);
     assert!(err.contains("whole holds 100 trials already"), "{err}");
 }
@@ -167,32 +202,63 @@ fn what_does_not_belong_together_is_not_merged() {
     ends(at, "c.toml --synthetic -q --trials 6 --out a", 0);
     // Another seed: other faults.
     let text = fs::read_to_string(at.join("c.toml")).unwrap();
-    fs::write(at.join("other.toml"), text.replace("seed = \"s\"", "seed = \"t\"")).unwrap();
+    fs::write(
+        at.join("other.toml"),
+        text.replace("seed = \"s\"", "seed = \"t\""),
+    )
+    .unwrap();
     ends(at, "other.toml --synthetic -q --trials 6 --out b", 0);
     let (_, err) = ends(at, "merge a b --out m", 14);
-    assert!(err.contains("b: these are results of something else: the campaign is another"), "{err}");
-    let (_, err) = ends(at, "other.toml --synthetic -q --trials 6 --out a --resume", 14);
+    assert!(
+        err.contains("b: these are results of something else: the campaign is another"),
+        "{err}"
+    );
+    let (_, err) = ends(
+        at,
+        "other.toml --synthetic -q --trials 6 --out a --resume",
+        14,
+    );
     assert!(err.contains("the campaign is another"), "{err}");
-    let (_, err) = ends(at, "c.toml --synthetic -q --trials 6 --out a --resume --shard 1/2", 14);
-    assert!(err.contains("they are of the whole campaign, and this is shard 1/2"), "{err}");
+    let (_, err) = ends(
+        at,
+        "c.toml --synthetic -q --trials 6 --out a --resume --shard 1/2",
+        14,
+    );
+    assert!(
+        err.contains("they are of the whole campaign, and this is shard 1/2"),
+        "{err}"
+    );
     // Without --resume nothing is touched.
     let (_, err) = ends(at, "c.toml --synthetic -q --trials 9 --out a", 14);
-    assert!(err.contains("a holds 12 trials already: go on with --resume"), "{err}");
+    assert!(
+        err.contains("a holds 12 trials already: go on with --resume"),
+        "{err}"
+    );
 
     // One record that says something else, with a right checksum.
     fs::create_dir(at.join("c")).unwrap();
     fs::copy(at.join("a/campaign.json"), at.join("c/campaign.json")).unwrap();
     let mut changed: Vec<TrialRecord> = records(&at.join("a")).into_values().collect();
     changed[3].evidence = "otherwise".to_owned();
-    let lines: String = changed.iter().map(quorate_campaign::run::results::line).collect();
+    let lines: String = changed
+        .iter()
+        .map(quorate_campaign::run::results::line)
+        .collect();
     fs::write(at.join("c").join(FILE), lines).unwrap();
     let (_, err) = ends(at, "merge a c --out m2", 14);
-    assert!(err.contains("draw 1 with 3 replicas is") && err.contains("otherwise"), "{err}");
+    assert!(
+        err.contains("draw 1 with 3 replicas is") && err.contains("otherwise"),
+        "{err}"
+    );
     // ...and one trial alone is compared with what the results say of it.
     let (out, _) = ends(at, "c.toml --synthetic --only 1 --replicas 3 --out c", 12);
     assert!(out.contains("NOT the same as in the results"), "{out}");
     let (out, _) = ends(at, "c.toml --synthetic --only 1 --out a", 0);
-    assert_eq!(out.matches("  the same as in the results").count(), 2, "{out}");
+    assert_eq!(
+        out.matches("  the same as in the results").count(),
+        2,
+        "{out}"
+    );
 }
 
 #[test]
@@ -203,12 +269,23 @@ fn damage_is_an_error_with_its_line() {
     let file = at.join("a").join(FILE);
     let whole = fs::read_to_string(&file).unwrap();
     fs::write(&file, whole.replacen("\"replicas\":", "\"replicas\" :", 3)).unwrap();
-    for words in ["c.toml --synthetic -q --trials 9 --out a --resume", "report a", "merge a --out m", "compare a"] {
+    for words in [
+        "c.toml --synthetic -q --trials 9 --out a --resume",
+        "report a",
+        "merge a --out m",
+        "compare a",
+    ] {
         let (_, err) = ends(at, words, 14);
-        assert!(err.contains("trials.jsonl:1: its checksum is wrong"), "{err}");
+        assert!(
+            err.contains("trials.jsonl:1: its checksum is wrong"),
+            "{err}"
+        );
     }
     let (_, err) = ends(at, "report nowhere", 14);
-    assert!(err.contains("nowhere holds no results of a campaign"), "{err}");
+    assert!(
+        err.contains("nowhere holds no results of a campaign"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -220,9 +297,15 @@ fn half_width_stops_at_the_same_look_each_time() {
     ends(at, "c.toml --synthetic -q --jobs 1 --out b", 0);
     assert_eq!(outcomes(&at.join("a")), outcomes(&at.join("b")));
     let (out, _) = ends(at, "plan c.toml", 0);
-    assert!(out.contains("looks after:") && out.contains("heap"), "{out}");
+    assert!(
+        out.contains("looks after:") && out.contains("heap"),
+        "{out}"
+    );
     let (_, err) = ends(at, "c.toml --synthetic --shard 1/2 --out s", 2);
-    assert!(err.contains("a shard does not see the others' trials"), "{err}");
+    assert!(
+        err.contains("a shard does not see the others' trials"),
+        "{err}"
+    );
     let (_, err) = ends(at, "c.toml --synthetic --half-width 0.7 --out s", 2);
     assert!(err.contains("0.7 is not between 0 and 0.5"), "{err}");
 }
@@ -246,7 +329,10 @@ fn interrupted_it_keeps_what_there_is_and_says_how_to_go_on() {
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(13), "{err}");
-    assert!(err.contains("are kept. To go on, give the same command with --resume"), "{err}");
+    assert!(
+        err.contains("are kept. To go on, give the same command with --resume"),
+        "{err}"
+    );
     let kept = records(&at.join("a"));
     assert!(!kept.is_empty() && kept.len() < 10_000);
     assert!(at.join("a/report.html").exists());
@@ -260,13 +346,25 @@ fn campaigns_are_compared() {
     let at = place.path();
     ends(at, "c.toml --synthetic -q --trials 200 --out a", 0);
     let (out, _) = ends(at, "compare a", 0);
-    assert!(out.contains("200 draws that are the same in both, compared in pairs: McNemar's exact test"), "{out}");
+    assert!(
+        out.contains(
+            "200 draws that are the same in both, compared in pairs: McNemar's exact test"
+        ),
+        "{out}"
+    );
     assert!(out.contains("corrected"), "{out}");
     let text = fs::read_to_string(at.join("c.toml")).unwrap();
-    fs::write(at.join("other.toml"), text.replace("seed = \"s\"", "seed = \"t\"")).unwrap();
+    fs::write(
+        at.join("other.toml"),
+        text.replace("seed = \"s\"", "seed = \"t\""),
+    )
+    .unwrap();
     ends(at, "other.toml --synthetic -q --trials 200 --out b", 0);
     let (out, _) = ends(at, "compare a b", 0);
-    assert!(out.contains("independent draws: Fisher's exact test"), "{out}");
+    assert!(
+        out.contains("independent draws: Fisher's exact test"),
+        "{out}"
+    );
     let (out, _) = ends(at, "compare a b --json", 0);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 2);
@@ -279,7 +377,10 @@ fn outputs_are_for_their_owner_alone() {
     let at = place.path();
     ends(at, "c.toml --synthetic -q --trials 3", 0);
     let directory = at.join("campaign-planted");
-    assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        fs::metadata(&directory).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
     for entry in fs::read_dir(&directory).unwrap() {
         let entry = entry.unwrap();
         let mode = entry.metadata().unwrap().permissions().mode() & 0o777;

@@ -93,7 +93,10 @@ struct Draws(u64, u64);
 
 fn draws(text: &str) -> Result<Draws, String> {
     let range = match text.split_once("..") {
-        None => text.parse().ok().and_then(|draw: u64| Some((draw, draw.checked_add(1)?))),
+        None => text
+            .parse()
+            .ok()
+            .and_then(|draw: u64| Some((draw, draw.checked_add(1)?))),
         Some((first, end)) => first.parse().ok().zip(end.parse().ok()),
     };
     match range {
@@ -184,7 +187,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            let code = if error.use_stderr() { Code::Usage } else { Code::Success };
+            let code = if error.use_stderr() {
+                Code::Usage
+            } else {
+                Code::Success
+            };
             return code.into();
         }
     };
@@ -287,7 +294,9 @@ mod tests {
             ("plan c.toml --half-width 0.01 --rate 0.1", true),
             ("report d", true),
         ] {
-            let words = ["quorate-campaign"].into_iter().chain(line.split_whitespace());
+            let words = ["quorate-campaign"]
+                .into_iter()
+                .chain(line.split_whitespace());
             assert_eq!(Cli::try_parse_from(words).is_ok(), good, "{line:?}");
         }
         assert_eq!(draws("7"), Ok(Draws(7, 8)));

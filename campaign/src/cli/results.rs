@@ -11,13 +11,12 @@ use quorate_executor::exit::{ExitCode as Code, Failure};
 use super::{CompareArgs, MergeArgs, PlanArgs, ReportArgs, answer, failed, impossible, run, say};
 use crate::draw::Drawer;
 use crate::model::GoldenFacts;
-use crate::report::{self, Machine, Named, Records, ReportInput, Stratum};
+use crate::report;
 use crate::run::compare::{Side, compare as compare_sides};
 use crate::run::progress::duration;
 use crate::run::results::{FILE, Reader};
 use crate::run::summary::{Summary, align};
 use crate::run::{Goal, Manifest, RunError, merge as merging, method};
-use crate::stats::sequential::Correction;
 use crate::stats::{Confidence, Method, OutcomeTable, plan as planning};
 
 /// `outcomes.json`: the counts, the same bytes whenever the trials are the same.
@@ -30,7 +29,12 @@ pub fn write_outcomes(directory: &Path, table: &OutcomeTable) -> Result<(), Fail
 
 /// A new file for its owner only.
 fn private(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// The closing tables.
@@ -52,135 +56,19 @@ pub fn closing(manifest: &Manifest, summary: &Summary, method: Method, confidenc
 }
 
 fn list(numbers: &[u8]) -> String {
-    numbers.iter().map(u8::to_string).collect::<Vec<_>>().join(", ")
+    numbers
+        .iter()
+        .map(u8::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Writes the report of the results in a directory; says where the page is.
-pub fn write_report(directory: &Path, manifest: &Manifest) -> Result<PathBuf, Failure> {
-    let path = directory.join(FILE);
-    let records = || -> Records<'_> {
-        match Reader::open(&path) {
-            Ok(reader) => Box::new(reader.map(|record| record.map_err(std::io::Error::other))),
-            Err(error) => Box::new(std::iter::once(Err(std::io::Error::other(error)))),
-        }
-    };
-    let campaign = &manifest.campaign;
-    let input = ReportInput {
-        name: campaign.name.clone(),
-        file: manifest.file.display().to_string(),
-        canonical: serde_json::to_string_pretty(campaign).unwrap_or_default(),
-        appliance: campaign.appliance.display().to_string(),
-        seed: campaign.seed.clone(),
-        golden: manifest.golden.clone(),
-        machine: machine(&manifest.quorate),
-        confidence: campaign.trials.confidence,
-        notes: notes(manifest),
-        strata: manifest
-            .strata
-            .iter()
-            .map(|(name, weight)| Stratum {
-                name: name.clone(),
-                weight: *weight,
-            })
-            .collect(),
-        wall_seconds: (manifest.wall_seconds > 0.0).then_some(manifest.wall_seconds),
-        jobs: Some(manifest.jobs),
-        command: None,
-        records: &records,
-    };
-    match report::write(directory, &input) {
+pub fn write_report(directory: &Path) -> Result<PathBuf, Failure> {
+    match report::of_directory(directory) {
         Ok(written) => Ok(written.html),
         Err(error) => Err(Failure::new(Code::Results, error)),
     }
-}
-
-fn notes(manifest: &Manifest) -> Vec<Named> {
-    let note = |name: &str, text: String| Named {
-        name: name.to_owned(),
-        text,
-    };
-    let mut notes = vec![match &manifest.goal {
-        Goal::Draws(draws) => note("Number of trials", format!("{draws} draws, fixed beforehand; each with every N.")),
-        Goal::Looks(schedule) => {
-            let looks: Vec<_> = schedule.looks.iter().map(|look| look.draws.to_string()).collect();
-            note(
-                "Number of trials",
-                format!(
-                    "Until no watched rate's interval is wider than +/- {} %, looked at after {} draws. {}",
-                    100.0 * schedule.half_width,
-                    looks.join(", "),
-                    match schedule.correction {
-                        Correction::Spending => format!(
-                            "The chance to miss is shared among the looks (by Bonferroni's inequality, in proportion to their draws), so \
-                             the interval at the stop holds the rate with {} in spite of the looking; the intervals in the tables are those \
-                             of a fixed number of trials, and narrower.",
-                            schedule.confidence
-                        ),
-                        Correction::None => "Nothing corrects for looking repeatedly.".to_owned(),
-                    }
-                ),
-            )
-        }
-    }];
-    notes.push(note(
-        "Strata",
-        "Draws are shared among the strata in a fixed order by their weights, so rates of all together are those of the weighted \
-         population; a binomial interval is conservative then (Hoeffding 1956)."
-            .to_owned(),
-    ));
-    if let Some(shard) = manifest.shard {
-        notes.push(note("Shard", format!("This is part {shard} of the campaign.")));
-    }
-    match manifest.complete {
-        Some(draws) => notes.push(note("Complete", format!("All of the first {draws} draws are in it."))),
-        None => notes.push(note("Not complete", "The campaign was stopped, or a merge misses parts.".to_owned())),
-    }
-    notes
-}
-
-fn machine(quorate: &str) -> Machine {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpu = read("/proc/cpuinfo")
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned()))
-        .unwrap_or_default();
-    let kvm = std::fs::read_dir("/sys/module")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .find(|name| name.starts_with("kvm_"))
-        .unwrap_or_default();
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    Machine {
-        quorate: quorate.to_owned(),
-        cpu,
-        cores: std::thread::available_parallelism().map_or(0, |count| count.get() as u64),
-        kvm,
-        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        date: date(now),
-    }
-}
-
-/// Seconds since 1970 as year-month-day (Gregorian, UTC).
-fn date(seconds: u64) -> String {
-    let mut days = seconds / 86_400;
-    let mut year = 1970;
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!("{year}-{month:02}-{:02}", days + 1)
 }
 
 fn summary(directory: &Path) -> Result<Summary, Failure> {
@@ -195,8 +83,13 @@ fn show(directory: &Path, manifest: &Manifest) -> Result<(), Failure> {
     let confidence = Confidence::new(manifest.campaign.trials.confidence).map_err(impossible)?;
     let summary = summary(directory)?;
     write_outcomes(directory, &summary.table)?;
-    closing(manifest, &summary, method(&manifest.campaign.trials), confidence);
-    let written = write_report(directory, manifest)?;
+    closing(
+        manifest,
+        &summary,
+        method(&manifest.campaign.trials),
+        confidence,
+    );
+    let written = write_report(directory)?;
     answer(&format!("report: {}", written.display()));
     Ok(())
 }
@@ -214,7 +107,10 @@ pub fn merge(args: &MergeArgs) -> Result<Code, Failure> {
     let manifest = Manifest::must(&args.out).map_err(failed)?;
     show(&args.out, &manifest)?;
     if merged.repeated > 0 {
-        say(&format!("{} trials were in several directories, the same each time", merged.repeated));
+        say(&format!(
+            "{} trials were in several directories, the same each time",
+            merged.repeated
+        ));
     }
     if let Some(first) = merged.first_missing {
         say(&format!(
@@ -320,22 +216,42 @@ pub fn plan(args: &PlanArgs) -> Result<Code, Failure> {
         Some(rate) => vec![rate],
         None => vec![0.1, 0.01, 0.0],
     };
-    let mut header = vec!["draws for a half-width of".to_owned(), "interval".to_owned(), "at worst".to_owned()];
-    header.extend(rates.iter().map(|rate| format!("at a rate of {} %", 100.0 * rate)));
+    let mut header = vec![
+        "draws for a half-width of".to_owned(),
+        "interval".to_owned(),
+        "at worst".to_owned(),
+    ];
+    header.extend(
+        rates
+            .iter()
+            .map(|rate| format!("at a rate of {} %", 100.0 * rate)),
+    );
     let mut rows = vec![header];
     for width in widths {
         for (method, name) in [(Method::Exact, "exact"), (Method::Wilson, "Wilson")] {
             let worst = planning::worst_case(method, width, confidence).map_err(impossible)?;
-            let mut row = vec![format!("  {} %", 100.0 * width), name.to_owned(), worst.to_string()];
+            let mut row = vec![
+                format!("  {} %", 100.0 * width),
+                name.to_owned(),
+                worst.to_string(),
+            ];
             for &rate in &rates {
-                let needed = planning::with_rate(method, width, confidence, rate).map_err(impossible)?;
+                let needed =
+                    planning::with_rate(method, width, confidence, rate).map_err(impossible)?;
                 row.push(needed.to_string());
             }
             rows.push(row);
         }
     }
-    let _ = write!(text, "\nif the number is fixed beforehand, with {confidence} confidence:\n{}", align(&rows));
-    let mut rows = vec![vec!["to say of what never happens that it is below".to_owned(), "draws".to_owned()]];
+    let _ = write!(
+        text,
+        "\nif the number is fixed beforehand, with {confidence} confidence:\n{}",
+        align(&rows)
+    );
+    let mut rows = vec![vec![
+        "to say of what never happens that it is below".to_owned(),
+        "draws".to_owned(),
+    ]];
     for bound in [0.01, 0.001, 0.0003] {
         let needed = planning::to_exclude(bound, confidence).map_err(impossible)?;
         rows.push(vec![format!("  {} %", 100.0 * bound), needed.to_string()]);
@@ -343,13 +259,28 @@ pub fn plan(args: &PlanArgs) -> Result<Code, Failure> {
     let _ = write!(text, "\n{}", align(&rows));
 
     let directory = run::directory(&campaign, args.out.as_ref());
-    let facts = Manifest::read(&directory).map_err(failed)?.map(|manifest| manifest.golden);
+    let facts = Manifest::read(&directory)
+        .map_err(failed)?
+        .map(|manifest| manifest.golden);
     // Without a golden run the strata are the same, only where the faults come is not known.
     let strata = Drawer::new(&campaign, &facts.unwrap_or_else(typical))
-        .map_err(|error| Failure::new(Code::Appliance, format!("{}: {error}", args.file.display())))?
+        .map_err(|error| {
+            Failure::new(Code::Appliance, format!("{}: {error}", args.file.display()))
+        })?
         .strata();
     let all: f64 = strata.iter().map(|stratum| f64::from(stratum.weight)).sum();
-    let mut rows = vec![["stratum", "weight", "model", "where", "replicas hit", "draws of the plan"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        [
+            "stratum",
+            "weight",
+            "model",
+            "where",
+            "replicas hit",
+            "draws of the plan",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
     for stratum in &strata {
         let share = f64::from(stratum.weight) / all.max(1.0);
         rows.push(vec![
@@ -373,17 +304,5 @@ fn typical() -> GoldenFacts {
         virtual_ns: 1_000_000_000_000_000,
         instructions: Some(1_000_000_000_000),
         digest: String::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::date;
-
-    #[test]
-    fn dates() {
-        assert_eq!(date(0), "1970-01-01");
-        assert_eq!(date(951_782_400), "2000-02-29");
-        assert_eq!(date(1_795_305_600), "2026-11-22");
     }
 }

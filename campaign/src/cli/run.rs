@@ -108,10 +108,15 @@ fn only(
         return Ok(Code::Success);
     };
     if args.record.is_some() && end - first > 1 {
-        return Err(Failure::new(Code::Usage, "--record is for one draw: give --only DRAW"));
+        return Err(Failure::new(
+            Code::Usage,
+            "--record is for one draw: give --only DRAW",
+        ));
     }
     let before = kept(out, manifest, first, end)?;
-    let mut bench = wired.bench(args.record.as_deref()).map_err(|error| failed(RunError::Make(error)))?;
+    let mut bench = wired
+        .bench(&manifest.campaign, args.record.as_deref())
+        .map_err(|error| failed(RunError::Make(error)))?;
     let replicas = match args.replicas {
         Some(replicas) => vec![replicas],
         None => manifest.campaign.replicas.clone(),
@@ -158,7 +163,9 @@ fn kept(
     end: u64,
 ) -> Result<BTreeMap<(u64, u8), TrialRecord>, Failure> {
     let mut kept = BTreeMap::new();
-    let same = Manifest::read(out).map_err(failed)?.is_some_and(|there| manifest.same_trials(&there, out).is_ok());
+    let same = Manifest::read(out)
+        .map_err(failed)?
+        .is_some_and(|there| manifest.same_trials(&there, out).is_ok());
     if same && out.join(FILE).exists() {
         for record in Reader::open(&out.join(FILE)).map_err(|error| failed(error.into()))? {
             let record = record.map_err(|error| failed(error.into()))?;
@@ -193,10 +200,23 @@ fn describe(record: &TrialRecord) -> String {
         );
     }
     if let Some(back) = &record.recovered {
-        let _ = writeln!(text, "  recovered by {} in {:.1} ms", back.step, back.micros as f64 / 1e3);
+        let _ = writeln!(
+            text,
+            "  recovered by {} in {:.1} ms",
+            back.step,
+            back.micros as f64 / 1e3
+        );
     }
     if record.replicas > 1 {
-        let _ = writeln!(text, "  strength  {}", if record.full_strength { "full at the end" } else { "not full at the end" });
+        let _ = writeln!(
+            text,
+            "  strength  {}",
+            if record.full_strength {
+                "full at the end"
+            } else {
+                "not full at the end"
+            }
+        );
     }
     if !record.evidence.is_empty() {
         let _ = writeln!(text, "  evidence  {}", record.evidence);
@@ -255,10 +275,18 @@ fn all(
             }
             manifest.same_trials(&before, out).map_err(failed)?;
             if before.shard != manifest.shard {
-                let name = |shard: Option<crate::run::Shard>| shard.map_or("the whole campaign".to_owned(), |shard| format!("shard {shard}"));
+                let name = |shard: Option<crate::run::Shard>| {
+                    shard.map_or("the whole campaign".to_owned(), |shard| {
+                        format!("shard {shard}")
+                    })
+                };
                 return Err(failed(RunError::OtherCampaign {
                     directory: out.to_owned(),
-                    what: format!("they are of {}, and this is {}", name(before.shard), name(manifest.shard)),
+                    what: format!(
+                        "they are of {}, and this is {}",
+                        name(before.shard),
+                        name(manifest.shard)
+                    ),
                 }));
             }
             manifest.wall_seconds = before.wall_seconds;
@@ -270,7 +298,12 @@ fn all(
 
     let confidence = Confidence::new(manifest.campaign.trials.confidence).map_err(impossible)?;
     let method = method(&manifest.campaign.trials);
-    let counts: BTreeMap<u8, Counts> = summary.table.replicas.keys().map(|&n| (n, summary.table.total(n))).collect();
+    let counts: BTreeMap<u8, Counts> = summary
+        .table
+        .replicas
+        .keys()
+        .map(|&n| (n, summary.table.total(n)))
+        .collect();
     let mut progress = Progress::new(counts, confidence, method);
     if args.quiet {
         progress.quiet();
@@ -283,7 +316,7 @@ fn all(
         goal: &manifest.goal,
         jobs: usize::try_from(manifest.jobs).unwrap_or(1),
         draw: &|draw| drawer.draw(draw),
-        make: &|_| wired.bench(None),
+        make: &|_| wired.bench(&manifest.campaign, None),
         stop: &stop,
     };
     let result = engine.run(&mut writer, &mut done, &mut |event| {
@@ -303,7 +336,7 @@ fn all(
 
     results::write_outcomes(out, &summary.table)?;
     results::closing(&manifest, &summary, method, confidence);
-    let written = results::write_report(out, &manifest)?;
+    let written = results::write_report(out)?;
     answer(&format!("report: {}", written.display()));
     match ended {
         Ended::Complete { found, .. } => {
@@ -329,9 +362,13 @@ fn all(
 fn interruptible(stop: &Arc<AtomicBool>) -> Result<(), Failure> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(Code::Incomplete as u8), Arc::clone(stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
-            .map_err(|error| Failure::new(Code::Host, format!("signals: {error}")))?;
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            i32::from(Code::Incomplete as u8),
+            Arc::clone(stop),
+        )
+        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
+        .map_err(|error| Failure::new(Code::Host, format!("signals: {error}")))?;
     }
     Ok(())
 }

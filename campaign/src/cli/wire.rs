@@ -1,6 +1,7 @@
 //! From a campaign to what plays its trials.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use quorate_executor::exit::{ExitCode as Code, Failure};
 
@@ -8,17 +9,18 @@ use crate::bench::{BenchError, Trials};
 use crate::file::Campaign;
 use crate::model::GoldenFacts;
 use crate::run::synthetic::Planted;
+use crate::talk::{Golden, GoldenError};
 
 /// The golden run, and what can be made of it.
 pub enum Wired {
     /// Machines.
-    None,
+    Golden(Arc<Golden>),
     /// Planted outcomes.
     Synthetic,
 }
 
 impl Wired {
-    /// Makes the golden run, or finds it made.
+    /// Makes the golden run in the campaign's directory, or finds it made.
     pub fn prepare(
         campaign: &Campaign,
         directory: &Path,
@@ -28,14 +30,18 @@ impl Wired {
         if synthetic {
             return Ok(Wired::Synthetic);
         }
-        let _ = (campaign, directory, say);
-        Err(Failure::new(Code::Internal, "golden runs are not there yet"))
+        match Golden::prepare(campaign, &directory.join("golden"), say) {
+            Ok(golden) => Ok(Wired::Golden(Arc::new(golden))),
+            Err(GoldenError::Failure(failure)) => Err(failure),
+            Err(error @ GoldenError::Io { .. }) => Err(Failure::new(Code::Results, error)),
+            Err(error) => Err(Failure::new(Code::Host, error)),
+        }
     }
 
     /// What draws are made from.
     pub fn facts(&self) -> GoldenFacts {
         match self {
-            Wired::None => GoldenFacts::default(),
+            Wired::Golden(golden) => golden.facts.clone(),
             Wired::Synthetic => GoldenFacts {
                 boundaries: 10_000,
                 calls: 10_000,
@@ -46,10 +52,14 @@ impl Wired {
         }
     }
 
-    /// Something that plays trials, for one thread; recording each in `record`, if that is given.
-    pub fn bench(&self, _record: Option<&Path>) -> Result<Box<dyn Trials>, BenchError> {
+    /// Something that plays trials, for one thread, to be made in it; recording the first one in `record`, if that is given.
+    pub fn bench(
+        &self,
+        _campaign: &Campaign,
+        _record: Option<&Path>,
+    ) -> Result<Box<dyn Trials>, BenchError> {
         match self {
-            Wired::None => Err(BenchError::Broken("not there yet".to_owned())),
+            Wired::Golden(_) => Err(BenchError::Broken("there is no bench yet".to_owned())),
             Wired::Synthetic => Ok(Box::new(Planted {
                 pause: std::time::Duration::from_millis(1),
                 ..Planted::usual()

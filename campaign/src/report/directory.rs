@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crate::run::results::{self, Reader};
-use crate::run::{Goal, Manifest, RunError};
+use crate::run::{Goal, Manifest};
 use crate::stats::Confidence;
 use crate::stats::sequential::Correction;
 
@@ -129,7 +129,7 @@ fn notes(manifest: &Manifest) -> Vec<Named> {
         "stratification",
         "Draws go round the strata in a fixed order, each as often as its weight says. Shares of all trials are therefore those of the weights, up to one round; the weighted estimate takes the rest away (Zou, Huang and Zhang 2009).".to_owned(),
     ));
-    notes.push(named("campaign digest", manifest.identity.clone()));
+    notes.push(named("campaign digest", manifest.digest.clone()));
     notes
 }
 

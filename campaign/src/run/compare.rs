@@ -34,14 +34,17 @@ impl Side {
                 name: format!("{} N={}", directory.display(), record.replicas),
                 trials: BTreeMap::new(),
             });
-            side.trials.insert(record.drawn.draw, (record.drawn, record.outcome));
+            side.trials
+                .insert(record.drawn.draw, (record.drawn, record.outcome));
         }
         Ok(sides)
     }
 
     fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        self.trials.values().for_each(|(_, outcome)| counts.add(*outcome));
+        self.trials
+            .values()
+            .for_each(|(_, outcome)| counts.add(*outcome));
         counts
     }
 }
@@ -83,7 +86,10 @@ pub struct Comparison {
 #[must_use]
 pub fn compare(first: &Side, second: &Side, confidence: Confidence) -> Comparison {
     let common = || {
-        first.trials.iter().filter_map(|(draw, one)| second.trials.get(draw).map(|two| (one, two)))
+        first
+            .trials
+            .iter()
+            .filter_map(|(draw, one)| second.trials.get(draw).map(|two| (one, two)))
     };
     let valid = |outcome: Outcome| outcome != Outcome::InjectorFailure;
     let paired = common().next().is_some() && common().all(|(one, two)| one.0 == two.0);
@@ -96,7 +102,9 @@ pub fn compare(first: &Side, second: &Side, confidence: Confidence) -> Compariso
     for outcome in Outcome::ALL.into_iter().filter(|&outcome| valid(outcome)) {
         let line = if paired {
             let mut table = Pairs::default();
-            pairs.iter().for_each(|&(one, two)| table.add(one == outcome, two == outcome));
+            pairs
+                .iter()
+                .for_each(|&(one, two)| table.add(one == outcome, two == outcome));
             let n = table.all();
             Line {
                 outcome,
@@ -138,7 +146,11 @@ pub fn compare(first: &Side, second: &Side, confidence: Confidence) -> Compariso
 }
 
 fn rate((events, trials): (u64, u64)) -> f64 {
-    if trials == 0 { 0.0 } else { events as f64 / trials as f64 }
+    if trials == 0 {
+        0.0
+    } else {
+        events as f64 / trials as f64
+    }
 }
 
 impl Comparison {
@@ -146,27 +158,47 @@ impl Comparison {
     #[must_use]
     pub fn text(&self, confidence: Confidence) -> String {
         let test = match self.pairs {
-            Some(pairs) => format!("{pairs} draws that are the same in both, compared in pairs: McNemar's exact test"),
+            Some(pairs) => format!(
+                "{pairs} draws that are the same in both, compared in pairs: McNemar's exact test"
+            ),
             None => "independent draws: Fisher's exact test".to_owned(),
         };
         let mut rows = vec![
-            ["  outcome", "first", "second", "difference", &format!("{confidence} interval (Newcombe)"), "p", "p adjusted (Holm)"]
-                .map(str::to_owned)
-                .to_vec(),
+            [
+                "  outcome",
+                "first",
+                "second",
+                "difference",
+                &format!("{confidence} interval (Newcombe)"),
+                "p",
+                "p adjusted (Holm)",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         ];
-        let count = |side: (u64, u64)| format!("{} of {} ({})", side.0, side.1, percent(rate(side)));
+        let count =
+            |side: (u64, u64)| format!("{} of {} ({})", side.0, side.1, percent(rate(side)));
         for line in &self.lines {
             rows.push(vec![
                 format!("  {}", line.outcome),
                 count(line.first),
                 count(line.second),
                 format!("{:+.2} %", 100.0 * line.difference),
-                format!("{:+.2} to {:+.2} %", 100.0 * line.interval.low, 100.0 * line.interval.high),
+                format!(
+                    "{:+.2} to {:+.2} %",
+                    100.0 * line.interval.low,
+                    100.0 * line.interval.high
+                ),
                 probability(line.p),
                 probability(line.adjusted),
             ]);
         }
-        format!("{} against {}\n{test}\n{}", self.first, self.second, align(&rows))
+        format!(
+            "{} against {}\n{test}\n{}",
+            self.first,
+            self.second,
+            align(&rows)
+        )
     }
 }
 
