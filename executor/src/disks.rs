@@ -48,6 +48,11 @@ impl Disks {
         self.0.iter().any(|disk| disk.waits(replica))
     }
 
+    /// Whether nothing is under way for the replica: whatever it waits for is complete, or has not been begun for lack of room.
+    pub fn settled(&self, replica: usize) -> bool {
+        self.0.iter().all(|disk| disk.settled(replica))
+    }
+
     /// What the replica that leads puts into its entry.
     pub fn due(&self, replica: usize) -> Vec<Completion> {
         if !self.has_due(replica) {

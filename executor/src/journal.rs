@@ -5,6 +5,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use quorate_abi::sync::FLAG_TERMINATE;
 use quorate_devices::{Completion, Entry};
 
+use crate::stage::Staged;
+
 /// Frames that one entry may hold (R10); what is over waits for the next boundary.
 pub const ENTRY_MAX_FRAMES: usize = 256;
 /// Bytes of frames that one entry may hold (R10); what is over waits for the next boundary.
@@ -66,6 +68,7 @@ const MAX_GAP: Duration = Duration::from_millis(250);
 pub struct FairClock {
     base_ns: u64,
     ticked: Instant,
+    max_gap: Duration,
 }
 
 impl FairClock {
@@ -74,7 +77,22 @@ impl FairClock {
         FairClock {
             base_ns: 0,
             ticked: Instant::now(),
+            max_gap: MAX_GAP,
         }
+    }
+
+    /// One that stands still but for [`FairClock::advance`].
+    pub fn standing() -> Self {
+        FairClock {
+            max_gap: Duration::ZERO,
+            ..Self::start()
+        }
+    }
+
+    /// So many nanoseconds have passed. The time then.
+    pub fn advance(&mut self, ns: u64) -> u64 {
+        self.base_ns = self.base_ns.saturating_add(ns);
+        self.base_ns
     }
 
     /// The time at `now`, nanoseconds.
@@ -82,7 +100,7 @@ impl FairClock {
         self.base_ns
             + now
                 .saturating_duration_since(self.ticked)
-                .min(MAX_GAP)
+                .min(self.max_gap)
                 .as_nanos() as u64
     }
 
@@ -131,6 +149,33 @@ impl EntryWriter {
         self.terminate
     }
 
+    /// Time of the entry before the first.
+    pub fn begin_at(&mut self, ns: u64) {
+        self.last_ns = ns;
+    }
+
+    /// Makes a stage's entry for the next boundary, and says how many bytes it holds.
+    pub fn stage(&mut self, staged: Staged, completions: Vec<Completion>) -> (Entry, usize) {
+        let Staged {
+            frames,
+            monotonic_ns,
+            realtime_ns,
+            terminate,
+        } = staged;
+        self.last_ns = self.last_ns.max(monotonic_ns);
+        self.frames += frames.len() as u64;
+        let bytes = cost(&frames, &completions);
+        let entry = Entry {
+            monotonic_ns: self.last_ns,
+            realtime_ns,
+            flags: flags(std::mem::take(&mut self.terminate) || terminate),
+            frames,
+            console: Vec::new(),
+            completions,
+        };
+        (entry, bytes)
+    }
+
     /// Builds the entry for the next boundary, and says how many bytes it holds. Frames stay where they are while
     /// `booting`. `completions` are the disk requests that the leader knows to be complete.
     pub fn write(
@@ -147,23 +192,25 @@ impl EntryWriter {
         };
         self.last_ns = self.last_ns.max(clock.monotonic_ns());
         self.frames += frames.len() as u64;
-        let bytes = frames.iter().map(Vec::len).sum::<usize>()
-            + completions.len() * size_of::<Completion>();
-        let flags = if std::mem::take(&mut self.terminate) {
-            FLAG_TERMINATE
-        } else {
-            0
-        };
+        let bytes = cost(&frames, &completions);
         let entry = Entry {
             monotonic_ns: self.last_ns,
             realtime_ns: realtime_ns(),
-            flags,
+            flags: flags(std::mem::take(&mut self.terminate)),
             frames,
             console: Vec::new(),
             completions,
         };
         (entry, bytes)
     }
+}
+
+fn cost(frames: &[Vec<u8>], completions: &[Completion]) -> usize {
+    frames.iter().map(Vec::len).sum::<usize>() + size_of_val(completions)
+}
+
+fn flags(terminate: bool) -> u64 {
+    if terminate { FLAG_TERMINATE } else { 0 }
 }
 
 #[cfg(test)]

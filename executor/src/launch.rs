@@ -38,7 +38,7 @@ const MAX_CRASH_LIMIT: u64 = 10_000;
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// What a disk calls when it has something to say.
-type NotifyDisk = Arc<dyn Fn(Notice) + Send + Sync>;
+pub(crate) type NotifyDisk = Arc<dyn Fn(Notice) + Send + Sync>;
 
 /// What the command line changes of what the appliance says.
 #[derive(Clone, Debug, Default)]
@@ -260,9 +260,11 @@ impl Plan {
         Ok(vcpu)
     }
 
-    fn saving(&self, disks: &Arc<Disks>, gateway: &Arc<Gateway>) -> Context {
-        // Nothing may hold on to the gateway: its owner ends it.
-        let gateway = Arc::downgrade(gateway);
+    pub(crate) fn saving(
+        &self,
+        disks: &Arc<Disks>,
+        gateway_port: Box<dyn Fn() -> u16 + Send + Sync>,
+    ) -> Context {
         let recovery = &self.set.recovery;
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Context {
@@ -293,15 +295,12 @@ impl Plan {
                     read_only: disk.read_only,
                 })
                 .collect(),
-            gateway_port: Box::new(move || {
-                let gateway = gateway.upgrade();
-                gateway.map_or(0, |gateway| gateway.stats().next_port)
-            }),
+            gateway_port,
             at_work: Arc::clone(disks),
         }
     }
 
-    fn open_disks(&self, notify: &NotifyDisk, recorded: bool) -> Result<Disks, Failure> {
+    pub(crate) fn open_disks(&self, notify: &NotifyDisk, recorded: bool) -> Result<Disks, Failure> {
         let open = |(number, disk): (usize, &PreparedDisk)| {
             let spec = DiskSpec {
                 name: disk.name.clone(),
@@ -400,7 +399,15 @@ impl Plan {
             },
         };
         let config = self.set.clone();
-        let context = self.saving(&disks, &gateway);
+        let context = {
+            // Nothing may hold on to the gateway: its owner ends it.
+            let gateway = Arc::downgrade(&gateway);
+            let port = move || {
+                let gateway = gateway.upgrade();
+                gateway.map_or(0, |gateway| gateway.stats().next_port)
+            };
+            self.saving(&disks, Box::new(port))
+        };
         let copies = self
             .resume
             .as_ref()
@@ -438,7 +445,7 @@ impl Plan {
 }
 
 /// One tap that is both.
-fn both(first: Option<Tap>, second: Option<Tap>) -> Option<Tap> {
+pub(crate) fn both(first: Option<Tap>, second: Option<Tap>) -> Option<Tap> {
     match (first, second) {
         (Some(mut first), Some(mut second)) => Some(Box::new(move |item| {
             first(item);

@@ -34,6 +34,8 @@ pub struct KvmVcpu {
     replica: usize,
     /// It stands at a boundary that another run came to and decided; until when the guest wanted to sleep there.
     resumed: Option<u64>,
+    /// The same, and what it began with there, for as long as it has not run.
+    origin: Option<(Checkpoint, u64)>,
 }
 
 impl KvmVcpu {
@@ -43,6 +45,33 @@ impl KvmVcpu {
             machine,
             replica,
             resumed: None,
+            origin: None,
+        }
+    }
+
+    /// The machine itself.
+    pub(crate) fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    /// What an end of [`Machine::run`] means to the set.
+    pub(crate) fn turn(&self, outcome: Outcome) -> Turn {
+        match outcome {
+            Outcome::Boundary(boundary) => Turn::Boundary {
+                outputs: boundary.outputs,
+                wait_until_ns: boundary.wait_until_ns,
+            },
+            Outcome::Kicked => Turn::Kicked,
+            // Only a replay asks for it (`explain`), and it has machines of its own (R9).
+            Outcome::Stopped => Turn::Misbehaved(
+                "the guest rang the flight recorder's port, and nobody asked it to".to_owned(),
+            ),
+            Outcome::Crash(report) => {
+                // Registers and stack are for whoever looks for the cause; the event has one line.
+                tracing::warn!(replica = self.replica, "crash report: {report}");
+                Turn::Crash(report.kind.to_string())
+            }
+            Outcome::Misbehaved(error) => Turn::Misbehaved(error.to_string()),
         }
     }
 
@@ -54,6 +83,7 @@ impl KvmVcpu {
     pub fn begin_at(&mut self, at: &Checkpoint, wait_until_ns: u64) -> Result<(), MachineError> {
         self.machine.restore(at, Restore::Verified)?;
         self.resumed = Some(wait_until_ns);
+        self.origin = Some((at.clone(), wait_until_ns));
         Ok(())
     }
 }
@@ -79,12 +109,16 @@ impl Vcpu for KvmVcpu {
     }
 
     fn restore(&mut self, from: &Checkpoint) -> Result<(), String> {
-        self.resumed = None;
+        (self.resumed, self.origin) = (None, None);
         // Whatever stopped the replica may have written anywhere, so that no log of its writes is believed.
         self.machine
             .restore(from, Restore::Verified)
             .map(drop)
             .map_err(|error| error.to_string())
+    }
+
+    fn origin(&self) -> Option<(Checkpoint, u64)> {
+        self.origin.clone()
     }
 
     fn positions(checkpoint: &Checkpoint) -> Vec<DiskPosition> {
@@ -110,23 +144,9 @@ impl Vcpu for KvmVcpu {
                 wait_until_ns,
             };
         }
-        match self.machine.run() {
-            Outcome::Boundary(boundary) => Turn::Boundary {
-                outputs: boundary.outputs,
-                wait_until_ns: boundary.wait_until_ns,
-            },
-            Outcome::Kicked => Turn::Kicked,
-            // Only a replay asks for it (`explain`), and it has machines of its own (R9).
-            Outcome::Stopped => Turn::Misbehaved(
-                "the guest rang the flight recorder's port, and nobody asked it to".to_owned(),
-            ),
-            Outcome::Crash(report) => {
-                // Registers and stack are for whoever looks for the cause; the event has one line.
-                tracing::warn!(replica = self.replica, "crash report: {report}");
-                Turn::Crash(report.kind.to_string())
-            }
-            Outcome::Misbehaved(error) => Turn::Misbehaved(error.to_string()),
-        }
+        self.origin = None;
+        let outcome = self.machine.run();
+        self.turn(outcome)
     }
 
     fn resume(&mut self, entry: &Arc<Entry>, reads: &mut dyn DiskReads) -> Result<(), String> {

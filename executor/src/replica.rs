@@ -80,6 +80,15 @@ pub trait Vcpu {
     fn write(_checkpoint: &Self::Checkpoint, _to: &mut dyn std::io::Write) -> Result<(), String> {
         Err("such a machine cannot be saved".to_owned())
     }
+    /// Where a machine that does not start from nothing begins, standing at boundary 0 of this set; and until when the guest wanted to
+    /// sleep there.
+    fn origin(&self) -> Option<(Self::Checkpoint, u64)> {
+        None
+    }
+    /// How long the replica's thread is to be taken to have stalled before the boundary that the last run ended at.
+    fn stall(&mut self) -> Option<Duration> {
+        None
+    }
     /// Takes the state wherever the machine is, for a look at it.
     ///
     /// # Errors
@@ -145,6 +154,9 @@ pub fn drive<V: Vcpu>(
                 tamper.outputs(me, &mut outputs);
                 if let Some(wait) = tamper.wait() {
                     shared.pause(me, wait);
+                }
+                if vcpu.stall().is_some_and(|wait| shared.stalled(me, wait)) {
+                    return;
                 }
                 if let Err(report) = shared.disks().submit(me, &outputs) {
                     return shared.misbehaved(me, report);

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use quorate_voter::{Config as VoterConfig, ConfigError, Lockstep, StopReason};
@@ -22,9 +21,11 @@ use crate::recovery::{Lineage, Observer, RecoveryConfig, Step, Unobserved};
 use crate::replica::Vcpu;
 use crate::save;
 use crate::seeds::{self, RunSeed};
-use crate::shared::{Mail, Place, Shared};
+use crate::shared::{Came, Mail, Pace, Place, Shared};
 use crate::store::Notice;
-use crate::sync::lock;
+use crew::{Crew, Spawned};
+
+pub(crate) mod crew;
 
 /// Time between two ticks.
 const TICK: Duration = Duration::from_millis(100);
@@ -114,10 +115,10 @@ pub(crate) struct Core {
     pub(crate) log: Arc<EventLog>,
     pub(crate) outside: Box<dyn Fn() -> Outside + Send + Sync>,
     pub(crate) started: Instant,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Starts the thread of a replica; true for one that joins a running set.
+    crew: Arc<dyn Crew>,
     /// What is needed to save the set.
     save: OnceLock<save::Context>,
+    /// Starts the thread of a replica; true for one that joins a running set.
     spawn: OnceLock<Box<Spawn>>,
 }
 
@@ -144,6 +145,23 @@ impl ReplicaSet {
         world: World,
         build: B,
         observer: Arc<dyn Observer<V::Checkpoint>>,
+    ) -> Result<ReplicaSet, Failure>
+    where
+        V: Vcpu + 'static,
+        B: Fn(usize, Lineage) -> Result<V, Failure> + Send + Sync + 'static,
+    {
+        let crew = Arc::new(Spawned::default());
+        Self::start_paced(config, world, build, observer, Pace::Live, crew)
+    }
+
+    /// As [`ReplicaSet::start_observed`], with entries from elsewhere, on these threads.
+    pub(crate) fn start_paced<V, B>(
+        config: SetConfig,
+        world: World,
+        build: B,
+        observer: Arc<dyn Observer<V::Checkpoint>>,
+        pace: Pace,
+        crew: Arc<dyn Crew>,
     ) -> Result<ReplicaSet, Failure>
     where
         V: Vcpu + 'static,
@@ -186,14 +204,16 @@ impl ReplicaSet {
             deliverer,
             Clock::start_at(config.start_ns),
             (config.recovery.clone(), config.layout_mode != "same"),
+            pace,
         );
+        shared.inner().writer.begin_at(config.start_ns);
         let core = Arc::new(Core {
             shared,
             config,
             log,
             outside: world.outside,
             started: Instant::now(),
-            threads: Mutex::default(),
+            crew,
             save: OnceLock::new(),
             spawn: OnceLock::new(),
         });
@@ -206,7 +226,7 @@ impl ReplicaSet {
         let spawn = move |core: &Arc<Core>, me: usize, joining: bool| {
             let (of_thread, lives) = (Arc::clone(core), Arc::clone(&lives));
             let body = move || live(&of_thread.shared, &*lives, me, joining);
-            core.run(format!("replica-{me}"), body)
+            core.crew.run(Some(me), Box::new(body))
         };
         // Nobody else has it yet.
         let _ = core.spawn.set(Box::new(spawn));
@@ -217,7 +237,7 @@ impl ReplicaSet {
             core.start_replica(me, false)?;
         }
         let ticking = Arc::clone(&core);
-        core.run("ticker".to_owned(), move || tick(&ticking))?;
+        core.crew.run(None, Box::new(move || tick(&ticking)))?;
         Ok(set)
     }
 
@@ -296,8 +316,21 @@ impl ReplicaSet {
         Arc::new(self.handle())
     }
 
+    /// Saves the set where a stage that is over left it, and ends it.
+    pub(crate) fn save_finale(&self, directory: &Path) -> Result<(), String> {
+        if !self.core.shared.await_finale() {
+            return Err("the set ended before the stage was over".to_owned());
+        }
+        self.core.save(directory, true).map(drop)
+    }
+
     /// Waits until the set has ended, and its threads with it.
     pub fn wait(self) -> Summary {
+        self.wait_staged().0
+    }
+
+    /// As [`ReplicaSet::wait`], and what a staged set came to; last whether all threads ended.
+    pub(crate) fn wait_staged(self) -> (Summary, Came, bool) {
         let shared = &self.core.shared;
         let mut inner = shared.inner();
         while inner.end.is_none() {
@@ -315,10 +348,7 @@ impl ReplicaSet {
         let end = inner.end.clone().unwrap_or(End::Stopped);
         drop(inner);
         if all_gone {
-            for thread in std::mem::take(&mut *lock(&self.core.threads)) {
-                // A panicked thread has been reported by `live` already.
-                let _ = thread.join();
-            }
+            self.core.crew.join();
         } else {
             shared.tell(Event::Note {
                 text: "a replica's thread did not end and is left behind".to_owned(),
@@ -331,12 +361,13 @@ impl ReplicaSet {
             exit_code,
             fingerprint: status.fingerprint.clone(),
         });
-        Summary {
+        let summary = Summary {
             end,
             status,
             ran: self.core.started.elapsed(),
             recorded: None,
-        }
+        };
+        (summary, shared.came(), all_gone)
     }
 }
 
@@ -349,12 +380,13 @@ impl Drop for ReplicaSet {
 
 fn tick(core: &Core) {
     let shared = &core.shared;
+    let every = shared.pace().tick(TICK);
     loop {
         let inner = shared.inner();
         if inner.end.is_some() {
             return;
         }
-        drop(shared.wait_changed(inner, TICK));
+        drop(shared.wait_changed(inner, every));
         shared.tick();
     }
 }
@@ -370,18 +402,6 @@ impl Core {
                 held_ms: u64::try_from(done.held.as_millis()).unwrap_or(u64::MAX),
             })
             .map_err(|error| error.to_string())
-    }
-
-    fn run(&self, name: String, body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-        let thread = std::thread::Builder::new().name(name).spawn(body);
-        let thread = thread.map_err(|error| {
-            Failure::new(ExitCode::Host, format!("no thread for a replica: {error}"))
-        })?;
-        let mut threads = lock(&self.threads);
-        // Those of replicas that were removed.
-        threads.retain(|thread| !thread.is_finished());
-        threads.push(thread);
-        Ok(())
     }
 
     fn start_replica(self: &Arc<Self>, me: usize, joining: bool) -> Result<(), Failure> {

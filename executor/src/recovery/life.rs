@@ -97,6 +97,17 @@ impl<V: Vcpu> Life<'_, V> {
             return shared.end(End::Failed { code, detail });
         }
         let Some(vcpu) = &self.vcpu else { return };
+        if let Some((checkpoint, wait_until_ns)) = vcpu.origin() {
+            self.world.observer.began(me, self.lineage, &checkpoint);
+            if shared.config().enabled {
+                // It is as good as any that it takes later: the set agreed on it before it was saved.
+                let positions = V::positions(&checkpoint);
+                let id = shared.begins_at(me, wait_until_ns, positions);
+                self.world.vaults.put(me, id, checkpoint.clone());
+                self.base = Some(checkpoint);
+            }
+        }
+        let Some(vcpu) = &self.vcpu else { return };
         if shared.enter(me, vcpu.kicker(), vcpu.layout()) {
             self.drive(From::Start);
         }

@@ -150,6 +150,11 @@ pub trait Observer<C>: Send + Sync {
         let _ = (replica, boundary, reason, dump);
     }
 
+    /// A replica begins at boundary 0 with this, as it was saved.
+    fn began(&self, replica: usize, lineage: Lineage, checkpoint: &C) {
+        let _ = (replica, lineage, checkpoint);
+    }
+
     /// A replica has taken a checkpoint at `boundary`. It can be relied upon once that boundary is decided and the replica still
     /// runs.
     fn taken(&self, replica: usize, boundary: u64, lineage: Lineage, checkpoint: &C) {

@@ -16,6 +16,7 @@ mod write;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub(crate) use files::copy as copy_file;
 pub use manifest::{Manifest, SavedDisk, SavedReplica, SavedSet};
 pub use resume::{Resume, Saved};
 pub(crate) use write::save;

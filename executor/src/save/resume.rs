@@ -188,6 +188,25 @@ impl Saved {
         Ok(checkpoints)
     }
 
+    /// As [`Saved::plan`], on the copies of the disks instead of the disks: for who makes copies of them again, such as a
+    /// [`crate::stage::Rig`]. Nothing is written to them here.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plan_of_copies(
+        &self,
+        adjust: impl FnOnce(&mut Options),
+        progress: &dyn Fn(Progress<'_>),
+    ) -> Result<Plan, Failure> {
+        let mut apart = self.clone();
+        for disk in &mut apart.manifest.disks {
+            if let Some(file) = disk.file.take() {
+                disk.path = self.directory.join(file);
+            }
+        }
+        apart.plan(adjust, false, progress)
+    }
+
     /// Works out what to start, as [`Plan::new`] does. `adjust` changes options that may be changed.
     ///
     /// # Errors

@@ -89,6 +89,7 @@ impl Shared {
                 self.note_ready(inner);
                 self.wake_those_ahead(inner, todo);
                 self.despair(inner, todo);
+                self.poke(inner, todo);
             }
             quorate_voter::Event::Degraded { healthy, quorum } => {
                 let event = Event::Degraded {

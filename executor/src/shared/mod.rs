@@ -12,6 +12,7 @@ mod hold;
 mod judge;
 mod recover;
 mod schedule;
+mod staged;
 mod turn;
 mod wake;
 
@@ -41,6 +42,7 @@ use wake::Todo;
 pub use hold::{Held, Part};
 pub use recover::{Arrival, Recoveries, Task};
 pub use schedule::{Checkpoints, Order, Taken};
+pub use staged::{Came, Finale, Pace, Scene};
 
 /// How long frames are held back for a guest that has not yet waited for any.
 const BOOT_PATIENCE: Duration = Duration::from_secs(2);
@@ -259,6 +261,7 @@ pub struct Shared {
     ingress: Arc<dyn Ingress>,
     disks: Arc<Disks>,
     clock: Clock,
+    pace: Pace,
     window: u64,
     policy: NoQuorum,
     config: RecoveryConfig,
@@ -277,9 +280,14 @@ impl Shared {
         deliverer: Deliverer,
         clock: Clock,
         (config, diverse): (RecoveryConfig, bool),
+        pace: Pace,
     ) -> Self {
         let replicas = usize::from(vote.config().replicas);
         let window = vote.config().window_boundaries;
+        let fair = match pace {
+            Pace::Live => FairClock::start(),
+            Pace::Staged(_) => FairClock::standing(),
+        };
         let entry_bytes = vote.config().max_entry_bytes().min(2 * ENTRY_MAX_BYTES) / 2;
         Shared {
             inner: Mutex::new(Inner {
@@ -303,7 +311,7 @@ impl Shared {
                 journal_bytes: 0,
                 from_start: true,
                 floor: 0,
-                fair: FairClock::start(),
+                fair,
                 pending: Vec::new(),
                 delivering: false,
                 leader: 0,
@@ -316,6 +324,7 @@ impl Shared {
             ingress,
             disks,
             clock,
+            pace,
             window,
             policy,
             config,
@@ -332,6 +341,11 @@ impl Shared {
     /// The deliverer, for its digests. Never taken while the state is locked.
     pub fn deliverer(&self) -> MutexGuard<'_, Deliverer> {
         lock(&self.deliverer)
+    }
+
+    /// Where its entries come from.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// How it recovers.
@@ -443,6 +457,9 @@ impl Shared {
         if inner.end.is_none() && !inner.slots.iter().any(|slot| slot.place == Place::Starting) {
             inner.vote.tick(fair_now);
             self.drain(&mut inner, &mut todo);
+            if let Pace::Staged(staging) = &self.pace {
+                self.staged_tick(staging, &mut inner, &mut todo);
+            }
             self.wake_those_ahead(&mut inner, &mut todo);
             self.wake_for_input(&mut inner, &mut todo);
             self.wake_for_checkpoint(&mut inner, &mut todo, now);

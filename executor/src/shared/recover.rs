@@ -174,6 +174,7 @@ impl Shared {
                 );
                 self.despair(inner, todo);
                 self.rouse_waiting(inner, todo);
+                self.poke(inner, todo);
                 None
             }
             Choice::Try(attempt) => {
@@ -298,6 +299,7 @@ impl Shared {
         slot.positions = arrival.positions;
         slot.behind = true;
         slot.place = Place::Running;
+        self.watch(me);
         self.drain(&mut inner, &mut todo);
         self.caught_up(&mut inner, &mut todo, me);
         self.finish(inner, todo);
@@ -381,6 +383,7 @@ impl Shared {
         self.note_strength(inner);
         self.caught_up(inner, todo, me);
         self.rouse_waiting(inner, todo);
+        self.poke(inner, todo);
     }
 
     /// Says when all members vote again.

@@ -234,6 +234,23 @@ impl Shared {
         slot.recovery.kept.len() < before
     }
 
+    /// A replica begins with a checkpoint at boundary 0, which goes onto its list. Its name in the vault.
+    pub fn begins_at(&self, me: usize, wait_until_ns: u64, positions: Vec<DiskPosition>) -> u64 {
+        let mut inner = self.inner();
+        inner.last_id += 1;
+        let id = inner.last_id;
+        inner.slots[me].recovery.kept.push(Kept {
+            id,
+            boundary: 0,
+            wait_until_ns,
+            at: Instant::now(),
+            confirmed: true,
+            loan: false,
+            positions,
+        });
+        id
+    }
+
     /// Puts a checkpoint that a replica was made from on its list, so that it is its first own one.
     pub fn adopt(&self, me: usize, kept: Kept) {
         let mut inner = self.inner();

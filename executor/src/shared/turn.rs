@@ -9,10 +9,21 @@ const CATCH_UP: u64 = 3;
 /// How long the set's next entry waits for that at most. Clients wait as much longer while a replica recovers.
 const COURTESY: Duration = Duration::from_millis(2);
 
+/// What becomes of a replica that could write the next entry.
+pub(super) enum Lead {
+    /// It has: this one.
+    Entry(Arc<Entry>),
+    /// Something else happened: it is to look again.
+    Again,
+    /// It is to wait there, at most for so long.
+    Sleep(Place, Option<Duration>),
+}
+
 impl Shared {
     /// A machine has been built: registers it and waits until all have been. False: the set has ended meanwhile.
     pub fn enter(&self, me: usize, kick: Kick, layout: Vec<(&'static str, u64)>) -> bool {
         let mut inner = self.inner();
+        self.watch(me);
         inner.slots[me].kick = Some(kick);
         inner.slots[me].layout = layout;
         inner.slots[me].place = Place::Running;
@@ -125,17 +136,28 @@ impl Shared {
                 }
                 // All are to come to this boundary, and stay.
                 Step::Lead if inner.hold.is_some() => (Place::Held, None),
-                Step::Lead => match (self.patience(&inner, me), courtesy(&inner, now)) {
-                    (None, None) => match self.lead(me, &mut inner, &mut todo, fair_now) {
-                        Some(entry) => {
+                Step::Lead => {
+                    let lead = match &self.pace {
+                        Pace::Live => self.live_lead(me, &mut inner, &mut todo, now, fair_now),
+                        // First what was decided goes out.
+                        Pace::Staged(_) if !todo.is_empty() || inner.has_deliverable() => {
+                            self.finish(inner, std::mem::take(&mut todo));
+                            inner = self.inner();
+                            continue;
+                        }
+                        Pace::Staged(staging) => {
+                            self.staged_lead(staging, me, &mut inner, &mut todo, fair_now)
+                        }
+                    };
+                    match lead {
+                        Lead::Entry(entry) => {
                             self.finish(inner, todo);
                             return Next::Resume(entry);
                         }
-                        None => continue,
-                    },
-                    (None, courtesy) => (Place::Courteous, courtesy),
-                    (Some(wait), _) => (Place::Idle, wait),
-                },
+                        Lead::Again => continue,
+                        Lead::Sleep(place, until) => (place, until),
+                    }
+                }
                 Step::WindowFull => (Place::Ahead, None),
                 Step::Held => (Place::Held, None),
             };
@@ -146,6 +168,24 @@ impl Shared {
                 continue;
             }
             inner = self.sleep(me, inner, place, until);
+        }
+    }
+
+    /// Writes the entry of a live set, if it is time for it.
+    fn live_lead(
+        &self,
+        me: usize,
+        inner: &mut Inner,
+        todo: &mut Todo,
+        now: Instant,
+        fair_now: u64,
+    ) -> Lead {
+        match (self.patience(inner, me), courtesy(inner, now)) {
+            (None, None) => self
+                .lead(me, inner, todo, fair_now)
+                .map_or(Lead::Again, Lead::Entry),
+            (None, courtesy) => Lead::Sleep(Place::Courteous, courtesy),
+            (Some(wait), _) => Lead::Sleep(Place::Idle, wait),
         }
     }
 
@@ -178,15 +218,14 @@ impl Shared {
         }
     }
 
-    /// Writes the entry for the frontier (R1: this is the only place where the world gets in).
-    pub(super) fn lead(
+    /// Writes the entry for the frontier.
+    fn lead(
         &self,
         me: usize,
         inner: &mut Inner,
         todo: &mut Todo,
         fair_now: u64,
     ) -> Option<Arc<Entry>> {
-        let boundary = inner.slots[me].boundary - 1;
         // A guest that has never waited is still starting: a client that connects now is kept waiting instead of
         // being refused. A guest that never waits gets its input nevertheless.
         let booting = !inner.slots.iter().any(|slot| slot.has_waited)
@@ -195,6 +234,19 @@ impl Shared {
             inner
                 .writer
                 .write(&self.clock, &*self.ingress, self.disks.due(me), booting);
+        self.put_entry(me, inner, todo, (entry, bytes), fair_now)
+    }
+
+    /// Puts an entry into the journal (R1: this is the only place where the world gets in).
+    pub(super) fn put_entry(
+        &self,
+        me: usize,
+        inner: &mut Inner,
+        todo: &mut Todo,
+        (entry, bytes): (Entry, usize),
+        fair_now: u64,
+    ) -> Option<Arc<Entry>> {
+        let boundary = inner.slots[me].boundary - 1;
         let entry = Arc::new(entry);
         if let Err(error) = inner.vote.lead(id(me), Arc::clone(&entry), bytes, fair_now) {
             // Nobody else can have written it: the lock has been held since the voter asked for it.

@@ -127,6 +127,10 @@ impl Shared {
             if inner.pending.is_empty() {
                 // Keeps the allocation.
                 inner.pending = items;
+                let mut todo = Todo::default();
+                self.delivered(&mut inner, &mut todo);
+                drop(inner);
+                self.act(todo);
                 return;
             }
             items = inner.take_deliverable();

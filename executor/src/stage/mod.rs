@@ -8,12 +8,17 @@
 //!
 //! What is measured in real time, and only to find replicas that will never come: [`Limits`].
 
+mod berth;
+mod clock;
 mod interpose;
+mod pool;
 mod rig;
+mod scratch;
 mod warm;
 
 use std::time::Duration;
 
+pub(crate) use clock::{ThreadClock, Used};
 pub use interpose::{Interposer, Untouched};
 pub use rig::{DiskContent, Performed, Play, Rig};
 pub use warm::warm;

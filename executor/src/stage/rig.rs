@@ -1,18 +1,42 @@
 //! N machines of one saved set, on which trials are performed one after the other.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
-use super::{Interposer, Limits, Reset, Spun, Stage};
+use kvm_ioctls::Kvm;
+use quorate_vmm::{Checkpoint, open_kvm};
+
+use super::berth::{Berth, Origin, Pooled};
+use super::pool::Pool;
+use super::scratch::Copies;
+use super::{Interposer, Limits, Reset, Spun, Stage, Untouched};
 use crate::egress::{Egress, Tap};
-use crate::events::EventSink;
+use crate::events::{EventSink, NoQuorum};
 use crate::exit::{ExitCode, Failure};
-use crate::launch::Plan;
-use crate::record::Recorder;
-use crate::set::Summary;
+use crate::journal::Ingress;
+use crate::launch::{NotifyDisk, Plan, both};
+use crate::machine::failure;
+use crate::record::{Observing, Recorder};
+use crate::recovery::{Lineage, Observer, RecoveryConfig, Unobserved};
+use crate::set::crew::Crew;
+use crate::set::{Outside, ReplicaSet, SetHandle, Summary, World};
+use crate::shared::{Finale, Pace, Scene};
+use crate::sync::lock;
 
 /// See the module.
 pub struct Rig {
-    _plan: Plan,
+    plan: Plan,
+    makers: Arc<Makers>,
+    copies: Copies,
+    berths: Vec<Arc<Berth>>,
+    pool: Arc<Pool>,
+}
+
+/// What machines are made of.
+struct Makers {
+    plan: Plan,
+    kvm: Kvm,
+    origins: Vec<Origin>,
 }
 
 /// One trial.
@@ -70,6 +94,8 @@ pub struct Performed {
     pub over: bool,
     /// What the trial left on the disks.
     pub disks: Vec<DiskContent>,
+    /// How long it took in all, with putting the machines back.
+    pub took: Duration,
 }
 
 /// What a trial left on a disk.
@@ -79,15 +105,97 @@ pub struct DiskContent {
     pub written: Vec<(u64, Vec<u8>)>,
 }
 
+/// Entries of a trial that are kept for replicas that come back (R10): with more, the checkpoint at boundary 0 is given up.
+const HISTORY_BYTES: u64 = 1 << 30;
+/// Faults of one replica in a trial after which it is left out.
+const CRASH_LIMIT: usize = 4;
+
 impl Rig {
     /// Makes the machines of the first `replicas` replicas of a saved set. Its disks are copied into memory: the files stay as they
     /// are.
     ///
     /// # Errors
     /// When the plan does not go on from a saved set, or the host cannot do it.
-    pub fn new(plan: Plan, replicas: u8) -> Result<Rig, Failure> {
-        let _ = replicas;
-        Ok(Rig { _plan: plan })
+    pub fn new(mut plan: Plan, replicas: u8) -> Result<Rig, Failure> {
+        let resume = plan.resume.as_ref().ok_or_else(|| {
+            Failure::new(
+                ExitCode::Internal,
+                "a rig needs a saved set to begin with".to_owned(),
+            )
+        })?;
+        let origin = |replica| {
+            resume.checkpoint(replica).map(|checkpoint| Origin {
+                checkpoint: checkpoint.clone(),
+                wait_until_ns: resume.wait_until_ns,
+            })
+        };
+        let count = usize::from(replicas);
+        let origins: Option<Vec<Origin>> = (0..count).map(origin).collect();
+        let origins = origins
+            .filter(|all| !all.is_empty())
+            .ok_or_else(|| Failure::new(ExitCode::Internal, "a rig of no replicas".to_owned()))?;
+        let start_ns = resume.monotonic_ns;
+        let disks: Vec<_> = plan
+            .disks
+            .iter()
+            .map(|disk| (disk.path.clone(), disk.bytes, disk.read_only))
+            .collect();
+        let copies = Copies::new(&disks)?;
+        for (disk, path) in plan.disks.iter_mut().zip(copies.paths()) {
+            disk.path = path.to_owned();
+        }
+        let limit = plan.set.recovery.crash_limit.min(CRASH_LIMIT);
+        plan.set.recovery = RecoveryConfig {
+            // Only the one that it begins with is kept: whether another is due depends on real time.
+            checkpoint_interval: None,
+            checkpoint_journal: u64::MAX,
+            history: HISTORY_BYTES,
+            crash_limit: limit,
+            crash_window: Duration::from_secs(3600),
+            ..plan.set.recovery.clone()
+        };
+        plan.set.no_quorum = NoQuorum::Stop;
+        plan.set.start_ns = start_ns;
+        let kvm = open_kvm().map_err(|error| failure(&error))?;
+        let rig = Rig {
+            makers: Arc::new(Makers {
+                plan: plan.clone(),
+                kvm,
+                origins,
+            }),
+            plan,
+            copies,
+            berths: berths(count),
+            pool: Arc::new(Pool::new(count)?),
+        };
+        rig.build_all()?;
+        Ok(rig)
+    }
+
+    /// Replicas that there are machines for.
+    #[must_use]
+    pub fn replicas(&self) -> u8 {
+        // As many as `new` was asked for.
+        self.berths.len() as u8
+    }
+
+    /// Builds all machines, each on its own thread, so that the first trial does not have to.
+    fn build_all(&self) -> Result<(), Failure> {
+        let failed = Arc::<Mutex<Option<Failure>>>::default();
+        for (me, berth) in self.berths.iter().enumerate() {
+            let (makers, berth) = (Arc::clone(&self.makers), Arc::clone(berth));
+            let failed = Arc::clone(&failed);
+            let body = move || {
+                // It goes to its berth at once.
+                if let Err(failure) = makers.machine(&berth, me, Lineage::first(me)) {
+                    lock(&failed).get_or_insert(failure);
+                }
+            };
+            self.pool.run(Some(me), Box::new(body))?;
+        }
+        self.pool.join();
+        let failure = lock(&failed).take();
+        failure.map_or(Ok(()), Err)
     }
 
     /// Performs one trial.
@@ -95,10 +203,155 @@ impl Rig {
     /// # Errors
     /// When the host fails. What a guest does is no error.
     pub fn perform(&mut self, play: Play) -> Result<Performed, Failure> {
-        let _ = play;
-        Err(Failure::new(
-            ExitCode::Internal,
-            "trials are not there yet".to_owned(),
-        ))
+        let Play {
+            replicas,
+            stage,
+            egress,
+            tap,
+            events,
+            interposers,
+            recorder,
+            recovery,
+            limits,
+        } = play;
+        let begun = Instant::now();
+        let count = usize::from(replicas);
+        if count == 0 || count > self.berths.len() {
+            let text = format!(
+                "a trial with {replicas} replicas on a rig of {}",
+                self.berths.len()
+            );
+            return Err(Failure::new(ExitCode::Internal, text));
+        }
+        let mut interposers = interposers.into_iter();
+        for berth in &self.berths[..count] {
+            berth.begin(interposers.next().unwrap_or_else(|| Box::new(Untouched)));
+        }
+        self.plan.set.voter.replicas = replicas;
+        self.plan.set.recovery.enabled = recovery;
+        let handle: Arc<OnceLock<SetHandle>> = Arc::default();
+        let notify: NotifyDisk = {
+            let handle = Arc::clone(&handle);
+            Arc::new(move |notice| {
+                if let Some(set) = handle.get() {
+                    set.disk_notice(notice);
+                }
+            })
+        };
+        let disks = Arc::new(self.plan.open_disks(&notify, recorder.is_some())?);
+        let recording = recorder
+            .as_ref()
+            .map(|to| to.tap(Arc::clone(&disks) as Arc<_>));
+        let world = World {
+            ingress: Arc::new(Nothing),
+            egress,
+            disks: Arc::clone(&disks),
+            events,
+            tap: both(both(tap, recording), self.copies.tap()),
+            outside: Box::new(Outside::default),
+        };
+        let observer: Arc<dyn Observer<Checkpoint>> = match &recorder {
+            Some(recorder) => Arc::new(Observing(Arc::clone(recorder))),
+            None => Arc::new(Unobserved),
+        };
+        let build = {
+            let (makers, berths) = (Arc::clone(&self.makers), self.berths.clone());
+            move |me: usize, lineage: Lineage| {
+                let berth = berths.get(me).ok_or_else(|| {
+                    Failure::new(ExitCode::Internal, "no place for this replica".to_owned())
+                })?;
+                makers.machine(berth, me, lineage)
+            }
+        };
+        let pace = Pace::staged(Scene {
+            stage,
+            limits,
+            finale: Finale::End,
+        });
+        let crew = Arc::clone(&self.pool) as Arc<_>;
+        let config = self.plan.set.clone();
+        let set = ReplicaSet::start_paced(config, world, build, observer, pace, crew)?;
+        let _ = handle.set(set.handle());
+        // What a disk said before there was a handle is looked at now.
+        set.input_arrived();
+        let (mut summary, came, whole) = set.wait_staged();
+        summary.recorded = recorder.as_ref().map(|recorder| recorder.finish());
+        let reset = self.reset(count);
+        let closed = disks.close();
+        if !whole {
+            // A thread hangs with its machine. They are left behind.
+            self.pool.abandon();
+            self.berths = berths(self.berths.len());
+            self.pool = Arc::new(Pool::new(self.berths.len())?);
+            self.copies.renew().map_err(of_disks)?;
+        }
+        let disks = match closed {
+            Ok(()) => self.copies.put_back().map_err(of_disks)?,
+            Err(error) => {
+                self.copies.renew().map_err(of_disks)?;
+                return Err(Failure::new(ExitCode::Disk, error));
+            }
+        };
+        Ok(Performed {
+            summary,
+            reset,
+            spun: came.spun,
+            over: came.over,
+            disks,
+            took: begun.elapsed(),
+        })
+    }
+
+    fn reset(&self, count: usize) -> Reset {
+        let mut all = Reset::default();
+        for reset in self.berths[..count].iter().map(|berth| berth.reset()) {
+            all.micros = all.micros.max(reset.micros);
+            all.compared_pages += reset.compared_pages;
+            all.pages += reset.pages;
+            all.built += reset.built;
+        }
+        all
+    }
+}
+
+impl Makers {
+    /// The machine of a replica, where the trial begins; in another's layout for one that is to be a copy of it.
+    fn machine(&self, berth: &Arc<Berth>, me: usize, lineage: Lineage) -> Result<Pooled, Failure> {
+        let origin = self.origins.get(lineage.replica).ok_or_else(|| {
+            Failure::new(ExitCode::Internal, "no such replica was saved".to_owned())
+        })?;
+        let build = || {
+            let seed = origin.checkpoint.layout_seed();
+            self.plan.build(&self.kvm, me, seed)
+        };
+        if lineage.replica == me {
+            berth.take(origin, build)
+        } else {
+            berth.borrow(origin, build)
+        }
+    }
+}
+
+fn berths(count: usize) -> Vec<Arc<Berth>> {
+    (0..count).map(|_| Arc::default()).collect()
+}
+
+fn of_disks(error: std::io::Error) -> Failure {
+    Failure::new(
+        ExitCode::Disk,
+        format!("the copies of the disks cannot be put back: {error}"),
+    )
+}
+
+/// No frames but the stage's.
+pub(super) struct Nothing;
+
+impl Ingress for Nothing {
+    fn take(&self, _: usize, _: usize) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
+    fn is_empty(&self) -> bool {
+        true
     }
 }

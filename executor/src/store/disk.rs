@@ -219,6 +219,13 @@ impl Disk {
         lock(&self.core.state).waits(replica)
     }
 
+    /// Whether nothing is under way for the replica: of what it was not told of, everything is complete, or waits until earlier reads
+    /// are taken.
+    #[must_use]
+    pub fn settled(&self, replica: usize) -> bool {
+        lock(&self.core.state).settled(replica)
+    }
+
     /// What is complete for the replica and not delivered yet: its reads that are done, and its flushes that are durable; ascending.
     #[must_use]
     pub fn due(&self, replica: usize) -> Vec<Completion> {

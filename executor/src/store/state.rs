@@ -479,6 +479,18 @@ impl State {
         replica.is_some_and(|r| !r.reads.is_empty() || !r.flushes.is_empty())
     }
 
+    /// Whether nothing is under way for the replica.
+    pub fn settled(&self, replica: usize) -> bool {
+        let Some(r) = self.replicas.get(replica) else {
+            return true;
+        };
+        let ended = |(seq, read): (&u64, &Read)| {
+            matches!(read.state, ReadState::Queued | ReadState::Taken)
+                || self.read_status(*seq, read).is_some()
+        };
+        r.reads.iter().all(ended) && r.flushes.iter().all(|f| self.flush_status(*f).is_some())
+    }
+
     /// Sets the replica's flag; whether something is complete for it.
     pub fn mark(&mut self, replica: usize) -> bool {
         let Some(r) = self.replicas.get(replica) else {
