@@ -62,6 +62,10 @@ impl Observer<Checkpoint> for Observing {
         }
     }
 
+    fn began(&self, replica: usize, _: Lineage, checkpoint: &Checkpoint) {
+        self.base(replica, checkpoint);
+    }
+
     fn taken(&self, replica: usize, boundary: u64, lineage: Lineage, checkpoint: &Checkpoint) {
         let meta = BlobMeta {
             replica,
