@@ -290,7 +290,7 @@ fn kinds<T: Copy + PartialEq>(
     for item in value.one_or_list()? {
         let kind = item.one_of(known)?;
         if kinds.contains(&kind) {
-            return Err(item.problem("is there twice"));
+            return Err(item.problem(format!("\"{}\" is there twice", item.text()?)));
         }
         kinds.push(kind);
     }
@@ -450,7 +450,8 @@ fn errno(table: &Table<'_>) -> Result<Vec<u16>, Problem> {
             names::errno(item.text()?).map_err(|message| item.problem(message))?
         };
         if errors.contains(&number) {
-            return Err(item.problem("is there twice"));
+            let name = names::errno_name(number);
+            return Err(item.problem(format!("{name} is there twice")));
         }
         errors.push(number);
     }

@@ -11,6 +11,8 @@ pub(super) type Problem = (usize, String);
 
 /// How alike two names must be (Jaro–Winkler, 0 to 1) for one to be offered in place of the other.
 const ALIKE: f64 = 0.75;
+/// So many names are listed beside the one that was probably meant.
+const FEW: usize = 6;
 
 /// The text, for lines of spans.
 #[derive(Clone, Copy)]
@@ -37,21 +39,32 @@ pub(super) fn listed<T: Display>(names: impl IntoIterator<Item = T>, last: &str)
     }
 }
 
-/// The known name that is most like `name`, if one is.
+/// The known name that is most like `name`, if one is: by the fewest letters that are other or swapped, at most a third of them;
+/// else by likeness.
 pub(super) fn alike<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    let few = (name.chars().count() / 3).max(1);
     known
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness >= ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
+        .map(|candidate| {
+            let edits = strsim::osa_distance(name, candidate);
+            let likeness = strsim::jaro_winkler(name, candidate);
+            let near = if edits <= few { few + 1 - edits } else { 0 };
+            (near, likeness, candidate)
+        })
+        .filter(|(near, likeness, _)| *near > 0 || *likeness >= ALIKE)
+        .max_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))
+        .map(|(_, _, candidate)| candidate)
 }
 
-/// "; did you mean "x"?" or what is possible.
+/// `; did you mean "x"?` and, if they are few, what is possible.
 pub(super) fn instead<'n>(name: &str, known: &[&'n str]) -> String {
+    let possible = format!("possible: {}", listed(known, "and"));
     match alike(name, known.iter().copied()) {
+        Some(other) if known.len() <= FEW => {
+            format!("; did you mean \"{other}\"? {possible}")
+        }
         Some(other) => format!("; did you mean \"{other}\"?"),
-        None => format!("; possible: {}", listed(known, "and")),
+        None => format!("; {possible}"),
     }
 }
 

@@ -107,3 +107,229 @@ fn a_complete_campaign() {
     assert_eq!(campaign.faults[2].copies, [1, 2]);
     assert!(campaign.counts_instructions());
 }
+
+/// A good file but for what is put into it: `(after which line, what)`.
+fn bad(text: &str) -> String {
+    match parse(text) {
+        Ok(_) => panic!("this was taken:\n{text}"),
+        Err(message) => message,
+    }
+}
+
+/// `[[fault]]` keys in line 3 and after, of a file that is good otherwise.
+fn bad_fault(keys: &str) -> String {
+    bad(&format!("appliance = \"a.toml\"\n[[fault]]\n{keys}\n"))
+}
+
+/// Tables in line 4 and after, of a file that is good otherwise.
+fn bad_table(tables: &str) -> String {
+    bad(&format!(
+        "appliance = \"a.toml\"\n[[fault]]\nmodel = \"crash\"\n{tables}\n"
+    ))
+}
+
+/// Keys at the top level in line 2.
+fn bad_top(line: &str) -> String {
+    bad(&format!(
+        "appliance = \"a.toml\"\n{line}\n[[fault]]\nmodel = \"crash\"\n"
+    ))
+}
+
+#[test]
+fn mistakes_at_the_top_level() {
+    let cases: Vec<(String, &str)> = vec![
+        (bad("name = \"x\n"), "?"),
+        (bad("[[fault]]\nmodel = \"crash\"\n"), "?"),
+        (bad("appliance = \"a.toml\"\n"), "?"),
+        (bad("appliance = \"\"\n[[fault]]\nmodel = \"crash\""), "?"),
+        (bad("appliance = 5\n[[fault]]\nmodel = \"crash\""), "?"),
+        (
+            bad("appliance = \"a.toml\"\n\n[fault]\nmodel = \"crash\""),
+            "?",
+        ),
+        (bad_top("replica = 3"), "?"),
+        (bad_top("replicas = [1, 0]"), "?"),
+        (bad_top("replicas = [1, 3, 1]"), "?"),
+        (bad_top("replicas = []"), "?"),
+        (bad_top("replicas = \"three\""), "?"),
+        (bad_top("replicas = [\n 1,\n 12\n]"), "?"),
+        (bad_top("layout = \"randm\""), "?"),
+        (bad_top("name = \"a/b\""), "?"),
+        (bad_top("seed = \"\""), "?"),
+        (bad_top("seed = 4"), "?"),
+        (bad_top("zzz = 4"), "?"),
+    ];
+    check(&cases);
+}
+
+#[test]
+fn mistakes_in_tables() {
+    let cases: Vec<(String, &str)> = vec![
+        (bad_table("[workload]\ncomand = [\"x\"]"), "?"),
+        (bad_table("[workload]\ncommand = \"client.sh --fast\""), "?"),
+        (bad_table("[workload]\ncommand = []"), "?"),
+        (
+            bad_table("[workload]\ncommand = [\"x\"]\nconversation = \"c\""),
+            "?",
+        ),
+        (bad_table("[workload]\nmode = \"live\""), "?"),
+        (bad_table("[workload]\nwarmup = [\"w\"]"), "?"),
+        (
+            bad_table("[workload]\ncommand = [\"x\"]\ntimeout_s = 0"),
+            "?",
+        ),
+        (
+            bad_table("[oracle]\ncompare = [\"client\", \"memory\"]"),
+            "?",
+        ),
+        (bad_table("[oracle]\nerrors = ['(']"), "?"),
+        (
+            bad_table(
+                "[oracle]\ncompare = \"client\"\n[[oracle.mask]]\nwhere = \"disk\"\npattern = \"x\"",
+            ),
+            "?",
+        ),
+        (bad_table("[[oracle.mask]]\nwhere = \"client\""), "?"),
+        (
+            bad_table("[[oracle.mask]]\nwhere = \"client\"\npattern = \"\""),
+            "?",
+        ),
+        (
+            bad_table("[[oracle.ignore_sectors]]\nfirst = 8\nlast = 7"),
+            "?",
+        ),
+        (bad_table("[trials]\ncount = 10\nhalf_width = 0.1"), "?"),
+        (bad_table("[trials]\ncount = 0"), "?"),
+        (bad_table("[trials]\ncount = 1.5"), "?"),
+        (bad_table("[trials]\nhalf_width = 1"), "?"),
+        (bad_table("[trials]\nconfidence = 95"), "?"),
+        (bad_table("[trials]\nmax = 95"), "?"),
+        (bad_table("[trials]\ninterval = \"wald\""), "?"),
+        (
+            bad_table("[trials]\nhalf_width = 0.1\nwatch = [\"silent\"]"),
+            "?",
+        ),
+        (bad_table("[limits]\nhang_ms = -1"), "?"),
+        (bad_table("[limits]\njournal = \"64 potatoes\""), "?"),
+        (bad_table("[limits]\nhang = 5"), "?"),
+        (bad_table("[trials]\ncount = 5\n[trials]\nbatch = 1"), "?"),
+    ];
+    check(&cases);
+}
+
+#[test]
+fn mistakes_in_faults() {
+    let cases: Vec<(String, &str)> = vec![
+        (bad_fault("name = \"regs\""), "?"),
+        (bad_fault("modle = \"register\""), "?"),
+        (bad_fault("model = \"registers\""), "?"),
+        (
+            bad_fault(
+                "name = \"regs\"\nmodel = \"register\"\nregisters = [\n  \"rbx\",\n  \"rxa\",\n]",
+            ),
+            "?",
+        ),
+        (
+            bad_fault("model = \"register\"\nregisters = \"vectors of registers\""),
+            "?",
+        ),
+        (
+            bad_fault("model = \"register\"\nregisters = [\"general\", \"rax\"]"),
+            "?",
+        ),
+        (bad_fault("model = \"register\"\nbits = 65"), "?"),
+        (
+            bad_fault("model = \"register\"\nregisters = \"mxcsr\"\nbits = 20"),
+            "?",
+        ),
+        (bad_fault("model = \"register\"\nbits = 2\nburst = 3"), "?"),
+        (bad_fault("model = \"register\"\nchange = \"stuck\""), "?"),
+        (bad_fault("model = \"register\"\nclass = \"heap\""), "?"),
+        (bad_fault("model = \"crash\"\nhow = \"loudly\""), "?"),
+        (bad_fault("model = \"memory\""), "?"),
+        (bad_fault("model = \"memory\"\nclass = \"heaps\""), "?"),
+        (
+            bad_fault("model = \"memory\"\nclass = [\"heap\", \"ram\"]"),
+            "?",
+        ),
+        (
+            bad_fault("model = \"memory\"\nclass = [\"kernel\", \"kernel-text\"]"),
+            "?",
+        ),
+        (
+            bad_fault("model = \"memory\"\nclass = \"heap\"\nplace = \"heap+0x10\""),
+            "?",
+        ),
+        (
+            bad_fault("model = \"memory\"\nplace = \"nowhere+0x10\""),
+            "?",
+        ),
+        (
+            bad_fault("model = \"block\"\nhow = [\"torn\", \"torn\"]"),
+            "?",
+        ),
+        (bad_fault("model = \"block\"\nmetadata = \"yes\""), "?"),
+        (
+            bad_fault("model = \"frame\"\nhow = \"drop\"\ndelay = 5"),
+            "?",
+        ),
+        (bad_fault("model = \"clock\"\nhow = \"step\"\nppm = 5"), "?"),
+        (
+            bad_fault("model = \"clock\"\nhow = \"skew\"\nppm = [9, 5]"),
+            "?",
+        ),
+        (
+            bad_fault("model = \"clock\"\nhow = \"skew\"\nppm = [1, 2, 3]"),
+            "?",
+        ),
+        (bad_fault("model = \"stall\"\nmillis = -1"), "?"),
+        (bad_fault("model = \"syscall\"\nerrno = \"ENOSPACE\""), "?"),
+        (bad_fault("model = \"syscall\"\nerrno = 500"), "?"),
+        (bad_fault("model = \"crash\"\ncopies = [1, 10]"), "?"),
+        (bad_fault("model = \"crash\"\nweight = 0"), "?"),
+        (bad_fault("model = \"crash\"\nweight = 0x1000"), "?"),
+        (bad_fault("model = \"crash\"\nwhen = \"boundry\""), "?"),
+        (bad_fault("model = \"crash\"\nwhen = \"symbol\""), "?"),
+        (
+            bad_fault("model = \"crash\"\nwhen = \"time\"\nsymbol = \"main\""),
+            "?",
+        ),
+        (
+            bad_fault("model = \"crash\"\nsymbol = \"main\"\nat = 5"),
+            "?",
+        ),
+        (bad_fault("model = \"crash\"\nat = 0"), "?"),
+        (bad_fault("model = \"crash\"\nat = \"110%\""), "?"),
+        (bad_fault("model = \"crash\"\nat = 1.5"), "?"),
+        (bad_fault("model = \"crash\"\nat = 5\nfrom = 3"), "?"),
+        (bad_fault("model = \"crash\"\nfrom = 8\nto = 3"), "?"),
+        (
+            bad_fault("model = \"crash\"\ndistribution = \"gaussian\""),
+            "?",
+        ),
+        (
+            bad_fault("model = \"crash\"\ndistribution = \"normal\""),
+            "?",
+        ),
+        (
+            bad_fault("model = \"crash\"\ndistribution = \"normal\"\ndeviation = 0"),
+            "?",
+        ),
+        (bad_fault("model = \"crash\"\nmean = 5"), "?"),
+        (
+            bad_fault("model = \"crash\"\ndistribution = \"burst\"\nwidth = 5"),
+            "?",
+        ),
+        (
+            bad_fault("model = \"crash\"\n[[fault]]\nmodel = \"crash\""),
+            "?",
+        ),
+    ];
+    check(&cases);
+}
+
+fn check(cases: &[(String, &str)]) {
+    let got: Vec<&str> = cases.iter().map(|(message, _)| message.as_str()).collect();
+    let expected: Vec<&str> = cases.iter().map(|(_, expected)| *expected).collect();
+    assert_eq!(got, expected);
+}
