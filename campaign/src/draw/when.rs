@@ -9,6 +9,9 @@ use crate::model::{GoldenFacts, Trigger};
 /// have to be drawn again.
 const WIDEST: f64 = 10.0;
 
+/// [`Point::WHOLE`].
+const WHOLE: f64 = 1e9;
+
 /// What a trigger counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scale {
@@ -239,6 +242,14 @@ fn index(spread: &Spread, length: u64, stream: &mut Stream) -> u64 {
     }
 }
 
+/// A share of a length, rounded down and up.
+#[allow(clippy::cast_possible_truncation)]
+fn of(share: u32, length: u64) -> (u64, u64) {
+    let whole = u128::from(Point::WHOLE);
+    let product = u128::from(share) * u128::from(length);
+    ((product / whole) as u64, product.div_ceil(whole) as u64)
+}
+
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -255,16 +266,16 @@ fn spread(distribution: &Distribution, scale: Scale, length: u64) -> Result<Spre
                 last: scale.number(length - 1),
             }),
         },
-        Point::Share(share) => Ok(((share * end).floor() as u64).min(length - 1)),
+        Point::Share(share) => Ok(of(share, length).0.min(length - 1)),
     };
     let place = |point: Point| match point {
         Point::Number(_) => Ok(index(point)? as f64 + 0.5),
-        Point::Share(share) => Ok(share * end),
+        Point::Share(share) => Ok(f64::from(share) * end / WHOLE),
     };
     let width = |point: Point| {
         let width = match point {
             Point::Number(number) => number as f64,
-            Point::Share(share) => share * end,
+            Point::Share(share) => f64::from(share) * end / WHOLE,
         };
         if width > end * WIDEST {
             return Err(DrawError::TooWide {
@@ -283,9 +294,7 @@ fn spread(distribution: &Distribution, scale: Scale, length: u64) -> Result<Spre
             let first = index(*from)?;
             let last = match to {
                 Point::Number(_) => index(*to)?,
-                Point::Share(share) => ((share * end).ceil() as u64)
-                    .saturating_sub(1)
-                    .min(length - 1),
+                Point::Share(share) => of(*share, length).1.saturating_sub(1).min(length - 1),
             };
             if last < first {
                 return Err(DrawError::Empty {

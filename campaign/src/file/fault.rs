@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{BitChange, BlockFault, Direction, EntryFault, PageFault};
 
 /// One `[[fault]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FaultSpec {
     /// Its name, unique in the campaign.
     pub name: String,
@@ -185,7 +185,7 @@ pub enum ClockKind {
 }
 
 /// When a fault comes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "when", rename_all = "kebab-case")]
 pub enum When {
     /// At a boundary.
@@ -218,17 +218,17 @@ pub enum When {
 }
 
 /// A point of a trial's length.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Point {
     /// Boundary, ns, call or instruction.
     Number(u64),
-    /// So much of the trial's length, 0 to 1.
-    Share(f64),
+    /// So much of the trial's length, in [`Point::WHOLE`]ths: whole numbers, so that they are the same after they were written.
+    Share(u32),
 }
 
 /// How a trigger is spread over the trial's length.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Distribution {
     /// Always there.
@@ -285,11 +285,16 @@ impl FaultModel {
     }
 }
 
+impl Point {
+    /// All of the trial.
+    pub const WHOLE: u32 = 1_000_000_000;
+}
+
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Point::Number(number) => write!(f, "{number}"),
-            Point::Share(share) => write!(f, "{}%", share * 100.0),
+            Point::Share(share) => write!(f, "{}%", f64::from(*share) / 1e7),
         }
     }
 }

@@ -108,8 +108,6 @@ pub enum Mode {
     /// The client's conversation is played in virtual time: the same on every machine.
     #[default]
     Staged,
-    /// The client is run for each trial, in real time.
-    Live,
 }
 
 /// `[oracle]`.
@@ -193,16 +191,14 @@ pub enum Interval {
 /// `[limits]`: when a trial is given up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// So much virtual time, ms, after the golden run's end (or without an answer) is a hang.
+    /// So much virtual time, ms, without anything new for the client is a hang.
     pub hang_ms: u64,
-    /// So much CPU time, ms, is a hang: the guest spins between two boundaries.
+    /// So much CPU time, ms, from one boundary to the next is a hang: the guest spins.
     pub cpu_ms: u64,
-    /// A replica that is this far behind the others in real time, ms, is stopped.
+    /// A replica that stalls for so long, ms, is a laggard, and is stopped.
     pub lag_ms: u64,
-    /// Boundaries after the golden run's end within which the set must be at full strength again.
-    pub settle_boundaries: u64,
-    /// Most bytes of the journal that a replica comes back by.
-    pub journal_bytes: u64,
+    /// A trial of so many boundaries is a hang.
+    pub boundaries: u64,
 }
 
 /// Why a campaign file is refused. Reads `campaign.toml:12: key `registers` in [[fault]] "regs": …`.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use quorate_images::size;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -48,13 +47,7 @@ pub(super) const TRIALS: &[&str] = &[
     "batch",
     "watch",
 ];
-pub(super) const LIMITS: &[&str] = &[
-    "hang_ms",
-    "cpu_ms",
-    "lag_ms",
-    "settle_boundaries",
-    "journal",
-];
+pub(super) const LIMITS: &[&str] = &["hang_ms", "cpu_ms", "lag_ms", "boundaries"];
 
 pub(super) fn campaign(text: &str, path: &Path) -> Result<Campaign, Problem> {
     let document = reader::document(text)?;
@@ -243,16 +236,18 @@ fn workload(top: &Table<'_>) -> Result<Workload, Problem> {
         workload.timeout_s = value.integer(1..=86_400)?;
     }
     if let Some(value) = table.get("mode") {
-        workload.mode = value.one_of(&[("staged", Mode::Staged), ("live", Mode::Live)])?;
+        if value.text()? == "live" {
+            return Err(
+                value.problem("trials in real time are not possible yet; possible: \"staged\"")
+            );
+        }
+        workload.mode = value.one_of(&[("staged", Mode::Staged)])?;
     }
     if workload.command.is_some() && workload.conversation.is_some() {
         return Err(table.problem_at(
             "conversation",
             "goes in place of `command`: give only one of the two",
         ));
-    }
-    if workload.mode == Mode::Live && workload.command.is_none() {
-        return Err(table.problem_at("mode", "\"live\" needs a `command`"));
     }
     if workload.warmup.is_some() && workload.command.is_none() && workload.conversation.is_none() {
         return Err(table.problem_at(
@@ -435,10 +430,9 @@ fn trials(top: &Table<'_>) -> Result<Trials, Problem> {
 fn limits(top: &Table<'_>) -> Result<Limits, Problem> {
     let mut limits = Limits {
         hang_ms: 5000,
-        cpu_ms: 10_000,
-        lag_ms: 2000,
-        settle_boundaries: 100_000,
-        journal_bytes: 256 << 20,
+        cpu_ms: 400,
+        lag_ms: 500,
+        boundaries: 2_000_000,
     };
     let Some(table) = optional_table(top, "limits")? else {
         return Ok(limits);
@@ -453,14 +447,8 @@ fn limits(top: &Table<'_>) -> Result<Limits, Problem> {
     if let Some(value) = table.get("lag_ms") {
         limits.lag_ms = value.integer(1..=MAX_MILLIS)?;
     }
-    if let Some(value) = table.get("settle_boundaries") {
-        limits.settle_boundaries = value.integer(1..=u64::from(u32::MAX))?;
-    }
-    if let Some(value) = table.get("journal") {
-        limits.journal_bytes = size::parse(value.text()?)
-            .ok()
-            .filter(|bytes| *bytes > 0)
-            .ok_or_else(|| value.problem("is not a size; write one such as \"256M\""))?;
+    if let Some(value) = table.get("boundaries") {
+        limits.boundaries = value.integer(1..=u64::from(u32::MAX))?;
     }
     Ok(limits)
 }

@@ -544,7 +544,7 @@ const SHAPES: &[(&str, Shape, &[&str])] = &[
 ];
 
 fn distribution(table: &Table<'_>, unit: Unit) -> Result<Distribution, Problem> {
-    let whole = (Point::Share(0.0), Point::Share(1.0));
+    let whole = (Point::Share(0), Point::Share(Point::WHOLE));
     if let Some(value) = table.get("at") {
         let spread: Vec<&str> = TRIGGER
             .iter()
@@ -599,9 +599,7 @@ fn distribution(table: &Table<'_>, unit: Unit) -> Result<Distribution, Problem> 
         let value = table.need(key, example)?;
         match length_of(&value, unit)? {
             Point::Number(0) => Err(value.problem("0 is not possible: it is a length")),
-            Point::Share(share) if share == 0.0 => {
-                Err(value.problem("0% is not possible: it is a length"))
-            }
+            Point::Share(0) => Err(value.problem("0% is not possible: it is a length")),
             length => Ok(length),
         }
     };
@@ -615,7 +613,7 @@ fn distribution(table: &Table<'_>, unit: Unit) -> Result<Distribution, Problem> 
             }
         }
         Shape::Normal => Ok(Distribution::Normal {
-            mean: maybe("mean", Point::Share(0.5))?,
+            mean: maybe("mean", Point::Share(Point::WHOLE / 2))?,
             deviation: length("deviation", "deviation = \"10%\"")?,
         }),
         Shape::Exponential => Ok(Distribution::Exponential {
@@ -665,7 +663,10 @@ fn length_of(value: &Value<'_, '_>, unit: Unit) -> Result<Point, Problem> {
             .strip_suffix('%')
             .and_then(|number| number.trim().parse::<f64>().ok())
             .filter(|percent| (0.0..=100.0).contains(percent));
-        return share.map(|percent| Point::Share(percent / 100.0)).ok_or_else(|| {
+        // At most 1e9.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let billionths = |percent: f64| (percent * 1e7).round() as u32;
+        return share.map(|percent| Point::Share(billionths(percent))).ok_or_else(|| {
             value.problem(format!(
                 "\"{text}\" is not a share of the trial: write \"0%\" to \"100%\", or a number without quotes"
             ))

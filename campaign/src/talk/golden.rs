@@ -337,6 +337,7 @@ impl Maker<'_> {
     fn settings(&self) -> PlayerSettings {
         PlayerSettings {
             hang_ns: self.campaign.limits.hang_ms.saturating_mul(1_000_000),
+            max_boundaries: self.campaign.limits.boundaries,
             until_exit: self.is_batch(),
             ..PlayerSettings::default()
         }
