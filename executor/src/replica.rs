@@ -89,6 +89,10 @@ pub trait Vcpu {
     fn stall(&mut self) -> Option<Duration> {
         None
     }
+    /// What was done to the machine since this was asked, if not at the set's request.
+    fn told(&mut self) -> Option<String> {
+        None
+    }
     /// Takes the state wherever the machine is, for a look at it.
     ///
     /// # Errors
@@ -146,6 +150,9 @@ pub fn drive<V: Vcpu>(
         let turn = vcpu.run();
         let left = Instant::now();
         ran += left - entered;
+        if let Some(detail) = vcpu.told() {
+            shared.interposed(me, detail);
+        }
         match turn {
             Turn::Boundary {
                 mut outputs,
@@ -197,7 +204,11 @@ fn act<V: Vcpu>(
         match next {
             Next::Resume(entry) => {
                 let disks = shared.disks();
-                if let Err(report) = vcpu.resume(&entry, &mut disks.reads(me)) {
+                let resumed = vcpu.resume(&entry, &mut disks.reads(me));
+                if let Some(detail) = vcpu.told() {
+                    shared.interposed(me, detail);
+                }
+                if let Err(report) = resumed {
                     shared.misbehaved(me, report);
                     return false;
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use quorate_executor::exit::{ExitCode as Code, Failure};
 
-use crate::bench::{BenchError, Trials};
+use crate::bench::{Bench, BenchError, Trials};
 use crate::file::Campaign;
 use crate::model::GoldenFacts;
 use crate::run::synthetic::Planted;
@@ -55,11 +55,17 @@ impl Wired {
     /// Something that plays trials, for one thread, to be made in it; recording the first one in `record`, if that is given.
     pub fn bench(
         &self,
-        _campaign: &Campaign,
-        _record: Option<&Path>,
+        campaign: &Campaign,
+        record: Option<&Path>,
     ) -> Result<Box<dyn Trials>, BenchError> {
         match self {
-            Wired::Golden(_) => Err(BenchError::Broken("there is no bench yet".to_owned())),
+            Wired::Golden(golden) => {
+                let mut bench = Bench::new(campaign, Arc::clone(golden))?;
+                if let Some(file) = record {
+                    bench.record(file);
+                }
+                Ok(Box::new(bench))
+            }
             Wired::Synthetic => Ok(Box::new(Planted {
                 pause: std::time::Duration::from_millis(1),
                 ..Planted::usual()

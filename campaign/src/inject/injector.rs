@@ -47,6 +47,8 @@ pub struct Injector {
     boundary: u64,
     /// On the way to a function or an instruction.
     reacher: Option<Reacher>,
+    /// What the set has not been told of yet.
+    news: Option<String>,
 }
 
 enum State {
@@ -85,6 +87,7 @@ impl Injector {
             state: State::Waiting,
             boundary: 0,
             reacher: None,
+            news: None,
         };
         (injector, injected)
     }
@@ -93,11 +96,12 @@ impl Injector {
         matches!(self.state, State::Waiting)
     }
 
-    fn hit(&self, place: String, location: Option<(String, u64)>, boundary: u64) {
+    fn hit(&mut self, place: String, location: Option<(String, u64)>, boundary: u64) {
         // The first counts: bits that are stuck, or a clock that is wrong, go on.
         if matches!(self.injected.report(), Report::Hit(_)) {
             return;
         }
+        self.news = Some(place.clone());
         self.injected.set(Report::Hit(Hit {
             place,
             location,
@@ -378,6 +382,10 @@ impl Interposer for Injector {
         }
     }
 
+    fn told(&mut self) -> Option<String> {
+        self.news.take()
+    }
+
     fn restored(&mut self, boundary: u64) {
         self.boundary = boundary;
         self.reacher = None;
@@ -433,7 +441,7 @@ impl Injector {
         }
     }
 
-    fn happened(&self, hit: Option<bits::Hit>, where_to: &str, boundary: u64) {
+    fn happened(&mut self, hit: Option<bits::Hit>, where_to: &str, boundary: u64) {
         if let Some(bits::Hit { text, offset }) = hit {
             self.hit(text, Some((where_to.to_owned(), offset)), boundary);
         }

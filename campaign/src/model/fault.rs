@@ -49,7 +49,8 @@ pub enum BitChange {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Fault {
-    /// Bits of a register.
+    /// Bits of a register. At a boundary and after a system call, where the kernel is at work in all replicas, those of the program
+    /// that is served; at a function or an instruction those that the vCPU has there.
     Register {
         /// Its name: `rax` … `r15`, `rip`, `rflags`, `fs_base`, `gs_base`, `xmm0` … `xmm15` and what else `quorate_vmm::fault` offers.
         register: String,
@@ -76,11 +77,12 @@ pub enum Fault {
         /// What becomes of it.
         how: PageFault,
     },
-    /// The n-th block request of the sort that is meant, counted from the trigger.
+    /// The first block request of the sort that is meant from the trigger on.
     Block {
         /// What becomes of it.
         how: BlockFault,
-        /// Only requests that concern the file system's own blocks (superblock, group descriptors, bitmaps, inode tables, journal).
+        /// Only requests that concern the file system's own blocks (superblock, group descriptors, bitmaps, inode tables, journal); else
+        /// only others.
         metadata: bool,
         /// Chooses sector, byte and bit.
         pick: u64,
@@ -120,7 +122,7 @@ pub enum Fault {
         /// The error, positive.
         errno: u16,
     },
-    /// The entry of a boundary.
+    /// The entry of a boundary; where it is to be lost, the next one that holds something.
     Entry {
         /// What becomes of it.
         how: EntryFault,

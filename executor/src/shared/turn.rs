@@ -389,6 +389,19 @@ impl Shared {
         let _ = mail.reply.try_send(result);
     }
 
+    /// Records a fault that was injected by who stands between set and machine ([`crate::stage::Interposer`]).
+    pub fn interposed(&self, me: usize, detail: String) {
+        let mut inner = self.inner();
+        let boundary = inner.slots[me].boundary;
+        let event = Event::Injected {
+            replica: me,
+            boundary,
+            detail,
+        };
+        self.event(&mut inner, event);
+        self.finish(inner, Todo::default());
+    }
+
     /// Stalls the thread for a while, or until the replica is stopped or the set ends.
     pub fn pause(&self, me: usize, wait: Duration) {
         let until = Instant::now() + wait;

@@ -252,6 +252,10 @@ impl Vcpu for Pooled {
         machine.resume(&entry, &mut reads)
     }
 
+    fn told(&mut self) -> Option<String> {
+        self.interposer.told()
+    }
+
     fn inject(&mut self, fault: &Fault, random: u64) -> Result<String, String> {
         self.machine()?.inject(fault, random)
     }

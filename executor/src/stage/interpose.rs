@@ -54,6 +54,12 @@ pub trait Interposer: Send {
         let _ = (boundary, disk, seq, data);
     }
 
+    /// What was done to the replica, to be told once, as an event of the set ([`crate::events::Event::Injected`]): asked whenever the guest
+    /// has come out, and when an entry was delivered.
+    fn told(&mut self) -> Option<String> {
+        None
+    }
+
     /// The replica was stopped and its machine put back to where it stood at `boundary`: what is transient is over.
     fn restored(&mut self, boundary: u64) {
         let _ = boundary;
