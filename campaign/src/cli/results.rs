@@ -38,7 +38,9 @@ fn private(path: &Path) -> std::io::Result<File> {
 }
 
 /// The closing tables.
-pub fn closing(manifest: &Manifest, summary: &Summary, method: Method, confidence: Confidence) {
+pub fn closing(manifest: &Manifest, summary: &Summary) {
+    let method = method(&manifest.campaign.trials);
+    let confidence = manifest.confidence();
     let trials: u64 = summary.times.values().map(|(_, trials)| trials).sum();
     let mut text = format!(
         "{}: {trials} trials with N = {}, seed \"{}\"",
@@ -52,7 +54,18 @@ pub fn closing(manifest: &Manifest, summary: &Summary, method: Method, confidenc
     if manifest.wall_seconds > 0.0 {
         let _ = write!(text, ", {}", duration(manifest.wall_seconds));
     }
-    answer(&format!("{text}\n\n{}", summary.text(method, confidence)));
+    let mut text = format!("{text}\n\n{}", summary.text(method, confidence));
+    for (draw, replicas, record) in summary.worst() {
+        let _ = writeln!(
+            text,
+            "{}: {}\n  {}\n  quorate campaign {} --only {draw} --replicas {replicas}",
+            record.outcome,
+            record.place,
+            record.evidence,
+            manifest.file.display()
+        );
+    }
+    answer(&text);
 }
 
 fn list(numbers: &[u8]) -> String {
@@ -80,15 +93,9 @@ fn summary(directory: &Path) -> Result<Summary, Failure> {
 }
 
 fn show(directory: &Path, manifest: &Manifest) -> Result<(), Failure> {
-    let confidence = Confidence::new(manifest.campaign.trials.confidence).map_err(impossible)?;
     let summary = summary(directory)?;
     write_outcomes(directory, &summary.table)?;
-    closing(
-        manifest,
-        &summary,
-        method(&manifest.campaign.trials),
-        confidence,
-    );
+    closing(manifest, &summary);
     let written = write_report(directory)?;
     answer(&format!("report: {}", written.display()));
     Ok(())

@@ -335,7 +335,7 @@ fn all(
     let ended = result.map_err(failed)?;
 
     results::write_outcomes(out, &summary.table)?;
-    results::closing(&manifest, &summary, method, confidence);
+    results::closing(&manifest, &summary);
     let written = results::write_report(out)?;
     answer(&format!("report: {}", written.display()));
     match ended {

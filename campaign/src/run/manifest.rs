@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Goal, RunError, Shard};
 use crate::file::Campaign;
 use crate::model::GoldenFacts;
+use crate::stats::Confidence;
 
 /// Name of the file in a campaign's directory.
 pub const FILE: &str = "campaign.json";
@@ -113,6 +114,22 @@ impl Manifest {
             .and_then(|()| file.sync_data())
             .map_err(fail)?;
         fs::rename(&new, &path).map_err(fail)
+    }
+
+    /// Confidence of the intervals of what was found: where repeated looks share the chance to miss, that of the look at which it was
+    /// stopped.
+    #[must_use]
+    pub fn confidence(&self) -> Confidence {
+        let looked = match &self.goal {
+            Goal::Looks(schedule) => schedule
+                .looks
+                .iter()
+                .find(|look| Some(look.draws) == self.complete)
+                .map(|look| look.confidence),
+            Goal::Draws(_) => None,
+        };
+        // The file's was checked when it was parsed.
+        looked.unwrap_or_else(|| Confidence::new(self.campaign.trials.confidence).unwrap_or_default())
     }
 
     /// That trials of this campaign may be put to those in `directory`, of which `self` is the manifest.

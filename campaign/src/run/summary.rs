@@ -1,5 +1,6 @@
 //! The tables that a campaign ends with, on standard output.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -15,6 +16,22 @@ pub struct Summary {
     pub times: BTreeMap<u8, (Timing, u64)>,
     /// Trials after which not all replicas voted again, per N.
     pub weakened: BTreeMap<u8, u64>,
+    /// The worst trials, worst first; at most [`WORST`] (R10).
+    worst: BTreeMap<(Reverse<u8>, Reverse<u8>, u64), TrialRecord>,
+}
+
+/// Trials that are named at the end.
+pub const WORST: usize = 5;
+
+/// How bad an outcome is with so many replicas, from 0: the same is worse where replicas should have masked it.
+fn badness(record: &TrialRecord) -> u8 {
+    match record.outcome {
+        Outcome::SilentCorruption => 5,
+        Outcome::ClientError | Outcome::Hang | Outcome::Crash => 4,
+        Outcome::Stopped => 3,
+        Outcome::InjectorFailure => 2,
+        Outcome::Masked | Outcome::Corrected => u8::from(!record.full_strength),
+    }
 }
 
 impl Summary {
@@ -35,7 +52,20 @@ impl Summary {
             *mine = mine.saturating_add(theirs);
         }
         *trials += 1;
+        let bad = badness(record);
+        if bad > 0 {
+            let key = (Reverse(record.replicas), Reverse(bad), record.drawn.draw);
+            self.worst.insert(key, record.clone());
+            if self.worst.len() > WORST {
+                self.worst.pop_last();
+            }
+        }
         *self.weakened.entry(record.replicas).or_default() += u64::from(!record.full_strength);
+    }
+
+    /// The worst trials, worst first: what more replicas did not mask, then what fewer did not. With draw and N.
+    pub fn worst(&self) -> impl Iterator<Item = (u64, u8, &TrialRecord)> {
+        self.worst.values().map(|record| (record.drawn.draw, record.replicas, record))
     }
 
     /// The tables. `confidence` and `method` are those of the intervals.
