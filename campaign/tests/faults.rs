@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use quorate_campaign::bench::{Bench, Trials};
 use quorate_campaign::file::Campaign;
 use quorate_campaign::model::{
-    BitChange, ClockFault, Direction, Drawn, EntryFault, Fault, FrameFault,
-    MemoryPlace, Outcome, PageFault, Timing, TrialRecord, Trigger,
+    BitChange, ClockFault, Direction, Drawn, EntryFault, Fault, FrameFault, MemoryPlace, Outcome,
+    PageFault, Timing, TrialRecord, Trigger,
 };
 use quorate_campaign::talk::Golden;
 

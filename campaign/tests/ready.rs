@@ -10,7 +10,10 @@ fn files() -> Vec<PathBuf> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../campaigns");
     let entries = std::fs::read_dir(directory).unwrap();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "toml")
+    });
     files.sort();
     files
 }
@@ -29,7 +32,12 @@ fn each_is_read_and_says_what_it_is_for() {
         }
     }
     let all = [
-        "register", "memory", "page", "block", "frame", "clock", "stall", "slow", "hang", "crash", "syscall", "entry",
+        "register", "memory", "page", "block", "frame", "clock", "stall", "slow", "hang", "crash",
+        "syscall", "entry",
     ];
-    assert_eq!(models, BTreeSet::from(all), "everything.toml has every model");
+    assert_eq!(
+        models,
+        BTreeSet::from(all),
+        "everything.toml has every model"
+    );
 }

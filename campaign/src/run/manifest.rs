@@ -129,7 +129,8 @@ impl Manifest {
             Goal::Draws(_) => None,
         };
         // The file's was checked when it was parsed.
-        looked.unwrap_or_else(|| Confidence::new(self.campaign.trials.confidence).unwrap_or_default())
+        looked
+            .unwrap_or_else(|| Confidence::new(self.campaign.trials.confidence).unwrap_or_default())
     }
 
     /// That trials of this campaign may be put to those in `directory`, of which `self` is the manifest.

@@ -65,7 +65,9 @@ impl Summary {
 
     /// The worst trials, worst first: what more replicas did not mask, then what fewer did not. With draw and N.
     pub fn worst(&self) -> impl Iterator<Item = (u64, u8, &TrialRecord)> {
-        self.worst.values().map(|record| (record.drawn.draw, record.replicas, record))
+        self.worst
+            .values()
+            .map(|record| (record.drawn.draw, record.replicas, record))
     }
 
     /// The tables. `confidence` and `method` are those of the intervals.
