@@ -16,8 +16,14 @@ use serde_json::Value;
 fn documented(heading: &str) -> Vec<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/campaigns.md");
     let text = fs::read_to_string(file).unwrap();
-    let mut lines = text.lines().skip_while(|line| !line.starts_with(heading)).skip(1);
-    assert!(lines.next().is_some(), "docs/campaigns.md has no {heading:?}");
+    let mut lines = text
+        .lines()
+        .skip_while(|line| !line.starts_with(heading))
+        .skip(1);
+    assert!(
+        lines.next().is_some(),
+        "docs/campaigns.md has no {heading:?}"
+    );
     let table = lines
         .skip_while(|line| !line.starts_with('|'))
         .take_while(|line| line.starts_with('|'));
@@ -55,7 +61,10 @@ fn keys(value: &Value, path: &str, all: &mut BTreeSet<String>) {
 fn spelled_out(documented: &[String], shorthands: &[(&str, Vec<String>)]) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for path in documented {
-        match shorthands.iter().find(|(name, _)| path.ends_with(&format!(".{name}"))) {
+        match shorthands
+            .iter()
+            .find(|(name, _)| path.ends_with(&format!(".{name}")))
+        {
             Some((name, parts)) => {
                 let before = path.strip_suffix(name).unwrap();
                 all.extend(parts.iter().map(|part| format!("{before}{part}")));
@@ -141,9 +150,15 @@ fn the_page_of_a_hundred_thousand_trials_is_small() {
     assert!(size < 5_000_000, "{size} bytes");
     for file in [&written.html, &written.json, &written.csv] {
         use std::os::unix::fs::PermissionsExt;
-        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
-    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(left.len(), 3, "{left:?}");
 }
 
@@ -153,7 +168,10 @@ fn hostile_text_stays_text() {
     let page = fs::read_to_string(made_up::write(dir.path(), 10).html).unwrap();
     assert_eq!(page.matches("<script").count(), 1);
     assert!(!page.contains("<img"), "a tag came through");
-    assert!(!page.contains('\u{202e}'), "a mark of direction came through");
+    assert!(
+        !page.contains('\u{202e}'),
+        "a mark of direction came through"
+    );
     assert!(page.contains("&lt;img src=x onerror"), "it is shown");
 }
 
