@@ -413,7 +413,14 @@ fn campaign(input: &ReportInput<'_>, tally: &Tally) -> CampaignPart {
 fn headline(input: &ReportInput<'_>, tally: &Tally) -> Vec<String> {
     let (confidence, level) = (input.confidence, percent(input.stated.get()));
     let mut sentences = Vec::new();
-    for (n, of) in tally.by.iter().rev() {
+    // Three is the set that one would run; beside it what the program does alone.
+    let mut sets: Vec<(&u8, &OfReplicas)> = tally.by.iter().collect();
+    sets.sort_by_key(|(n, _)| match **n {
+        3 => 0,
+        1 => 1,
+        n => n,
+    });
+    for (n, of) in sets {
         if of.single.valid() == 0 {
             continue;
         }

@@ -130,7 +130,7 @@ pub fn distribution(of: &Distribution, labels: &Labels<'_>) -> Markup {
             }
             @for bin in of.bins.iter().filter(|bin| bin.count > 0) {
                 @let (from, to) = axis.span(bin);
-                rect.bar x=(at(from + 0.5)) width=(at((to - from - 1.0).max(1.0))) y=(at(y(bin.count as f64 / top_count))) height=(at(bottom - y(bin.count as f64 / top_count))) {
+                rect.column x=(at(from + 0.5)) width=(at((to - from - 1.0).max(1.0))) y=(at(y(bin.count as f64 / top_count))) height=(at(bottom - y(bin.count as f64 / top_count))) {
                     title { (bin_title(bin, show)) ": " (text::count(bin.count)) " of " (text::count(of.count)) }
                 }
             }
@@ -199,9 +199,10 @@ pub struct Whisker {
 /// Shares with intervals on one logarithmic axis. A share of 0 has no place there: its interval is drawn from the left edge.
 #[must_use]
 pub fn intervals(rows: &[Whisker], title: &str) -> Markup {
-    let (width, step, top) = (760.0, 40.0, 14.0);
-    let height = top + step * rows.len() as f64 + 42.0;
-    let (left, right) = (64.0, width - 24.0);
+    let (width, step, top) = (560.0, 44.0, 6.0);
+    let bottom = top + step * rows.len() as f64;
+    let height = bottom + 42.0;
+    let (left, right) = (58.0, width - 24.0);
     let least = rows
         .iter()
         .flat_map(|row| [row.low, row.share, row.high])
@@ -212,9 +213,8 @@ pub fn intervals(rows: &[Whisker], title: &str) -> Markup {
         let part = (share.max(low) / low).ln() / (1.0 / low).ln();
         left + part * (right - left)
     };
-    let bottom = top + step * rows.len() as f64;
     html! {
-        svg.plot.wide viewBox=(format!("0 0 {width} {height}")) role="img" {
+        svg.plot.intervals viewBox=(format!("0 0 {width} {height}")) role="img" {
             title { (title) }
             @for tick in logarithmic(low, 1.0) {
                 line.grid x1=(at(x(tick))) x2=(at(x(tick))) y1=(at(top)) y2=(at(bottom)) {}
@@ -223,26 +223,37 @@ pub fn intervals(rows: &[Whisker], title: &str) -> Markup {
             line.axis x1=(at(left)) x2=(at(right)) y1=(at(bottom)) y2=(at(bottom)) {}
             text.label.middle x=(at((left + right) / 2.0)) y=(at(bottom + 36.0)) { "share of faults that were visible (logarithmic)" }
             @for (n, row) in rows.iter().enumerate() {
-                @let y = top + step * (n as f64 + 0.5);
-                text.name.end x=(at(left - 10.0)) y=(at(y + 5.0)) { (row.name) }
-                g {
-                    title { (row.name) ": " (row.note) }
-                    @if row.share > 0.0 {
-                        line.whisker x1=(at(x(row.low))) x2=(at(x(row.high))) y1=(at(y)) y2=(at(y)) {}
-                        line.whisker x1=(at(x(row.low))) x2=(at(x(row.low))) y1=(at(y - 6.0)) y2=(at(y + 6.0)) {}
-                        circle.dot cx=(at(x(row.share))) cy=(at(y)) r="5.5" {}
-                    } @else {
-                        line.whisker.none x1=(at(left)) x2=(at(x(row.high))) y1=(at(y)) y2=(at(y)) {}
-                        path.dot d=(format!("M{} {} l7 -5 v10 z", at(left), at(y))) {}
-                    }
-                    line.whisker x1=(at(x(row.high))) x2=(at(x(row.high))) y1=(at(y - 6.0)) y2=(at(y + 6.0)) {}
-                    @if x(row.high) < right - 300.0 {
-                        text.marked x=(at(x(row.high) + 10.0)) y=(at(y + 4.0)) { (row.note) }
-                    } @else {
-                        text.marked.end x=(at(x(if row.share > 0.0 { row.low } else { low }) - 10.0)) y=(at(y + 4.0)) { (row.note) }
-                    }
-                }
+                (whisker(row, top + step * n as f64 + 14.0, left, right, &x))
             }
+        }
+    }
+}
+
+/// One of them, at this height, with its note below it.
+fn whisker(row: &Whisker, y: f64, left: f64, right: f64, x: &impl Fn(f64) -> f64) -> Markup {
+    let (from, to) = match row.share > 0.0 {
+        true => (x(row.low), x(row.high)),
+        false => (left, x(row.high)),
+    };
+    // About 6 px a character; the note stays inside.
+    let half = 3.0 * row.note.chars().count() as f64;
+    let middle = x(row.share).max((from + to) / 2.0);
+    let middle = middle.min(right - half).max(left + half);
+    let end =
+        |x: f64| html! { line.whisker x1=(at(x)) x2=(at(x)) y1=(at(y - 5.0)) y2=(at(y + 5.0)) {} };
+    html! {
+        text.name.end x=(at(left - 8.0)) y=(at(y + 5.0)) { (row.name) }
+        g {
+            title { (row.name) ": " (row.note) }
+            line.whisker.none[row.share == 0.0] x1=(at(from)) x2=(at(to)) y1=(at(y)) y2=(at(y)) {}
+            @if row.share > 0.0 {
+                (end(from))
+                circle.dot cx=(at(x(row.share))) cy=(at(y)) r="5" {}
+            } @else {
+                path.dot d=(format!("M{} {} l7 -5 v10 z", at(left), at(y))) {}
+            }
+            (end(to))
+            text.marked.middle x=(at(middle)) y=(at(y + 19.0)) { (row.note) }
         }
     }
 }
@@ -260,27 +271,19 @@ pub fn shade(hits: u64, of: u64) -> usize {
     ((share * (SHADES - 1) as f64).ceil() as usize).clamp(1, SHADES - 1)
 }
 
-/// One cell of a map: its rectangle is smaller where there are few trials, because its colour then says little.
+/// One cell of a map, in these pixels: its rectangle is smaller where there are few trials, because its colour then says little.
 #[must_use]
-pub fn cell(
-    x: f64,
-    y: f64,
-    size: f64,
-    shade: usize,
-    trials: u64,
-    most: u64,
-    title: &str,
-) -> Markup {
-    let part = (trials as f64 / most.max(1) as f64).sqrt().clamp(0.35, 1.0);
-    let side = (size - 1.0) * part;
-    let inset = (size - side) / 2.0;
+pub fn cell(place: (f64, f64), size: (f64, f64), shade: usize, part: f64, title: &str) -> Markup {
+    let part = part.sqrt().clamp(0.35, 1.0);
+    let (wide, high) = ((size.0 - 1.0) * part, (size.1 - 1.0) * part);
     // Written by hand: there are thousands of them. All but the title are numbers.
     let escaped = html! { (title) }.into_string();
     PreEscaped(format!(
-        "<rect class=\"h{shade}\" x=\"{}\" y=\"{}\" width=\"{2}\" height=\"{2}\"><title>{escaped}</title></rect>",
-        at(x + inset),
-        at(y + inset),
-        at(side)
+        "<rect class=\"h{shade}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"><title>{escaped}</title></rect>",
+        at(place.0 + (size.0 - wide) / 2.0),
+        at(place.1 + (size.1 - high) / 2.0),
+        at(wide),
+        at(high)
     ))
 }
 
@@ -321,7 +324,7 @@ mod tests {
 
     #[test]
     fn titles_of_cells_are_escaped() {
-        let svg = cell(0.0, 0.0, 10.0, 3, 1, 1, "<script>&\"").into_string();
+        let svg = cell((0.0, 0.0), (10.0, 10.0), 3, 1.0, "<script>&\"").into_string();
         assert!(!svg.contains("<script>"), "{svg}");
         assert!(svg.contains("&lt;script&gt;&amp;"), "{svg}");
     }

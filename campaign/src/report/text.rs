@@ -79,7 +79,7 @@ pub fn percent(share: f64) -> String {
         _ if p < 0.01 => format!("{p:.4}"),
         _ if p < 0.1 => format!("{p:.3}"),
         _ if p < 1.0 => format!("{p:.2}"),
-        _ if p < 99.95 => format!("{p:.1}"),
+        _ if p < 99.95 => trim(format!("{p:.1}")),
         _ if p < 100.0 => ">99.9".to_owned(),
         _ => "100".to_owned(),
     };
@@ -171,6 +171,7 @@ mod tests {
         assert_eq!(percent(0.0), "0 %");
         assert_eq!(percent(0.000369), "0.037 %");
         assert_eq!(percent(0.2345), "23.4 %");
+        assert_eq!(percent(0.95), "95 %");
         assert_eq!(percent(0.99999), ">99.9 %");
         assert_eq!(percent(f64::NAN), "–");
         assert_eq!(nanoseconds(1500.0), "1.5 µs");

@@ -44,23 +44,27 @@ pub fn statistics(report: &Report) -> Markup {
             }
             div.scroll {
                 table {
-                    caption { "Strata: visible faults for each number of replicas." }
+                    caption { div { "Strata: visible faults for each number of replicas." } }
                     thead { tr {
                         th scope="col" { "stratum" } th.num scope="col" { "weight" } th.num scope="col" { "N" } th.num scope="col" { "trials" }
                         th.num scope="col" { "visible" } th.num scope="col" { "share" } th.num scope="col" { "exact interval" } th.num scope="col" { "Wilson" }
                     } }
                     tbody {
-                        @for group in &report.strata {
-                            @let e = &group.visible;
-                            tr {
-                                th scope="row" { (shown(&group.name)) }
-                                td.num { @if let Some(stratum) = weight(&group.name) { (percent(stratum.weight)) } @else { "–" } }
-                                td.num { (group.replicas) }
-                                td.num { (count(group.counts.trials())) }
-                                td.num.zero[e.count == 0] { (count(e.count)) }
-                                td.num { (percent(e.share)) }
-                                td.num { (percent(e.exact_low)) " – " (percent(e.exact_high)) }
-                                td.num { (percent(e.wilson_low)) " – " (percent(e.wilson_high)) }
+                        @for group in report.strata.chunk_by(|a, b| a.name == b.name) {
+                            @for (n, part) in group.iter().enumerate() {
+                                @let e = &part.visible;
+                                tr.first[n == 0] {
+                                    @if n == 0 {
+                                        th scope="rowgroup" rowspan=(group.len()) { (shown(&part.name)) }
+                                        td.num rowspan=(group.len()) { @if let Some(stratum) = weight(&part.name) { (percent(stratum.weight)) } @else { "–" } }
+                                    }
+                                    td.num { (part.replicas) }
+                                    td.num { (count(part.counts.trials())) }
+                                    td.num.zero[e.count == 0] { (count(e.count)) }
+                                    td.num { (percent(e.share)) }
+                                    td.num { (percent(e.exact_low)) " – " (percent(e.exact_high)) }
+                                    td.num { (percent(e.wilson_low)) " – " (percent(e.wilson_high)) }
+                                }
                             }
                         }
                     }

@@ -94,7 +94,7 @@ fn head(report: &Report, name: &str) -> Markup {
             h1 { (name) }
             @if !campaign.description.is_empty() { p.also { (shown(&campaign.description)) } }
             p.lead { (first) }
-            @for sentence in rest { p.also { (sentence) } }
+            @for (n, sentence) in rest.iter().enumerate() { p.also.second[n == 0] { (sentence) } }
             dl.facts {
                 div { dt { "trials" } dd { (count(campaign.trials)) } }
                 div { dt { "draws" } dd { (count(campaign.draws)) } }

@@ -40,11 +40,7 @@ pub fn summary(report: &Report) -> Markup {
 fn whisker(part: &OutcomePart) -> Whisker {
     let seen = &part.visible_single;
     let note = match seen.count {
-        0 => format!(
-            "0 of {}: below {}",
-            count(seen.of),
-            percent(seen.exact_high)
-        ),
+        0 => format!("0 of {}: below {}", count(seen.of), percent(seen.below)),
         _ => format!(
             "{} of {}: {} ({} to {})",
             count(seen.count),
@@ -79,18 +75,17 @@ fn table(report: &Report) -> Markup {
     html! {
         div.scroll {
             table.outcomes {
-                caption { "Outcomes for each number of replicas: trials, share, exact interval. Percentages are of the trials that say something, all faults, correlated ones too." }
+                caption { div { "Outcomes for each number of replicas: trials, share, exact interval. Percentages are of the trials that say something, all faults, correlated ones too." } }
                 thead {
                     tr {
                         th scope="col" { "outcome" }
                         @for part in &report.outcomes { th.num scope="col" colspan="2" { "N = " (part.replicas) } }
-                        th scope="col" { "meaning" }
                     }
                 }
                 tbody {
                     @for (n, outcome) in Outcome::ALL.iter().enumerate() {
                         tr {
-                            th scope="row" { span.key.(format!("o-{}", outcome.name())) {} (called(*outcome)) }
+                            th.named scope="row" { span.key.(format!("o-{}", outcome.name())) {} (called(*outcome)) span.meaning { (meaning(*outcome)) } }
                             @for part in &report.outcomes {
                                 @if let Some(row) = part.rows.get(n) {
                                     @let e = &row.estimate;
@@ -102,7 +97,6 @@ fn table(report: &Report) -> Markup {
                                     }
                                 }
                             }
-                            td.meaning { (meaning(*outcome)) }
                         }
                     }
                 }
@@ -110,15 +104,13 @@ fn table(report: &Report) -> Markup {
                     tr {
                         th scope="row" { "trials" }
                         @for part in &report.outcomes { td.num { (count(part.trials)) } td.num {} }
-                        td {}
                     }
                     tr {
-                        th scope="row" { "full strength at the end" }
+                        th.named scope="row" { "full strength at the end" span.meaning { "all replicas vote (one: it still answers)" } }
                         @for part in &report.outcomes {
                             td.num { (count(part.full_strength)) }
                             td.num { (percent(part.full_strength as f64 / part.valid.max(1) as f64)) }
                         }
-                        td.meaning { "all replicas vote (one: it still answers)" }
                     }
                 }
             }
@@ -141,9 +133,13 @@ pub fn groups(report: &Report) -> Markup {
     )
 }
 
+/// The most vulnerable first, by what was visible with the fewest replicas.
 fn grouped(parts: &[GroupPart]) -> Markup {
+    let mut groups: Vec<&[GroupPart]> = parts.chunk_by(|a, b| a.name == b.name).collect();
+    let visible = |group: &[GroupPart]| group.first().map_or(0.0, |part| part.visible.share);
+    groups.sort_by(|a, b| visible(b).total_cmp(&visible(a)));
     html! {
-        @for group in parts.chunk_by(|a, b| a.name == b.name) {
+        @for group in groups {
             @if let Some(first) = group.first() {
                 div.group {
                     h4 { (shown(&first.name)) span.of { (count(first.counts.trials())) " draws" } }

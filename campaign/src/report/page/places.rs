@@ -66,31 +66,68 @@ fn title(hits: Hits) -> String {
     )
 }
 
+/// Trials that a cell of the map of bits shall have on average, before bits are put together.
+const ENOUGH: f64 = 4.0;
+
+/// How many neighbouring bits are shown together: with few trials a map of single bits is nothing but noise.
+fn together(rows: &[&BitPart]) -> usize {
+    let cells = || rows.iter().flat_map(|row| &row.bits);
+    let trials: u64 = cells().map(|hits| hits.trials).sum();
+    let mean = trials as f64 / cells().count().max(1) as f64;
+    let fits = [1, 2, 4, 8]
+        .into_iter()
+        .find(|n| mean * *n as f64 >= ENOUGH);
+    fits.unwrap_or(8)
+}
+
 fn heat_map(rows: &[&BitPart]) -> Markup {
     let (size, left, top) = (13.0, 92.0, 22.0);
     let (width, height) = (
         left + 64.0 * size + 4.0,
         top + rows.len() as f64 * size + 4.0,
     );
-    let cells = || rows.iter().flat_map(|row| &row.bits);
-    let most = cells().map(|hits| hits.trials).max().unwrap_or(1);
+    let step = together(rows);
+    let sums: Vec<Vec<Hits>> = (rows.iter())
+        .map(|row| {
+            let groups = row.bits.chunks(step);
+            groups
+                .map(|bits| bits.iter().fold(Hits::default(), |sum, hits| sum + *hits))
+                .collect()
+        })
+        .collect();
+    let most = sums.iter().flatten().map(|hits| hits.trials).max();
+    let most = most.unwrap_or(1).max(1) as f64;
     html! {
+        @if step > 1 { p.note { "With this few trials, " (step) " neighbouring bits are shown together." } }
         div.scroll {
             svg.heat viewBox=(format!("0 0 {width} {height}")) role="img" {
                 title { "Share of faults that were not masked, by register or class of memory (rows) and bit (columns)" }
                 @for bit in (0..64).step_by(8).chain([63]) {
                     text.tick.middle x=(left + (f64::from(bit) + 0.5) * size) y=(top - 7.0) { (bit) }
                 }
-                @for (y, row) in rows.iter().enumerate() {
+                @for (y, (row, sums)) in rows.iter().zip(&sums).enumerate() {
                     @let top = top + y as f64 * size;
                     text.tick.end x=(left - 7.0) y=(top + size - 3.0) { (shown(&row.row)) }
-                    @for (bit, hits) in row.bits.iter().enumerate().filter(|(_, hits)| hits.trials > 0) {
-                        @let title = format!("{} bit {bit}: {}", shown(&row.row), title(*hits));
-                        (cell(left + bit as f64 * size, top, size, shade(hits.unmasked, hits.trials), hits.trials, most, &title))
+                    @for (n, hits) in sums.iter().enumerate().filter(|(_, hits)| hits.trials > 0) {
+                        @let title = format!("{} {}: {}", shown(&row.row), bits_named(n * step, step), title(*hits));
+                        (cell(
+                            (left + (n * step) as f64 * size, top),
+                            (size * step as f64, size),
+                            shade(hits.unmasked, hits.trials),
+                            hits.trials as f64 / most,
+                            &title,
+                        ))
                     }
                 }
             }
         }
+    }
+}
+
+fn bits_named(first: usize, n: usize) -> String {
+    match n {
+        1 => format!("bit {first}"),
+        n => format!("bits {first} to {}", first + n - 1),
     }
 }
 

@@ -144,7 +144,7 @@ pub fn timing(report: &Report) -> Markup {
             ul.legend { @for (n, (name, _)) in parts(&TimingPart::default()).iter().enumerate() { li { span.key.(format!("t{n}")) {} (name) } } }
             div.scroll {
                 table {
-                    caption { "Means per trial, real time." }
+                    caption { div { "Means per trial, real time." } }
                     thead { tr {
                         th scope="col" { "replicas" } th.num scope="col" { "trials" }
                         @for (name, _) in parts(&TimingPart::default()) { th.num scope="col" { (name) } }

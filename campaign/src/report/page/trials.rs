@@ -17,11 +17,11 @@ pub fn correlated(report: &Report) -> Markup {
             @if report.correlated.is_empty() {
                 p.none { "Every fault of this campaign hit one replica only." }
             } @else {
-                p.note { "The same fault, at the same moment, in several replicas. A majority that is wrong in the same way is right for the vote: nothing can mask that. Where the victims disagree with each other, no majority is left and the set stops." }
+                p.note { "The same fault, at the same moment, in several replicas. A majority that is wrong in the same way is right for the vote: nothing can mask that. Where the victims disagree with each other, no majority is left and the set stops. Shaded: half of the set or more is hit. *: drawn for more replicas than the set has." }
                 div.scroll {
                     table.correlated {
                         thead { tr {
-                            th scope="col" { "hit" } th scope="col" { "of" } th.wide scope="col" { "outcomes" } th.num scope="col" { "trials" }
+                            th scope="col" { "hit" } th scope="col" { "of" } th.spread scope="col" { "outcomes" } th.num scope="col" { "trials" }
                             th.num scope="col" { "masked" } th.num scope="col" { "corrected" } th.num scope="col" { "stopped" }
                             th.num scope="col" { "other visible" } th.num scope="col" { "silent corruption" }
                         } }
@@ -42,7 +42,7 @@ fn correlated_row(part: &CorrelatedPart) -> Markup {
         tr.edge[2 * hit >= part.replicas && part.replicas > 1] {
             td { (hit) @if part.copies > part.replicas { span.dim title=(format!("drawn for {}", part.copies)) { "*" } } }
             td { (part.replicas) }
-            td.wide { (bar(&part.counts, &format!("{hit} of {} replicas hit", part.replicas))) }
+            td.spread { (bar(&part.counts, &format!("{hit} of {} replicas hit", part.replicas))) }
             td.num { (count(part.counts.trials())) }
             @for n in [of(Outcome::Masked), of(Outcome::Corrected), of(Outcome::Stopped), other] { td.num.zero[n == 0] { (count(n)) } }
             td.num.zero[part.silent.count == 0] {
