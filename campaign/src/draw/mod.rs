@@ -12,6 +12,8 @@ mod rota;
 mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_when;
 mod what;
 mod when;
 mod words;

@@ -26,9 +26,12 @@ mod fault;
 mod names;
 mod parse;
 mod parse_fault;
+mod parse_when;
 mod reader;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_docs;
 
 pub use fault::{
     Bits, ClockKind, Distribution, FaultModel, FaultSpec, FrameKind, Place, Point, Span, When,
