@@ -446,7 +446,7 @@ mod tests {
             ("0 shut", "0 shout", "line 5", "shout"),
             ("0 open", "3 open", "line 3", "no such connection"),
             ("after 0:7", "after 0:x", "line 5", "number of bytes"),
-            ("6379", "63790", "line 2", "a port"),
+            ("6379", "637900", "line 2", "a port"),
             ("\\xff\"", "\\xff", "line 4", "does not end"),
             ("\\xff", "\\xfg", "line 4", "two hexadecimal"),
         ] {
