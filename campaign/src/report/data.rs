@@ -434,7 +434,7 @@ fn headline(input: &ReportInput<'_>, tally: &Tally) -> Vec<String> {
                 percent(seen.below)
             ),
             _ => format!(
-                "{}, {so_many} were visible: {} ({level} interval {low} to {high}){}.",
+                "{}, {so_many} were visible, {} ({level} interval {low} to {high}){}.",
                 replicas(*n),
                 percent(seen.share),
                 kinds(&of.single)
@@ -452,18 +452,22 @@ fn headline(input: &ReportInput<'_>, tally: &Tally) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let voted = || tally.by.iter().filter(|(n, _)| **n > 1).map(|(_, of)| of);
-    let whole: u64 = voted().map(|of| of.full_strength).sum();
-    let trials: u64 = voted().map(|of| of.all.valid()).sum();
-    if trials > 0 && whole == trials {
-        sentences
-            .push("After every trial with several replicas, all of them voted again.".to_owned());
-    } else if trials > 0 {
-        sentences.push(format!(
-            "After {} of {} trials with several replicas, not all of them voted again.",
-            count(trials - whole),
-            count(trials)
-        ));
+    // Two replicas cannot outvote one: they stop, as they should.
+    for (n, of) in tally.by.iter().filter(|(n, _)| **n > 2) {
+        let (trials, whole) = (of.single.valid(), of.single_full);
+        match trials - whole.min(trials) {
+            _ if trials == 0 => {}
+            0 => sentences.push(format!(
+                "{}, all of them voted again after every such fault.",
+                replicas(*n)
+            )),
+            weak => sentences.push(format!(
+                "{}, not all of them voted again after {} of {} faults.",
+                replicas(*n),
+                count(weak),
+                count(trials)
+            )),
+        }
     }
     let failed: u64 = (tally.by.values())
         .map(|of| of.all.of(Outcome::InjectorFailure))

@@ -236,7 +236,7 @@ fn whisker(row: &Whisker, y: f64, left: f64, right: f64, x: &impl Fn(f64) -> f64
         false => (left, x(row.high)),
     };
     // About 6 px a character; the note stays inside.
-    let half = 3.0 * row.note.chars().count() as f64;
+    let half = 3.4 * row.note.chars().count() as f64;
     let middle = x(row.share).max((from + to) / 2.0);
     let middle = middle.min(right - half).max(left + half);
     let end =
@@ -275,7 +275,9 @@ pub fn shade(hits: u64, of: u64) -> usize {
 #[must_use]
 pub fn cell(place: (f64, f64), size: (f64, f64), shade: usize, part: f64, title: &str) -> Markup {
     let part = part.sqrt().clamp(0.35, 1.0);
-    let (wide, high) = ((size.0 - 1.0) * part, (size.1 - 1.0) * part);
+    // Of several bits together only the height says it: they keep their place on the axis.
+    let of_width = if size.0 > size.1 { 1.0 } else { part };
+    let (wide, high) = ((size.0 - 1.0) * of_width, (size.1 - 1.0) * part);
     // Written by hand: there are thousands of them. All but the title are numbers.
     let escaped = html! { (title) }.into_string();
     PreEscaped(format!(

@@ -118,6 +118,8 @@ pub struct OfReplicas {
     pub single: Counts,
     /// Valid trials after which all replicas voted.
     pub full_strength: u64,
+    /// Those of them whose fault hit one replica only.
+    pub single_full: u64,
     /// By what was done.
     pub models: BTreeMap<String, Counts>,
     /// By where.
@@ -170,8 +172,9 @@ impl Tally {
         if record.drawn.copies <= 1 {
             of.single.add(outcome);
         }
-        let valid = outcome != Outcome::InjectorFailure;
-        of.full_strength += u64::from(record.full_strength && valid);
+        let whole = record.full_strength && outcome != Outcome::InjectorFailure;
+        of.full_strength += u64::from(whole);
+        of.single_full += u64::from(whole && record.drawn.copies <= 1);
         named(&mut of.models, label::model(&record.drawn.fault)).add(outcome);
         named(&mut of.locations, &label::location(record)).add(outcome);
         named(&mut of.strata, &record.drawn.stratum).add(outcome);

@@ -19,7 +19,7 @@ pub fn bits(report: &Report) -> Markup {
                 p.none { "No fault of this campaign changes bits." }
             } @else {
                 p.note {
-                    "Share of faults that had any consequence (were not masked). A square is smaller where fewer trials hit it: its colour then says little. "
+                    "Share of faults that had any consequence (were not masked). A cell is smaller where fewer trials hit it: its colour then says little. "
                     "Vector registers: both 64-bit lanes together; memory: bits of the 64-bit word, low byte first."
                 }
                 (ramp())
