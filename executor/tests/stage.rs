@@ -10,6 +10,8 @@ use quorate_devices::Output;
 use quorate_executor::egress::{Egress, Item};
 use quorate_executor::events::End;
 use quorate_executor::launch::{Options, Plan};
+use quorate_executor::record::{Limits as RecordLimits, Recorder, Recording};
+use quorate_executor::replay::{ReplayOptions, Replayer};
 use quorate_executor::save::Saved;
 use quorate_executor::stage::{
     At, Cue, EPOCH_NS, Interposer, Limits, Performed, Play, Rig, Stage, Staged, warm,
@@ -402,7 +404,8 @@ impl Interposer for Look {
 #[test]
 fn putting_a_machine_back_leaves_nothing_of_the_trial() {
     let mut rig = rig(1);
-    let base = checkpoint(saved(), 0);
+    let mut base = checkpoint(saved(), 0);
+    assert!(base.renumber(0));
     for naps in [10, 3, 10] {
         let (mut play, _) = play(1, naps);
         let seen = Arc::new(Mutex::default());
@@ -411,5 +414,47 @@ fn putting_a_machine_back_leaves_nothing_of_the_trial() {
         assert!(performed.over);
         let seen = seen.lock().unwrap().take().unwrap();
         same_state(&base, &seen);
+    }
+}
+
+#[test]
+fn a_trial_can_be_recorded_and_replayed() {
+    let mut rig = rig(3);
+    let (_, golden) = perform(&mut rig, 3, 10);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("trial.rec");
+    let recorder = Recorder::create(&path, RecordLimits::default(), &rig.header(3)).unwrap();
+    let (mut play, seen) = play(3, 10);
+    play.interposers = with(
+        1,
+        Crash {
+            at: 7,
+            done: false,
+            restored: Arc::default(),
+        },
+    );
+    play.recorder = Some(Arc::new(recorder));
+    let performed = rig.perform(play).unwrap();
+    assert!(performed.over);
+    assert_eq!(*seen.lock().unwrap(), golden);
+    let recorded = performed.summary.recorded.unwrap();
+    assert_eq!(
+        (recorded.checkpoints, recorded.dumps),
+        (3, 1),
+        "{recorded:?}"
+    );
+    let recording = Recording::open(&path).unwrap();
+    assert!(recording.header().resumed);
+    let last = recording.boundaries().end - 1;
+    assert!(last >= 10, "{last}");
+    for info in recording.checkpoints() {
+        assert_eq!(info.meta.boundary, 0);
+        let options = ReplayOptions {
+            layout_seed: Some(info.meta.layout_seed),
+            ..ReplayOptions::default()
+        };
+        let mut replayer = Replayer::open(&recording, &options).unwrap();
+        assert!(replayer.seek(last).unwrap());
+        assert_eq!(replayer.differs(), None);
     }
 }

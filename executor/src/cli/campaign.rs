@@ -17,7 +17,11 @@ const PROGRAM: &str = "quorate-campaign";
 #[derive(Debug, Args)]
 pub struct CampaignArgs {
     /// What `quorate campaign --help` describes
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGUMENTS"
+    )]
     arguments: Vec<OsString>,
 }
 

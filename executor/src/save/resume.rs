@@ -178,8 +178,11 @@ impl Saved {
                 return Err(SaveError::Damaged(path));
             }
             let again = File::open(&path).map_err(io)?;
-            let checkpoint = Checkpoint::read_from(&mut BufReader::new(again))
+            let mut checkpoint = Checkpoint::read_from(&mut BufReader::new(again))
                 .map_err(|error| SaveError::Differs(format!("{}: {error}", path.display())))?;
+            // To the set that goes on from here it is the first boundary, and so it is called wherever it is recorded. Nobody else has it
+            // yet, so this cannot fail.
+            let _ = checkpoint.renumber(0);
             checkpoints.insert(replica.replica, checkpoint);
         }
         if checkpoints.is_empty() {

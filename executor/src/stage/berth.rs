@@ -132,7 +132,7 @@ fn put_back(machine: &mut KvmVcpu, to: &Checkpoint) -> Result<Restored, String> 
         machine.debug_detach().map_err(|error| error.to_string())?;
     }
     machine
-        .restore(to, Restore::Dirty)
+        .restore(to, Restore::Swift)
         .map_err(|error| error.to_string())
 }
 

@@ -16,7 +16,7 @@ use crate::exit::{ExitCode, Failure};
 use crate::journal::Ingress;
 use crate::launch::{NotifyDisk, Plan, both};
 use crate::machine::failure;
-use crate::record::{Observing, Recorder};
+use crate::record::{Header, Observing, Recorder};
 use crate::recovery::{Lineage, Observer, RecoveryConfig, Unobserved};
 use crate::set::crew::Crew;
 use crate::set::{Outside, ReplicaSet, SetHandle, Summary, World};
@@ -177,6 +177,14 @@ impl Rig {
     pub fn replicas(&self) -> u8 {
         // As many as `new` was asked for.
         self.berths.len() as u8
+    }
+
+    /// The header of a recording of a trial with so many replicas: for [`Play::recorder`].
+    #[must_use]
+    pub fn header(&self, replicas: u8) -> Header {
+        let mut plan = self.makers.plan.clone();
+        plan.set.voter.replicas = replicas;
+        Header::of(&plan, &plan.appliance.0)
     }
 
     /// Builds all machines, each on its own thread, so that the first trial does not have to.

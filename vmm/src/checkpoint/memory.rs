@@ -179,12 +179,13 @@ impl Memory {
     ) -> Result<Seen, MachineError> {
         let mut seen = Seen::default();
         for (at, (range, slot)) in self.ranges.iter().zip(&memory.slots).enumerate() {
-            let own = slot.mapping.own_pages()?;
+            // What a log names was written, so the host has a page for it.
+            let mut own = None;
             let mut wanted;
             let pages = match which.and_then(|which| which.get(at)) {
                 Some(pages) => pages,
                 None => {
-                    wanted = own.clone();
+                    wanted = own.insert(slot.mapping.own_pages()?).clone();
                     for (index, _) in range.map.iter() {
                         set(&mut wanted, index);
                     }
@@ -204,7 +205,7 @@ impl Memory {
                         }
                     }
                     // What the host has no page for reads as zeroes, or as the file.
-                    (None, _) if !is_set(&own, index) => {}
+                    (None, _) if own.as_ref().is_some_and(|own| !is_set(own, index)) => {}
                     (None, Backing::Zeroes) => {
                         if !is_zero(page) {
                             seen.changed += 1;

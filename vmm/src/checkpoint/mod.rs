@@ -31,12 +31,12 @@ pub use track::Precopy;
 pub(crate) use track::{Tracking, set_slot};
 
 use crate::registers::Registers;
-use memory::Memory;
+use memory::{Backing, Bits, Memory};
 use quorate_devices::{DeviceSetState, DiskPosition};
 use serde::{Deserialize, Serialize};
 use state::VcpuState;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where a machine was when its state was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +68,38 @@ struct Inner {
     vcpu: VcpuState,
     devices: DeviceSetState,
     memory: Memory,
+    /// See [`Inner::tables`].
+    tables: OnceLock<Option<Vec<Bits>>>,
+}
+
+impl Inner {
+    /// The pages that are page tables, by range; none if they cannot be followed.
+    fn tables(&self) -> Option<&[Bits]> {
+        let found = self.tables.get_or_init(|| {
+            let mut found: Vec<Bits> = Vec::new();
+            for range in &self.memory.ranges {
+                found.push(vec![0; range.map.len().div_ceil(64)]);
+            }
+            let mut note = |table: u64| {
+                let ranges = self.memory.ranges.iter().zip(&mut found);
+                let mut page = [0; quorate_abi::PAGE_SIZE as usize];
+                for (range, found) in ranges {
+                    let Some(at) = table.checked_sub(range.start) else {
+                        continue;
+                    };
+                    let at = usize::try_from(at / quorate_abi::PAGE_SIZE).ok()?;
+                    if at < range.map.len() && range.backing == Backing::Zeroes {
+                        memory::set(found, at);
+                        self.memory.read(table, &mut page, None)?;
+                        return Some(page);
+                    }
+                }
+                None
+            };
+            crate::paging::tables(self.vcpu.sregs.cr3, &mut note).then_some(found)
+        });
+        found.as_deref()
+    }
 }
 
 impl fmt::Debug for Checkpoint {
@@ -86,6 +118,19 @@ impl Checkpoint {
     #[must_use]
     pub fn boundary(&self) -> u64 {
         self.inner.devices.sync.boundary
+    }
+
+    /// Has boundaries counted anew: the one that it stands at is this one, for it and for every machine that goes on from it. The guest
+    /// does not look at the number. False: there are clones of it, and nothing was changed.
+    #[must_use]
+    pub fn renumber(&mut self, boundary: u64) -> bool {
+        match Arc::get_mut(&mut self.inner) {
+            Some(inner) => {
+                inner.devices.sync.boundary = boundary;
+                true
+            }
+            None => false,
+        }
     }
 
     /// Whether the next thing is [`crate::Machine::resume`]: true for all but dumps of a running or lost machine.

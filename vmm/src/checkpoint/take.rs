@@ -1,13 +1,13 @@
 //! Taking checkpoints of a machine, and putting them back.
 
-use super::memory::Memory;
+use super::memory::{Bits, Memory};
 use super::state::VcpuState;
 use super::{Checkpoint, Inner, Phase};
 use crate::error::MachineError;
 use crate::machine::Machine;
 use quorate_abi::PAGE_SIZE;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// What a checkpoint cost the machine that it was taken of.
@@ -35,6 +35,10 @@ pub enum Restore {
     /// Only the pages that the logs name: for a machine that is sound, to go back quickly. Where the logs do not say, every
     /// page.
     Dirty,
+    /// As [`Restore::Dirty`], and what KVM has derived from the guest's page tables stays where the logs show that none of these was
+    /// written: the guest does not have to fault everything in again. For a machine that goes back to the same checkpoint again and
+    /// again, and that nobody but guest, devices and [`Machine`]'s own methods wrote to.
+    Swift,
 }
 
 /// What putting a checkpoint back took.
@@ -47,6 +51,11 @@ pub struct Restored {
     /// How long it took, microseconds.
     pub micros: u64,
 }
+
+/// Pages that the logs may name although they have not changed, before they are begun anew: so many, and for each that has changed so
+/// many more.
+const CROWDED: u64 = 2048;
+const CROWDED_FACTOR: u64 = 4;
 
 /// Numbers of checkpoints; 0 is none.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -106,6 +115,7 @@ impl Machine {
                 vcpu,
                 devices,
                 memory,
+                tables: OnceLock::new(),
             }),
         };
         let pause = Pause {
@@ -139,6 +149,7 @@ impl Machine {
                 vcpu,
                 devices: self.devices.save(),
                 memory,
+                tables: OnceLock::new(),
             }),
         })
     }
@@ -172,18 +183,29 @@ impl Machine {
         self.phase = Phase::Ended;
         self.settle()?;
         let which = match (&mut self.tracking, how) {
-            (Some(tracking), Restore::Dirty) => {
+            (Some(tracking), Restore::Dirty | Restore::Swift) => {
                 tracking.changed(&self.vm, &self.memory, &saved.memory)?
             }
             _ => None,
         };
+        let tables = match &which {
+            Some(which) if how == Restore::Swift => self.sound_tables(saved, which)?,
+            _ => None,
+        };
         let seen = saved.memory.put(&self.memory, which.as_deref())?;
-        if !self.pristine {
+        // A log that names much more than changes is begun anew: that is what it costs.
+        let crowded = seen.compared > CROWDED + CROWDED_FACTOR * seen.changed;
+        if (tables.is_none() || crowded) && !self.pristine {
             self.forget_translations()?;
         }
         self.pristine = false;
         if let Some(tracking) = &mut self.tracking {
             tracking.restart_from(&self.vm, &self.memory, saved.number, saved.memory.clone())?;
+            if how == Restore::Swift
+                && let Some(tables) = saved.tables()
+            {
+                tracking.watch(&self.vm, &self.memory, tables)?;
+            }
         }
         saved.vcpu.put(&self.vcpu, &self.offers)?;
         // After memory: the queues are checked against it.
@@ -195,6 +217,34 @@ impl Machine {
             copied_pages: seen.changed,
             micros: micros(start.elapsed()),
         })
+    }
+
+    /// The page tables of the checkpoint, if the guest has the same ones now and has written to none of them since the machine was last put
+    /// back there. (A page that was a table for a while only was linked from one of them, and so they were written.)
+    fn sound_tables<'s>(
+        &self,
+        saved: &'s Inner,
+        written: &[Bits],
+    ) -> Result<Option<&'s [Bits]>, MachineError> {
+        let Some(tables) = saved.tables() else {
+            return Ok(None);
+        };
+        let here = self
+            .vcpu
+            .get_sregs()
+            .map_err(MachineError::kvm("KVM_GET_SREGS"))?;
+        let there = &saved.vcpu.sregs;
+        let modes = |sregs: &kvm_bindings::kvm_sregs| (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer);
+        let again = self
+            .tracking
+            .as_ref()
+            .is_some_and(|tracking| tracking.watches(saved.number));
+        let both = |(tables, written): (&Bits, &Bits)| {
+            let mut words = tables.iter().zip(written);
+            words.any(|(one, two)| one & two != 0)
+        };
+        let touched = tables.iter().zip(written).any(both);
+        Ok((again && !touched && modes(&here) == modes(there)).then_some(tables))
     }
 
     fn check_image(&self, to: &Checkpoint) -> Result<(), MachineError> {

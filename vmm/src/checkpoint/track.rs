@@ -46,6 +46,8 @@ pub(crate) struct Tracking {
     base: Option<(u64, Memory)>,
     /// A copy that is being made in the background, with the pages it is to bring.
     precopy: Option<(Arc<Copied>, Vec<Bits>)>,
+    /// The checkpoint whose page tables the log names only if they were written since the machine was put back there; 0 for none.
+    watched: u64,
 }
 
 /// What a background copy brought, when it is done.
@@ -62,7 +64,36 @@ impl Tracking {
             idle: pages().map(|pages| vec![0; pages]).collect(),
             base,
             precopy: None,
+            watched: 0,
         }
+    }
+
+    /// From now on the log names these pages, the tables of the base, only if they are written again.
+    pub(crate) fn watch(
+        &mut self,
+        vm: &VmFd,
+        memory: &GuestMemory,
+        tables: &[Bits],
+    ) -> Result<(), MachineError> {
+        let logs = self.log.iter_mut().zip(tables);
+        for ((number, slot), (log, tables)) in (0..).zip(&memory.slots).zip(logs) {
+            let named = |(log, tables): (&u64, &u64)| log & tables;
+            let mut again: Bits = log.iter().zip(tables).map(named).collect();
+            if again.iter().any(|word| *word != 0) {
+                again.resize(slot.mapping.pages().div_ceil(64), 0);
+                clear_log(vm, number, slot, &mut again)?;
+                for (log, again) in log.iter_mut().zip(&again) {
+                    *log &= !again;
+                }
+            }
+        }
+        self.watched = self.base.as_ref().map_or(0, |(number, _)| *number);
+        Ok(())
+    }
+
+    /// Whether the page tables of this checkpoint, which is the base, are watched.
+    pub(crate) fn watches(&self, number: u64) -> bool {
+        self.watched == number && self.base.as_ref().is_some_and(|(base, _)| *base == number)
     }
 
     /// Reads the logs.
