@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_executor::events::{End, Event};
+use quorate_executor::events::End;
 use quorate_executor::exit::{ExitCode, Failure};
 use quorate_executor::record::{Header, Limits as Recording, Recorder};
 use quorate_executor::stage::{EPOCH_NS, Interposer, Limits, Performed, Play, Rig, Untouched};
@@ -41,7 +41,6 @@ struct Played {
     heard: Heard,
     performed: Performed,
     seen: Seen,
-    injected: Vec<Injected>,
     began: Instant,
 }
 
@@ -53,29 +52,7 @@ impl Bench {
     pub fn new(campaign: &Campaign, golden: Arc<Golden>) -> Result<Bench, BenchError> {
         let most = campaign.replicas.iter().copied().max().unwrap_or(1);
         let plan = golden.plan.clone();
-        let disks = plan.disks.iter().map(|disk| DiskFacts {
-            bytes: disk.bytes,
-            // A disk without a file system has none; a fault that needs them says so.
-            metadata: Metadata::read(&disk.path).ok(),
-        });
-        let began = golden.heard.began_ns;
-        let program = plan
-            .machine
-            .program
-            .argv
-            .first()
-            .cloned()
-            .unwrap_or_default();
-        let surroundings = Surroundings {
-            disks: disks.collect(),
-            symbols: Arc::new(Symbols::new(
-                Arc::clone(&plan.machine.kernel),
-                &plan.image.path,
-                &program,
-            )),
-            trace: golden.trace.clone(),
-            began: (began, EPOCH_NS.saturating_add(began)),
-        };
+        let surroundings = surroundings(&golden);
         let judge =
             Judge::new(campaign, &golden).map_err(|error| BenchError::Broken(error.to_string()))?;
         Ok(Bench {
@@ -102,7 +79,7 @@ impl Bench {
     /// # Errors
     /// When it is not the golden run byte for byte.
     pub fn check(&mut self, replicas: u8) -> Result<Timing, BenchError> {
-        let played = self.play(replicas, Vec::new(), Vec::new())?;
+        let played = self.play(replicas, Vec::new())?;
         let judging = Instant::now();
         let wrong = |what: String| {
             Err(BenchError::Broken(format!(
@@ -135,7 +112,6 @@ impl Bench {
         &mut self,
         replicas: u8,
         interposers: Vec<Box<dyn Interposer>>,
-        injected: Vec<Injected>,
     ) -> Result<Played, BenchError> {
         if replicas == 0 || replicas > self.rig.replicas() {
             return Err(BenchError::Replicas {
@@ -168,7 +144,6 @@ impl Bench {
             heard: player.take_heard(),
             performed,
             seen: watch.take(),
-            injected,
             began,
         })
     }
@@ -197,43 +172,15 @@ impl Bench {
 
 impl Trials for Bench {
     fn trial(&mut self, drawn: &Drawn, replicas: u8) -> Result<TrialRecord, BenchError> {
-        let victims = drawn.victims(replicas);
-        let mut interposers: Vec<Box<dyn Interposer>> = Vec::new();
-        let mut reports = vec![None; victims.len()];
-        for replica in 0..usize::from(replicas) {
-            interposers.push(match victims.iter().position(|victim| *victim == replica) {
-                Some(nth) => {
-                    let (injector, injected) = Injector::new(drawn, self.surroundings.clone());
-                    reports[nth] = Some(injected);
-                    Box::new(injector)
-                }
-                None => Box::new(Untouched),
-            });
-        }
-        let played = self.play(
-            replicas,
-            interposers,
-            reports.into_iter().flatten().collect(),
-        )?;
+        let (interposers, injected) = cast(drawn, replicas, &self.surroundings);
+        let played = self.play(replicas, interposers)?;
         let judging = Instant::now();
-        let report = together(&played.injected);
-        let (hit, place) = match &report {
-            Report::Hit(hit) => (Some(hit), hit.place.clone()),
-            Report::Failed(why) => (None, why.clone()),
-            Report::Armed => (
-                None,
-                "the trigger came, but no occasion for the fault after it".to_owned(),
-            ),
-            Report::Waiting => (None, "the trigger did not come".to_owned()),
-        };
+        let report = together(&injected);
+        let (hit, place) = report.placed();
         let failed = hit.is_none().then_some(place.as_str());
         let judged = self.judged(&played, replicas, failed);
         let began_ns = self.golden.heard.began_ns;
-        let detected = hit.and_then(|hit| {
-            played
-                .seen
-                .detection(hit.boundary, hit.virtual_ns, hit.at, began_ns)
-        });
+        let detected = hit.and_then(|hit| played.seen.detection(hit, began_ns));
         Ok(TrialRecord {
             drawn: drawn.clone(),
             replicas,
@@ -249,9 +196,53 @@ impl Trials for Bench {
     }
 }
 
+/// What injectors need to know of the golden set.
+pub(super) fn surroundings(golden: &Golden) -> Surroundings {
+    let plan = &golden.plan;
+    let disks = plan.disks.iter().map(|disk| DiskFacts {
+        bytes: disk.bytes,
+        // A disk without a file system has none; a fault that needs them says so.
+        metadata: Metadata::read(&disk.path).ok(),
+    });
+    let began = golden.heard.began_ns;
+    let program = plan.machine.program.argv.first();
+    Surroundings {
+        disks: disks.collect(),
+        symbols: Arc::new(Symbols::new(
+            Arc::clone(&plan.machine.kernel),
+            &plan.image.path,
+            program.map_or("", String::as_str),
+        )),
+        trace: golden.trace.clone(),
+        began: (began, EPOCH_NS.saturating_add(began)),
+    }
+}
+
+/// The injectors of a draw's victims, and nothing for the other replicas; the reports are in the victims' order.
+pub(super) fn cast(
+    drawn: &Drawn,
+    replicas: u8,
+    surroundings: &Surroundings,
+) -> (Vec<Box<dyn Interposer>>, Vec<Injected>) {
+    let victims = drawn.victims(replicas);
+    let mut interposers: Vec<Box<dyn Interposer>> = Vec::new();
+    let mut reports = vec![None; victims.len()];
+    for replica in 0..usize::from(replicas) {
+        interposers.push(match victims.iter().position(|victim| *victim == replica) {
+            Some(nth) => {
+                let (injector, injected) = Injector::new(drawn, surroundings.clone());
+                reports[nth] = Some(injected);
+                Box::new(injector)
+            }
+            None => Box::new(Untouched),
+        });
+    }
+    (interposers, reports.into_iter().flatten().collect())
+}
+
 /// What became of the injections together: the first that failed, else the first that hit; a victim that was not reached because the
 /// set ended before is no failure where another was hit.
-fn together(injected: &[Injected]) -> Report {
+pub(super) fn together(injected: &[Injected]) -> Report {
     let reports: Vec<Report> = injected.iter().map(Injected::report).collect();
     let is = |wanted: fn(&Report) -> bool| reports.iter().find(|report| wanted(report)).cloned();
     is(|report| matches!(report, Report::Failed(_)))
@@ -262,23 +253,14 @@ fn together(injected: &[Injected]) -> Report {
 
 /// Whether all members voted at the end.
 fn is_full(played: &Played, replicas: u8) -> bool {
-    if !played.performed.over {
-        // It ended with the guest's program, or was ended: those that were stopped and did not come back are missing.
-        let mut away = Vec::new();
-        for (_, event) in &played.seen.events {
-            match event {
-                Event::ReplicaStopped { replica, .. } => away.push(*replica),
-                Event::Recovered { replica, .. } => away.retain(|other| other != replica),
-                _ => {}
-            }
-        }
-        let ended = matches!(
-            played.performed.summary.end,
-            End::Exited { .. } | End::Stopped
-        );
-        return ended && away.is_empty();
+    let seen = &played.seen;
+    let end = &played.performed.summary.end;
+    if !played.performed.over && !matches!(end, End::Exited { .. } | End::Stopped) {
+        return false;
     }
-    played.performed.summary.status.running == usize::from(replicas)
+    // With the guest's program that of all replicas ends: nobody is counted then.
+    let running = played.performed.summary.status.running == usize::from(replicas);
+    seen.away() == 0 && !seen.left_out() && (running || !played.performed.over)
 }
 
 fn timing(played: &Played, hit: Option<&Hit>, judging: Instant) -> Timing {

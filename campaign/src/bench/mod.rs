@@ -5,10 +5,13 @@
 //! what the client heard.
 
 mod bench;
+mod client;
 mod error;
+mod live;
 mod trials;
 mod watch;
 
 pub use bench::Bench;
 pub use error::BenchError;
+pub use live::LiveBench;
 pub use trials::Trials;

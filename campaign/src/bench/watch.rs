@@ -1,12 +1,13 @@
 //! What is seen of a trial from outside: events with their real times, the guest's clock, when the conversation was over.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use quorate_executor::egress::{Item, Tap};
 use quorate_executor::events::{Event, EventSink};
 use quorate_executor::stage::{At, Cue, Stage};
 
+use crate::inject::Hit;
 use crate::model::{Detection, Recovered};
 use crate::talk::how;
 
@@ -15,7 +16,7 @@ const EVENTS_KEPT: usize = 1 << 12;
 
 /// See the module. A handle: its clones see the same.
 #[derive(Clone, Default)]
-pub(super) struct Watch(Arc<Mutex<Seen>>);
+pub(super) struct Watch(Arc<(Mutex<Seen>, Condvar)>);
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -33,7 +34,7 @@ pub(super) struct Seen {
 impl Watch {
     fn lock(&self) -> MutexGuard<'_, Seen> {
         // A panic leaves nothing half done here.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sees entries.
@@ -54,6 +55,8 @@ impl Watch {
             if seen.events.len() < EVENTS_KEPT {
                 seen.events.push((Instant::now(), logged.event.clone()));
             }
+            drop(seen);
+            watch.0.1.notify_all();
         })
     }
 
@@ -63,6 +66,21 @@ impl Watch {
             watch: self.clone(),
             stage,
         })
+    }
+
+    /// Waits until every replica that was stopped is back, so long at most. Whether all are.
+    pub(super) fn settles(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut seen = self.lock();
+        while seen.away() > 0 && !seen.is_over() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.0.1.wait_timeout(seen, left);
+            seen = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        seen.away() == 0 && !seen.is_over() && !seen.left_out()
     }
 
     /// Takes what was seen.
@@ -136,8 +154,8 @@ impl Seen {
             }),
             _ => None,
         });
-        // What has no replica goes before: it is about all of them.
-        found.min_by_key(|found| (found.boundary, found.replica))
+        // What has no replica comes last: that there is no majority may only follow from what a replica was stopped for.
+        found.min_by_key(|found| (found.boundary, found.replica.unwrap_or(usize::MAX)))
     }
 
     /// What happened to replicas, by boundary and replica: threads find things at one boundary in any order.
@@ -165,23 +183,44 @@ impl Seen {
     }
 
     /// How long it took to find the fault of that boundary, virtual time and moment.
-    pub(super) fn detection(
-        &self,
-        boundary: u64,
-        virtual_ns: u64,
-        at: Instant,
-        began_ns: u64,
-    ) -> Option<Detection> {
+    pub(super) fn detection(&self, hit: &Hit, began_ns: u64) -> Option<Detection> {
         let found = self.found()?;
         let there = self
             .clock(found.boundary, began_ns)
             .saturating_sub(began_ns);
         Some(Detection {
             how: found.how,
-            boundaries: found.boundary.saturating_sub(boundary),
-            virtual_ns: there.saturating_sub(virtual_ns),
-            micros: micros(at, found.at),
+            boundaries: found.boundary.saturating_sub(hit.boundary),
+            virtual_ns: there.saturating_sub(hit.virtual_ns),
+            micros: micros(hit.at, found.at),
         })
+    }
+
+    /// Replicas that were stopped and have neither come back nor been given up.
+    pub(super) fn away(&self) -> usize {
+        let mut away = Vec::new();
+        for (_, event) in &self.events {
+            match event {
+                Event::ReplicaStopped { replica, .. } => away.push(*replica),
+                Event::Recovered { replica, .. } | Event::LeftOut { replica, .. } => {
+                    away.retain(|other| other != replica);
+                }
+                _ => {}
+            }
+        }
+        away.len()
+    }
+
+    fn is_over(&self) -> bool {
+        let ends =
+            |event: &Event| matches!(event, Event::Stopped { .. } | Event::NoMajority { .. });
+        self.events.iter().any(|(_, event)| ends(event))
+    }
+
+    /// Whether some replica does not come back.
+    pub(super) fn left_out(&self) -> bool {
+        let given_up = |event: &Event| matches!(event, Event::LeftOut { .. });
+        self.events.iter().any(|(_, event)| given_up(event))
     }
 
     /// How the replica that was found first came back.
@@ -217,7 +256,6 @@ mod tests {
     use super::*;
     use quorate_executor::events::Logged;
     use quorate_executor::recovery::Step;
-    use std::time::Duration;
 
     fn stopped(replica: usize, boundary: u64, reason: &str) -> Event {
         Event::ReplicaStopped {
@@ -257,7 +295,14 @@ mod tests {
         assert_eq!(found.how, "lagging");
         assert_eq!(seen.recovered().unwrap().step, "checkpoint");
         let early = found.at - Duration::from_secs(1);
-        let detection = seen.detection(4, 0, early, 0).unwrap();
+        let hit = Hit {
+            place: String::new(),
+            location: None,
+            boundary: 4,
+            virtual_ns: 0,
+            at: early,
+        };
+        let detection = seen.detection(&hit, 0).unwrap();
         assert_eq!(detection.boundaries, 3);
         assert!(detection.micros >= 1_000_000);
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use quorate_executor::exit::{ExitCode as Code, Failure};
 
-use crate::bench::{Bench, BenchError, Trials};
-use crate::file::Campaign;
+use crate::bench::{Bench, BenchError, LiveBench, Trials};
+use crate::file::{Campaign, Mode};
 use crate::model::GoldenFacts;
 use crate::run::synthetic::Planted;
 use crate::talk::{Golden, GoldenError};
@@ -59,6 +59,13 @@ impl Wired {
         record: Option<&Path>,
     ) -> Result<Box<dyn Trials>, BenchError> {
         match self {
+            Wired::Golden(golden) if campaign.workload.mode == Mode::Live => {
+                if record.is_some() {
+                    let text = "a trial in real time (mode = \"live\") is not recorded: it cannot be had again";
+                    return Err(BenchError::Broken(text.to_owned()));
+                }
+                Ok(Box::new(LiveBench::new(campaign, Arc::clone(golden))?))
+            }
             Wired::Golden(golden) => {
                 let mut bench = Bench::new(campaign, Arc::clone(golden))?;
                 if let Some(file) = record {

@@ -34,6 +34,22 @@ pub enum Report {
     Failed(String),
 }
 
+impl Report {
+    /// The hit, if there is one, and in words what was done or why nothing was.
+    #[must_use]
+    pub fn placed(&self) -> (Option<&Hit>, String) {
+        match self {
+            Report::Hit(hit) => (Some(hit), hit.place.clone()),
+            Report::Failed(why) => (None, why.clone()),
+            Report::Armed => (
+                None,
+                "the trigger came, but no occasion for the fault after it".to_owned(),
+            ),
+            Report::Waiting => (None, "the trigger did not come".to_owned()),
+        }
+    }
+}
+
 /// A report that is shared between an injector and its bench.
 #[derive(Clone, Debug, Default)]
 pub struct Injected(Arc<Mutex<Report>>);

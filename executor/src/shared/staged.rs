@@ -269,7 +269,12 @@ impl Shared {
     /// A replica's interposer stalls it for so long before its ballot. Whether that ends it.
     pub fn stalled(&self, me: usize, wait: Duration) -> bool {
         let Pace::Staged(staging) = &self.pace else {
-            return false;
+            // In real time it is waited for.
+            match wait {
+                Duration::MAX => self.freeze(me),
+                wait => self.pause(me, wait),
+            }
+            return wait == Duration::MAX;
         };
         if wait < staging.scene.limits.stall {
             return false;

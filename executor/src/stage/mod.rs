@@ -20,7 +20,7 @@ use std::time::Duration;
 
 pub(crate) use clock::{ThreadClock, Used};
 pub use interpose::{Interposer, Untouched};
-pub use rig::{DiskContent, Performed, Play, Rig};
+pub use rig::{Cast, DiskContent, Performed, Play, Rig};
 pub use warm::warm;
 
 /// Wall-clock time at which staged sets start, nanoseconds since 1970: 2026-01-01, 00:00 UTC.

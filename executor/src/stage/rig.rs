@@ -1,5 +1,6 @@
 //! N machines of one saved set, on which trials are performed one after the other.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use super::{Interposer, Limits, Reset, Spun, Stage, Untouched};
 use crate::egress::{Egress, Tap};
 use crate::events::{EventSink, NoQuorum};
 use crate::exit::{ExitCode, Failure};
+use crate::gateway::{Gateway, GatewayConfig, Ingress as GatewayIngress, Publish};
 use crate::journal::Ingress;
 use crate::launch::{NotifyDisk, Plan, both};
 use crate::machine::failure;
@@ -80,6 +82,22 @@ impl Play {
     }
 }
 
+/// Who takes part in a trial: as in [`Play`].
+pub struct Cast {
+    /// Replicas of the set: the first ones of the rig's.
+    pub replicas: u8,
+    /// Sees everything.
+    pub tap: Option<Tap>,
+    /// Sees events.
+    pub events: EventSink,
+    /// One per replica; those that are missing do nothing.
+    pub interposers: Vec<Box<dyn Interposer>>,
+    /// Records the trial.
+    pub recorder: Option<Arc<Recorder>>,
+    /// Whether a replica that was stopped comes back.
+    pub recovery: bool,
+}
+
 /// What became of a trial.
 #[derive(Clone, Debug)]
 pub struct Performed {
@@ -105,6 +123,8 @@ pub struct DiskContent {
     pub written: Vec<(u64, Vec<u8>)>,
 }
 
+/// First local port of the gateway in a trial in real time.
+const LIVE_FIRST_PORT: u16 = 40_000;
 /// Entries of a trial that are kept for replicas that come back (R10): with more, the checkpoint at boundary 0 is given up.
 const HISTORY_BYTES: u64 = 1 << 30;
 /// Faults of one replica in a trial after which it is left out.
@@ -222,6 +242,92 @@ impl Rig {
             recovery,
             limits,
         } = play;
+        let pace = Pace::staged(Scene {
+            stage,
+            limits,
+            finale: Finale::End,
+        });
+        let cast = Cast {
+            replicas,
+            tap,
+            events,
+            interposers,
+            recorder,
+            recovery,
+        };
+        self.run(
+            cast,
+            Arc::default(),
+            (Arc::new(Nothing), egress),
+            pace,
+            |_| {},
+        )
+    }
+
+    /// Performs one trial in real time, with the ordinary gateway: `client` is given the addresses of the published ports and the set,
+    /// does what it has to do, and when it comes back the set is ended. Not the same twice.
+    ///
+    /// # Errors
+    /// When the host fails, or a port cannot be bound.
+    pub fn perform_live(
+        &mut self,
+        cast: Cast,
+        publish: Vec<Publish>,
+        console: Box<dyn Egress>,
+        client: &mut dyn FnMut(&[(Publish, SocketAddr)], &ReplicaSet),
+    ) -> Result<Performed, Failure> {
+        let handle: Arc<OnceLock<SetHandle>> = Arc::default();
+        let notify = {
+            let handle = Arc::clone(&handle);
+            Arc::new(move || {
+                if let Some(set) = handle.get() {
+                    set.input_arrived();
+                }
+            })
+        };
+        let config = GatewayConfig {
+            publish,
+            // The guest may still know the connections of the warm-up.
+            first_port: LIVE_FIRST_PORT,
+            ..GatewayConfig::default()
+        };
+        let gateway =
+            Gateway::start(config, notify).map_err(|error| Failure::new(ExitCode::Port, error))?;
+        let gateway = Arc::new(gateway);
+        let addresses = gateway.addresses();
+        let world: (Arc<dyn Ingress>, Box<dyn Egress>) = (
+            Arc::new(FromGateway(gateway.ingress())),
+            Box::new(ToGateway {
+                gateway: Arc::clone(&gateway),
+                console,
+            }),
+        );
+        let done = self.run(cast, handle, world, Pace::Live, |set| {
+            client(&addresses, set);
+            set.stop(true);
+        });
+        if let Some(gateway) = Arc::into_inner(gateway) {
+            gateway.stop();
+        }
+        done
+    }
+
+    fn run(
+        &mut self,
+        cast: Cast,
+        handle: Arc<OnceLock<SetHandle>>,
+        (ingress, egress): (Arc<dyn Ingress>, Box<dyn Egress>),
+        pace: Pace,
+        during: impl FnOnce(&ReplicaSet),
+    ) -> Result<Performed, Failure> {
+        let Cast {
+            replicas,
+            tap,
+            events,
+            interposers,
+            recorder,
+            recovery,
+        } = cast;
         let begun = Instant::now();
         let count = usize::from(replicas);
         if count == 0 || count > self.berths.len() {
@@ -237,7 +343,6 @@ impl Rig {
         }
         self.plan.set.voter.replicas = replicas;
         self.plan.set.recovery.enabled = recovery;
-        let handle: Arc<OnceLock<SetHandle>> = Arc::default();
         let notify: NotifyDisk = {
             let handle = Arc::clone(&handle);
             Arc::new(move |notice| {
@@ -251,7 +356,7 @@ impl Rig {
             .as_ref()
             .map(|to| to.tap(Arc::clone(&disks) as Arc<_>));
         let world = World {
-            ingress: Arc::new(Nothing),
+            ingress,
             egress,
             disks: Arc::clone(&disks),
             events,
@@ -271,17 +376,13 @@ impl Rig {
                 makers.machine(berth, me, lineage)
             }
         };
-        let pace = Pace::staged(Scene {
-            stage,
-            limits,
-            finale: Finale::End,
-        });
         let crew = Arc::clone(&self.pool) as Arc<_>;
         let config = self.plan.set.clone();
         let set = ReplicaSet::start_paced(config, world, build, observer, pace, crew)?;
         let _ = handle.set(set.handle());
         // What a disk said before there was a handle is looked at now.
         set.input_arrived();
+        during(&set);
         let (mut summary, came, whole) = set.wait_staged();
         summary.recorded = recorder.as_ref().map(|recorder| recorder.finish());
         let reset = self.reset(count);
@@ -349,6 +450,34 @@ fn of_disks(error: std::io::Error) -> Failure {
         ExitCode::Disk,
         format!("the copies of the disks cannot be put back: {error}"),
     )
+}
+
+/// The frames of the clients.
+struct FromGateway(Arc<GatewayIngress>);
+
+impl Ingress for FromGateway {
+    fn take(&self, max_frames: usize, max_bytes: usize) -> Vec<Vec<u8>> {
+        self.0.take(max_frames, max_bytes)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+struct ToGateway {
+    gateway: Arc<Gateway>,
+    console: Box<dyn Egress>,
+}
+
+impl Egress for ToGateway {
+    fn frames(&mut self, frames: Vec<Vec<u8>>) {
+        self.gateway.deliver(frames);
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.console.console(bytes);
+    }
 }
 
 /// No frames but the stage's.
