@@ -12,7 +12,7 @@ use quorate_executor::set::ReplicaSet;
 use quorate_executor::stage::{Cast, Interposer, Performed, Rig};
 
 use crate::file::Campaign;
-use crate::inject::{Injected, Injector, Report, Surroundings};
+use crate::inject::Surroundings;
 use crate::model::{Drawn, Outcome, Timing, TrialRecord};
 use crate::talk::Golden;
 

@@ -111,6 +111,8 @@ pub enum Mode {
     /// The client's conversation is played in virtual time: the same on every machine.
     #[default]
     Staged,
+    /// The client is run for each trial, in real time: for what cannot be played. No two trials are the same.
+    Live,
 }
 
 /// `[oracle]`.

@@ -236,12 +236,10 @@ fn workload(top: &Table<'_>) -> Result<Workload, Problem> {
         workload.timeout_s = value.integer(1..=86_400)?;
     }
     if let Some(value) = table.get("mode") {
-        if value.text()? == "live" {
-            return Err(
-                value.problem("trials in real time are not possible yet; possible: \"staged\"")
-            );
+        workload.mode = value.one_of(&[("staged", Mode::Staged), ("live", Mode::Live)])?;
+        if workload.mode == Mode::Live && workload.command.is_none() {
+            return Err(value.problem("\"live\" runs a client for each trial: give a `command`"));
         }
-        workload.mode = value.one_of(&[("staged", Mode::Staged)])?;
     }
     if workload.command.is_some() && workload.conversation.is_some() {
         return Err(table.problem_at(

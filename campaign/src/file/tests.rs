@@ -234,7 +234,7 @@ fn mistakes_in_tables() {
         ),
         (
             bad_table("[workload]\nmode = \"live\""),
-            "campaign.toml:5: key `mode` in [workload]: trials in real time are not possible yet; possible: \"staged\"",
+            "campaign.toml:5: key `mode` in [workload]: \"live\" runs a client for each trial: give a `command`",
         ),
         (
             bad_table("[workload]\nwarmup = [\"w\"]"),
