@@ -3,7 +3,7 @@
 CARGO ?= cargo
 RELEASE := target/release
 
-.PHONY: build demo test check bench kills faults long-replay images test-svm fuzz clean setup
+.PHONY: build demo campaign campaign-full test check bench kills faults long-replay images test-svm fuzz clean setup
 
 build: setup
 	$(CARGO) build --release --locked --workspace
@@ -17,6 +17,17 @@ images: build
 
 demo: build
 	$(RELEASE)/demo
+
+# A look at a campaign: 200 faults in Redis, each alone and with three replicas; the report is target/campaign-redis/report.html.
+campaign: build
+	scripts/setup clients
+	$(RELEASE)/clients
+	$(RELEASE)/quorate campaign campaigns/redis.toml --trials 200 --resume --out target/campaign-redis
+
+# 10,000 faults in Redis, each alone and with three replicas: see docs/numbers.md.
+campaign-full: build
+	scripts/setup clients
+	QUORATE_TEST_DRAWS=10000 $(CARGO) test --release --locked -p quorate-tests --test campaign three_replicas -- --nocapture
 
 check: setup
 	scripts/check

@@ -18,6 +18,10 @@ case ${1-} in
   --shard)
     campaign=$2 out=$3
     shift 3
+    # All shards begin with one golden run: the first to come makes it, the others wait.
+    umask 077
+    mkdir -p "$out/golden" "$out/shard-$SLURM_ARRAY_TASK_ID"
+    ln -sfn ../golden "$out/shard-$SLURM_ARRAY_TASK_ID/golden"
     # The array is 1 to SHARDS, as shards are.
     exec quorate campaign "$campaign" "$@" --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" \
       --jobs "${SLURM_CPUS_PER_TASK:-1}" --resume --out "$out/shard-$SLURM_ARRAY_TASK_ID"

@@ -4,6 +4,7 @@
 //! machines, absolute figures do not.
 
 mod boundary;
+mod campaign;
 mod disk;
 mod host;
 mod limit;
@@ -29,7 +30,7 @@ use usage::Memory;
 const IDLE: Duration = Duration::from_millis(500);
 const USAGE: &str = "\
 Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--no-disks] [--only-disks]
-             [--no-recovery] [--only-recovery] [--docs]
+             [--no-recovery] [--only-recovery] [--no-campaign] [--only-campaign] [--docs]
 
 Measures the native redis-server and Quorate with 1, 2, 3 and 5 replicas in turns, prints a report, and writes it to
 target/bench/report.md and target/bench/results.json.
@@ -44,6 +45,9 @@ target/bench/report.md and target/bench/results.json.
   --no-recovery  leaves out recovery
   --only-recovery
                  leaves out everything else; the report is in target/bench/recovery.md and recovery.json
+  --no-campaign  leaves out fault-injection campaigns
+  --only-campaign
+                 leaves out everything else; the report is in target/bench/campaign.md and campaign.json
   --docs         puts the report into docs/numbers.md too, in place of the one there";
 
 /// Where a report begins and ends in `docs/numbers.md`.
@@ -62,6 +66,11 @@ const RECOVERY_MARKS: Marks = [
     "<!-- begin: bench --only-recovery --docs -->\n",
     "<!-- end: bench --only-recovery --docs -->",
 ];
+/// And for that of campaigns.
+const CAMPAIGN_MARKS: Marks = [
+    "<!-- begin: bench --only-campaign --docs -->\n",
+    "<!-- end: bench --only-campaign --docs -->",
+];
 /// Rounds of the disks: each takes longer, and differs less.
 const DISK_ROUNDS: usize = 3;
 
@@ -75,6 +84,8 @@ struct Options {
     only_disks: bool,
     recovery: bool,
     only_recovery: bool,
+    campaign: bool,
+    only_campaign: bool,
     docs: bool,
 }
 
@@ -90,6 +101,8 @@ impl Options {
             only_disks: false,
             recovery: true,
             only_recovery: false,
+            campaign: true,
+            only_campaign: false,
             docs: false,
         };
         while let Some(argument) = arguments.next() {
@@ -121,6 +134,8 @@ impl Options {
                 "--only-disks" => options.only_disks = true,
                 "--no-recovery" => options.recovery = false,
                 "--only-recovery" => options.only_recovery = true,
+                "--no-campaign" => options.campaign = false,
+                "--only-campaign" => options.only_campaign = true,
                 "--docs" => options.docs = true,
                 _ => return Err(format!("unknown argument {argument:?}")),
             }
@@ -148,13 +163,17 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut parts = true;
-    if (options.disks || options.only_disks) && !options.only_recovery {
+    let only = options.only_disks || options.only_recovery || options.only_campaign;
+    if options.only_disks || (options.disks && !only) {
         parts &= of_disks(&options, &host);
     }
-    if (options.recovery || options.only_recovery) && !options.only_disks {
+    if options.only_recovery || (options.recovery && !only) {
         parts &= of_recovery(&options, &host);
     }
-    if options.only_disks || options.only_recovery {
+    if options.only_campaign || (options.campaign && !only) {
+        parts &= of_campaigns(&options, &host);
+    }
+    if only {
         return if parts {
             ExitCode::SUCCESS
         } else {
@@ -201,6 +220,15 @@ fn of_recovery(options: &Options, host: &Host) -> bool {
     let json = recovery.json();
     keep_part(options, host, "recovery", &json, &report, RECOVERY_MARKS)
         && recovery.failures.is_empty()
+}
+
+/// The same for campaigns.
+fn of_campaigns(options: &Options, host: &Host) -> bool {
+    let campaigns = campaign::measure(options.quick);
+    let report = campaigns.markdown();
+    let json = campaigns.json();
+    keep_part(options, host, "campaign", &json, &report, CAMPAIGN_MARKS)
+        && campaigns.failures.is_empty()
 }
 
 /// Prints and writes one part of the report; false if it cannot be written.
