@@ -35,6 +35,13 @@ enum {
   LONGEST_LINE = 128,
 };
 
+/* A function that is called by this name and no other: campaigns have faults come there. */
+#if defined(__clang__)
+#define LANDMARK __attribute__((noinline))
+#else
+#define LANDMARK __attribute__((noipa))
+#endif
+
 typedef double lanes __attribute__((vector_size(16)));
 
 typedef union {
@@ -68,7 +75,7 @@ static void fill(matrix *m, uint64_t *state) {
 }
 
 /* One more row: the sums of the columns. */
-__attribute__((noinline)) static void add_sum_row(matrix *m) {
+LANDMARK static void add_sum_row(matrix *m) {
   for (int j = 0; j < SIZE; j++) {
     double sum = 0;
     for (int i = 0; i < SIZE; i++)
@@ -78,7 +85,7 @@ __attribute__((noinline)) static void add_sum_row(matrix *m) {
 }
 
 /* One more column: the sums of the rows. */
-__attribute__((noinline)) static void add_sum_column(matrix *m) {
+LANDMARK static void add_sum_column(matrix *m) {
   for (int i = 0; i < SIZE; i++) {
     double sum = 0;
     for (int j = 0; j < SIZE; j++)
@@ -88,7 +95,7 @@ __attribute__((noinline)) static void add_sum_column(matrix *m) {
 }
 
 /* product = left * right, checksums included. The row of vectors that a product's row is summed in stays in registers. */
-__attribute__((noinline)) static void multiply(void) {
+LANDMARK static void multiply(void) {
   for (int i = 0; i <= SIZE; i++) {
     lanes sums[WIDE / 2];
 #pragma GCC unroll 16
@@ -107,7 +114,7 @@ __attribute__((noinline)) static void multiply(void) {
 }
 
 /* Whether every row's and every column's checksum still is the sum of what it is beside; -1 in `found` where all fit. */
-__attribute__((noinline)) static int check_product(finding *found) {
+LANDMARK static int check_product(finding *found) {
   found->row = found->column = -1;
   for (int i = 0; i <= SIZE && found->row < 0; i++) {
     double sum = 0;
@@ -129,7 +136,7 @@ __attribute__((noinline)) static int check_product(finding *found) {
 
 /* The next round's left matrix: the product's data modulo a prime, so that numbers stay small and no round forgets the ones
  * before it. */
-__attribute__((noinline)) static void reduce_product(void) {
+LANDMARK static void reduce_product(void) {
   memset(&left, 0, sizeof left);
   for (int i = 0; i < SIZE; i++)
     for (int j = 0; j < SIZE; j++)
@@ -137,7 +144,7 @@ __attribute__((noinline)) static void reduce_product(void) {
 }
 
 /* FNV-1a over the data. */
-__attribute__((noinline)) static uint64_t digest_of(const matrix *m) {
+LANDMARK static uint64_t digest_of(const matrix *m) {
   uint64_t digest = UINT64_C(0xcbf29ce484222325);
   for (int i = 0; i < SIZE; i++)
     for (int j = 0; j < SIZE; j++) {

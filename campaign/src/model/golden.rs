@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What is known of the trial without a fault; the same on every machine, for every number of replicas and in every layout.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GoldenFacts {
-    /// Boundaries from the checkpoint to the end of the conversation.
+    /// Boundaries from the checkpoint to the end of the conversation at which a fault can come: from 1 to this.
     pub boundaries: u64,
     /// System calls.
     pub calls: u64,

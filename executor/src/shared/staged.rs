@@ -165,9 +165,14 @@ impl Shared {
         if !decided || lock(&staging.state).over || !self.is_settled(inner, boundary) {
             return Lead::Sleep(Place::Idle, None);
         }
+        let completions = self.completions(inner);
         let at = At {
             boundary,
-            wait_until_ns: inner.agreed_wait(),
+            // Who is to be told of a disk does not wait, whatever it waits for besides.
+            wait_until_ns: match completions.is_empty() {
+                true => inner.agreed_wait(),
+                false => quorate_abi::sync::WAIT_NONE,
+            },
             now_ns: inner.writer.last_ns(),
             strength: inner.strength(self.config.enabled),
         };
@@ -188,7 +193,6 @@ impl Shared {
                     self.over(inner, todo, End::Failed { code, detail });
                     return Lead::Again;
                 }
-                let completions = self.completions(inner);
                 let (entry, bytes) = inner.writer.stage(staged, completions);
                 self.put_entry(me, inner, todo, (entry, bytes), fair_now)
                     .map_or(Lead::Again, Lead::Entry)

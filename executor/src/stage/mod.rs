@@ -54,7 +54,8 @@ pub struct At {
     /// saved, boundary 0 is where that was.
     pub boundary: u64,
     /// Up to when the guest wants to sleep, on its monotonic clock: what most of the voting replicas say. As
-    /// `quorate_abi::sync::SyncPage::wait_until_ns`, with its `WAIT_NONE` and `WAIT_FOREVER`.
+    /// `quorate_abi::sync::SyncPage::wait_until_ns`, with its `WAIT_NONE` and `WAIT_FOREVER`. `WAIT_NONE` too where the entry will
+    /// complete a request of a disk.
     pub wait_until_ns: u64,
     /// The guest's monotonic time in the last entry, or at the start.
     pub now_ns: u64,
