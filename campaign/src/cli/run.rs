@@ -115,7 +115,7 @@ fn only(
     }
     let before = kept(out, manifest, first, end)?;
     let mut bench = wired
-        .bench(&manifest.campaign, args.record.as_deref())
+        .bench(&manifest.campaign, args.record.as_deref(), false)
         .map_err(|error| failed(RunError::Make(error)))?;
     let replicas = match args.replicas {
         Some(replicas) => vec![replicas],
@@ -316,7 +316,8 @@ fn all(
         goal: &manifest.goal,
         jobs: usize::try_from(manifest.jobs).unwrap_or(1),
         draw: &|draw| drawer.draw(draw),
-        make: &|_| wired.bench(&manifest.campaign, None),
+        // One job's machines speak for all: they are made from the same files.
+        make: &|job| wired.bench(&manifest.campaign, None, job == 0),
         stop: &stop,
     };
     let result = engine.run(&mut writer, &mut done, &mut |event| {

@@ -52,11 +52,14 @@ impl Wired {
         }
     }
 
-    /// Something that plays trials, for one thread, to be made in it; recording the first one in `record`, if that is given.
+    /// Something that plays trials, for one thread, to be made in it; recording the first one in `record`, if that is given. With
+    /// `check` a trial without a fault is played first for every N, and must be the golden run: whatever a trial shows comes
+    /// from its fault then.
     pub fn bench(
         &self,
         campaign: &Campaign,
         record: Option<&Path>,
+        check: bool,
     ) -> Result<Box<dyn Trials>, BenchError> {
         match self {
             Wired::Golden(golden) if campaign.workload.mode == Mode::Live => {
@@ -68,6 +71,11 @@ impl Wired {
             }
             Wired::Golden(golden) => {
                 let mut bench = Bench::new(campaign, Arc::clone(golden))?;
+                if check {
+                    for &replicas in &campaign.replicas {
+                        bench.check(replicas)?;
+                    }
+                }
                 if let Some(file) = record {
                     bench.record(file);
                 }

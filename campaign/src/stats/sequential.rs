@@ -15,6 +15,10 @@
 //! possible.) Early looks get little, which is cheap: they are small. The price at the last look is a factor of about
 //! (z(α/3)/z(α))² = 1.5 in trials against a size that was fixed beforehand.
 //!
+//! Measured by simulation (`simulation.rs`, exact intervals, half-width 4 %): what is stopped at holds the planted rate in 97.6 to 100 % of
+//! 1,500 campaigns, without the correction in 93.9 to 100 %. Whoever instead looks until the interval leaves the rate out finds
+//! such a look in 3.2 % of campaigns, without the correction in 14.6 %.
+//!
 //! The guarantee is for each rate by itself (an outcome at an N), not for all of them at once.
 
 use serde::{Deserialize, Serialize};
