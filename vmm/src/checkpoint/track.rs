@@ -194,6 +194,13 @@ impl Tracking {
         Ok(Some(changed))
     }
 
+    /// The VMM has changed a page past the logs of RAM: one of the root image.
+    pub(crate) fn note(&mut self, slot: usize, page: usize) {
+        if let Some(pending) = self.pending.get_mut(slot) {
+            set(pending, page);
+        }
+    }
+
     /// From now on the logs count from here: memory is `base`, which is the checkpoint `number`. The logs must have been read.
     pub(crate) fn start_from(&mut self, number: u64, base: Memory) {
         self.pending.iter_mut().for_each(|bits| bits.fill(0));

@@ -35,8 +35,7 @@ impl Machine {
         self.write_code(address, data)
     }
 
-    /// As [`Machine::write_virtual`], but a page of the root image is written, too: for faults. The dirty log does not name such a
-    /// page, so only [`crate::Restore::Verified`] finds it.
+    /// As [`Machine::write_virtual`], but a page of the root image is written, too: for faults.
     ///
     /// # Errors
     ///
@@ -121,6 +120,7 @@ impl Machine {
             Some(to) => {
                 // SAFETY: As in `read_physical`; the mapping is private and writable.
                 unsafe { ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
+                self.note_image(at, data.len());
                 Ok(())
             }
             None => self
@@ -128,6 +128,18 @@ impl Machine {
                 .ram
                 .write_slice(data, GuestAddress(at))
                 .map_err(|_| MachineError::Access(at)),
+        }
+    }
+
+    /// No log names what is written to the root image from here: it is noted, so that a restore puts it back.
+    fn note_image(&mut self, at: u64, len: usize) {
+        let image = self.memory.image.start;
+        let slot = self.memory.slots.iter().position(|s| s.guest == image);
+        if let (Some(slot), Some(tracking)) = (slot, &mut self.tracking) {
+            let last = at + len.max(1) as u64 - 1;
+            for page in (at - image) / PAGE_SIZE..=(last - image) / PAGE_SIZE {
+                tracking.note(slot, page as usize);
+            }
         }
     }
 
