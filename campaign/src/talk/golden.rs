@@ -733,9 +733,20 @@ fn course(heard: &Heard) -> String {
     }
 }
 
+/// Building an image takes a while the first time.
 fn built(progress: &dyn Fn(&str), step: &Progress<'_>) {
-    // The first time, this takes a while.
-    progress(&format!("building the image: {step:?}"));
+    match step {
+        Progress::UpdatingLists => progress("building the image: fetching package lists"),
+        Progress::Resolving => progress("building the image: working out packages"),
+        Progress::Downloading { percent, .. } => {
+            progress(&format!("building the image: downloading, {percent} %"));
+        }
+        Progress::Unpacking { index, total, .. } => {
+            progress(&format!("building the image: package {index} of {total}"));
+        }
+        Progress::Writing => progress("building the image: writing it"),
+        _ => progress("building the image"),
+    }
 }
 
 fn remove(directory: &Path) -> Result<(), GoldenError> {

@@ -11,6 +11,9 @@ mod player;
 mod record;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use conversation::{
     Act, Conversation, Event, Log, MAX_CONNECTIONS, MAX_RECEIVED_BYTES, MAX_SENT_BYTES, Received,
 };

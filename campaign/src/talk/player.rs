@@ -310,9 +310,10 @@ impl Inner {
         let retry = self.retries.iter().map(|(at, _)| *at).min();
         let hang = self.progress_ns.saturating_add(self.settings.hang_ns);
         let drain = match self.phase {
-            Phase::Closing(since) => Some(since.saturating_add(DRAIN_NS)),
+            Phase::Closing(since) if !self.wire.is_quiet() => Some(since.saturating_add(DRAIN_NS)),
             _ => None,
-        };
+        }
+        .filter(|at| *at > now);
         let mine = [timer, retry, drain].into_iter().flatten().min();
         if at.wait_until_ns == WAIT_FOREVER && mine.is_none() {
             self.finish_stuck("the guest waits for ever and so does the client");
@@ -542,8 +543,11 @@ impl Inner {
             return;
         }
         match self.phase {
-            Phase::Closing(_) if self.wire.is_quiet() && self.idle >= 2 => {
-                self.finish(Course::Complete)
+            // The last acknowledgement is to be sent, too.
+            Phase::Closing(_)
+                if self.wire.is_quiet() && !self.wire.has_frames() && self.idle >= 2 =>
+            {
+                self.finish(Course::Complete);
             }
             Phase::Talking => {
                 if let Some((connection, why)) = self.broken() {

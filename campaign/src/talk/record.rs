@@ -172,6 +172,7 @@ struct Client {
     child: Child,
     group: Pid,
     status: Option<ExitStatus>,
+    killed: bool,
     readers: Vec<JoinHandle<Vec<u8>>>,
 }
 
@@ -224,6 +225,7 @@ impl Client {
             child,
             group,
             status: None,
+            killed: false,
             readers,
         })
     }
@@ -237,8 +239,11 @@ impl Client {
 
     /// Ends what is left of it, and says what it printed.
     fn printed(&mut self) -> (Vec<u8>, Vec<u8>) {
-        // Whoever is left would keep the pipes open. An error says that nobody is.
-        let _ = kill_process_group(self.group, Signal::KILL);
+        // Once only: later the number may be somebody else's.
+        if !std::mem::replace(&mut self.killed, true) {
+            // Whoever is left would keep the pipes open. An error says that nobody is.
+            let _ = kill_process_group(self.group, Signal::KILL);
+        }
         if self.status.is_none() {
             self.status = self.child.wait().ok();
         }

@@ -170,14 +170,18 @@ impl Wire {
         let Some(line) = self.lines.get_mut(number) else {
             return;
         };
+        // What has ended in order is not changed by that.
+        if line.is_over() {
+            return;
+        }
+        line.sockets.get_mut::<tcp::Socket>(line.handle).abort();
         if matches!(
             line.ending,
             Ending::Unanswered | Ending::Open | Ending::ByGuest
         ) {
-            line.sockets.get_mut::<tcp::Socket>(line.handle).abort();
             line.ending = Ending::ResetByClient;
-            self.touch(number);
         }
+        self.touch(number);
     }
 
     /// A frame that the guest sent. What came with it is handed to `heard` with the line's number.
