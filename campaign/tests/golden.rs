@@ -5,12 +5,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use quorate_campaign::file::Campaign;
-use quorate_campaign::talk::{Course, Golden, Judge, Trial};
 use quorate_campaign::model::Outcome;
+use quorate_campaign::talk::{Course, Golden, Judge, Trial};
 use quorate_executor::stage::{Play, Rig};
 
 fn campaign(name: &str) -> Campaign {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../campaigns").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../campaigns")
+        .join(name);
     let mut campaign = Campaign::load(path).unwrap();
     campaign.replicas = vec![1, 3];
     campaign
@@ -20,7 +22,11 @@ fn prepare(campaign: &Campaign, dir: &Path) -> Golden {
     let begun = Instant::now();
     let progress = |text: &str| println!("{:6.2} s {text}", begun.elapsed().as_secs_f64());
     let golden = Golden::prepare(campaign, dir, &progress).unwrap();
-    println!("{:6.2} s ready: {:?}", begun.elapsed().as_secs_f64(), golden.facts);
+    println!(
+        "{:6.2} s ready: {:?}",
+        begun.elapsed().as_secs_f64(),
+        golden.facts
+    );
     golden
 }
 
@@ -35,10 +41,16 @@ fn twice(name: &str) -> Golden {
     assert_eq!(first.heard, second.heard);
     assert_eq!(first.disks, second.disks);
     drop(second);
-    let before = std::fs::metadata(first_dir.path().join("warm")).unwrap().modified().unwrap();
+    let before = std::fs::metadata(first_dir.path().join("warm"))
+        .unwrap()
+        .modified()
+        .unwrap();
     let again = prepare(&campaign, first_dir.path());
     assert_eq!(first.facts, again.facts);
-    let after = std::fs::metadata(first_dir.path().join("warm")).unwrap().modified().unwrap();
+    let after = std::fs::metadata(first_dir.path().join("warm"))
+        .unwrap()
+        .modified()
+        .unwrap();
     assert_eq!(before, after, "it was not warmed up again");
     assert_eq!(again.heard.course, Course::Complete);
     assert!(again.facts.boundaries > 0 && again.facts.calls > 0 && again.facts.virtual_ns > 0);
@@ -48,8 +60,14 @@ fn twice(name: &str) -> Golden {
     for replicas in [1, 3] {
         let player = again.player();
         let begun = Instant::now();
-        let performed = rig.perform(Play::new(replicas, player.stage(), player.egress())).unwrap();
-        println!("{replicas} replicas: {:?}, reset {:?}", begun.elapsed(), performed.reset);
+        let performed = rig
+            .perform(Play::new(replicas, player.stage(), player.egress()))
+            .unwrap();
+        println!(
+            "{replicas} replicas: {:?}, reset {:?}",
+            begun.elapsed(),
+            performed.reset
+        );
         let judgement = judge.judge(&Trial {
             replicas,
             not_injected: None,

@@ -23,6 +23,11 @@ use super::file::Recorded;
 pub const MAX_PRINTED_BYTES: usize = 1 << 20;
 /// How long a client that is at work is waited for after it has said something, before the guest gets that.
 const MAX_BUSY: Duration = Duration::from_secs(2);
+/// Ports of the proxy, below those that the kernel hands out, and how many there are.
+const FIRST_PROXY_PORT: u16 = 21_000;
+const PROXY_PORTS: u16 = 10_000;
+/// How long another recording that has the port is waited for.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes read at once.
 const CHUNK: usize = 64 * 1024;
 /// Lines of what the client said of errors that an error shows.
@@ -121,7 +126,7 @@ pub fn record(
 ) -> Result<Recorded, RecordError> {
     let mut listeners = Vec::new();
     for (port, to) in ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(proxy("no port"))?;
+        let listener = listen(*port)?;
         listener
             .set_nonblocking(true)
             .map_err(proxy("a listener"))?;
@@ -158,6 +163,23 @@ pub fn record(
         stdout,
         stderr,
     })
+}
+
+/// A port of the proxy for one of the guest. A client may say which port it talks to (HTTP's `Host`), so it is the same one each
+/// time if that is to be had: another recording is waited for, and then any other is taken.
+fn listen(port: u16) -> Result<TcpListener, RecordError> {
+    let wanted = FIRST_PROXY_PORT + port % PROXY_PORTS;
+    let deadline = Instant::now() + PORT_PATIENCE;
+    loop {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, wanted)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(_) => break,
+        }
+    }
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(proxy("no port"))
 }
 
 struct Published {

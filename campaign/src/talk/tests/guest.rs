@@ -72,7 +72,9 @@ impl Guest {
         let now = Instant::from_micros((now_ns / 1000) as i64);
         while now_ns >= self.listens_from_ns && self.listeners.len() < 8 {
             let mut socket = socket();
-            socket.listen((std::net::Ipv4Addr::from(GUEST_IP), self.port)).unwrap();
+            socket
+                .listen((std::net::Ipv4Addr::from(GUEST_IP), self.port))
+                .unwrap();
             self.listeners.push(self.sockets.add(socket));
         }
         for frame in frames {
@@ -93,9 +95,21 @@ impl Guest {
         for (number, (handle, got, sent)) in self.connections.iter_mut().enumerate() {
             let socket = sockets.get_mut::<tcp::Socket>(*handle);
             while socket.can_recv() {
-                socket.recv(|bytes| { got.extend_from_slice(bytes); (bytes.len(), ()) }).unwrap();
+                socket
+                    .recv(|bytes| {
+                        got.extend_from_slice(bytes);
+                        (bytes.len(), ())
+                    })
+                    .unwrap();
             }
-            let ended = matches!(socket.state(), State::CloseWait | State::LastAck | State::TimeWait | State::Closing | State::Closed);
+            let ended = matches!(
+                socket.state(),
+                State::CloseWait
+                    | State::LastAck
+                    | State::TimeWait
+                    | State::Closing
+                    | State::Closed
+            );
             let wish = (self.program)(number, got, ended);
             if socket.may_send() {
                 *sent += socket.send_slice(&wish.sends[*sent..]).unwrap();
@@ -118,16 +132,30 @@ impl Guest {
             }
             self.counted.1 += 1;
         }
-        let until = next.map_or(WAIT_FOREVER, |at| (at.total_micros() as u64).saturating_mul(1000).max(now_ns + 1));
+        let until = next.map_or(WAIT_FOREVER, |at| {
+            (at.total_micros() as u64)
+                .saturating_mul(1000)
+                .max(now_ns + 1)
+        });
         (leaving, until)
     }
 }
 
-pub const FULL: Strength = Strength { members: 1, voting: 1, recovering: 0, left_out: 0 };
+pub const FULL: Strength = Strength {
+    members: 1,
+    voting: 1,
+    recovering: 0,
+    left_out: 0,
+};
 
 /// Plays to the guest until the player is over; boundaries.
 pub fn play(player: &Player, guest: &mut Guest) -> u64 {
-    let mut at = At { boundary: 0, wait_until_ns: WAIT_FOREVER, now_ns: 5_000_000_000, strength: FULL };
+    let mut at = At {
+        boundary: 0,
+        wait_until_ns: WAIT_FOREVER,
+        now_ns: 5_000_000_000,
+        strength: FULL,
+    };
     loop {
         assert!(at.boundary < 200_000, "it does not end");
         let entry = match player.cue(&at) {
@@ -141,16 +169,28 @@ pub fn play(player: &Player, guest: &mut Guest) -> u64 {
         if !frames.is_empty() {
             player.clone().frames(frames);
         }
-        at = At { boundary: at.boundary + 1, wait_until_ns: until, now_ns: entry.monotonic_ns, strength: FULL };
+        at = At {
+            boundary: at.boundary + 1,
+            wait_until_ns: until,
+            now_ns: entry.monotonic_ns,
+            strength: FULL,
+        };
     }
 }
 
 /// Answers each line with `+LINE`, in capitals; and ends when the client has.
 pub fn lines(_: usize, got: &[u8], ended: bool) -> Wish {
     let mut sends = Vec::new();
-    for line in got.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+    for line in got
+        .split_inclusive(|byte| *byte == b'\n')
+        .filter(|line| line.ends_with(b"\n"))
+    {
         sends.push(b'+');
         sends.extend(line.to_ascii_uppercase());
     }
-    Wish { sends, ends: ended, resets: false }
+    Wish {
+        sends,
+        ends: ended,
+        resets: false,
+    }
 }

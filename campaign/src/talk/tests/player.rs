@@ -42,7 +42,12 @@ fn a_conversation_is_played_to_its_end() {
     assert_eq!(heard.connections[0].bytes, b"+PING\n+SET X 1\n");
     assert_eq!(heard.connections[0].sends, [0, 6]);
     assert_eq!(heard.connections[1].bytes, b"+GET X\n");
-    assert!(heard.connections.iter().all(|of| of.ending == Ending::ByClient));
+    assert!(
+        heard
+            .connections
+            .iter()
+            .all(|of| of.ending == Ending::ByClient)
+    );
     assert!(heard.connections[1].opened_ns > heard.connections[0].last_ns);
     // No timer ran out: the guest did not even have to wait.
     assert!(heard.virtual_ns < 2_000_000, "{}", heard.virtual_ns);
@@ -69,7 +74,10 @@ fn what_is_lost_is_sent_again_in_virtual_time_and_always_alike() {
             };
             let (heard, entries) = run();
             assert_eq!(heard.course, Course::Complete, "frame {lost} {inwards}");
-            assert_eq!(heard.connections[0].bytes, whole.heard().connections[0].bytes);
+            assert_eq!(
+                heard.connections[0].bytes,
+                whole.heard().connections[0].bytes
+            );
             assert!(entries.len() < 200, "timers do not spin: {}", entries.len());
             waited += u32::from(heard.virtual_ns > 100_000_000);
             assert_eq!((heard, entries), run());
@@ -83,12 +91,18 @@ fn a_guest_that_falls_silent_is_stuck_after_the_hang_limit() {
     let conversation = sequential(&[&["ping\n", "get x\n"]]);
     let player = player(&conversation);
     let mut guest = Guest::new(6379, |_, got, _| Wish {
-        sends: if got.len() > 5 { b"+PING\n+GE".to_vec() } else { b"+PING\n".to_vec() },
+        sends: if got.len() > 5 {
+            b"+PING\n+GE".to_vec()
+        } else {
+            b"+PING\n".to_vec()
+        },
         ..Wish::default()
     });
     play(&player, &mut guest);
     let heard = player.heard();
-    let Course::Stuck { why } = &heard.course else { panic!("{:?}", heard.course) };
+    let Course::Stuck { why } = &heard.course else {
+        panic!("{:?}", heard.course)
+    };
     assert!(why.contains("connection 0: 9 of 13 bytes came"), "{why}");
     assert_eq!(heard.connections[0].ending, Ending::Open);
     assert!(heard.virtual_ns <= HANG_NS + 1_000_000_000);
@@ -106,7 +120,11 @@ fn resets_and_early_ends_break_a_conversation_at_once() {
         });
         play(&player, &mut guest);
         let heard = player.heard();
-        assert!(matches!(&heard.course, Course::Broken { connection: 0, why } if why.contains("after 6 bytes")), "{:?}", heard.course);
+        assert!(
+            matches!(&heard.course, Course::Broken { connection: 0, why } if why.contains("after 6 bytes")),
+            "{:?}",
+            heard.course
+        );
         assert_eq!(heard.connections[0].ending, ending);
         assert!(heard.virtual_ns < 10_000_000);
         assert_eq!(heard.outstanding, 1);
@@ -128,7 +146,10 @@ fn an_answer_may_come_after_the_client_has_ended_its_half() {
     });
     play(&player, &mut guest);
     let heard = player.heard();
-    assert_eq!((heard.course, heard.connections[0].bytes.as_slice()), (Course::Complete, b"all of it".as_slice()));
+    assert_eq!(
+        (heard.course, heard.connections[0].bytes.as_slice()),
+        (Course::Complete, b"all of it".as_slice())
+    );
 }
 
 #[test]
@@ -138,7 +159,9 @@ fn a_refusal_ends_a_trial_and_delays_a_warm_up() {
     let mut guest = Guest::new(6379, lines);
     guest.listens_from_ns = 5_100_000_000;
     play(&of_trial, &mut guest);
-    assert!(matches!(&of_trial.heard().course, Course::Broken { why, .. } if why.contains("refused")));
+    assert!(
+        matches!(&of_trial.heard().course, Course::Broken { why, .. } if why.contains("refused"))
+    );
     assert_eq!(of_trial.heard().connections[0].ending, Ending::Refused);
 
     let warm_up = Player::new(conversation, PlayerSettings::warm_up());
@@ -157,10 +180,20 @@ fn answers_of_another_length_are_learnt_from_a_lenient_run() {
         let guest = || {
             Guest::new(6379, move |_, got, ended| {
                 let lines = got.iter().filter(|byte| **byte == b'\n').count();
-                Wish { sends: answer.repeat(lines).into_bytes(), ends: ended, ..Wish::default() }
+                Wish {
+                    sends: answer.repeat(lines).into_bytes(),
+                    ends: ended,
+                    ..Wish::default()
+                }
             })
         };
-        let lenient = Player::new(Arc::clone(&conversation), PlayerSettings { lenient: true, ..PlayerSettings::default() });
+        let lenient = Player::new(
+            Arc::clone(&conversation),
+            PlayerSettings {
+                lenient: true,
+                ..PlayerSettings::default()
+            },
+        );
         play(&lenient, &mut guest());
         assert_eq!(lenient.heard().course, Course::Complete);
         let adapted = Arc::new(lenient.adapted().unwrap());
@@ -170,7 +203,13 @@ fn answers_of_another_length_are_learnt_from_a_lenient_run() {
         assert_eq!(strict.heard().course, Course::Complete);
         assert_eq!(strict.heard().connections[0].sends, [0, answer.len()]);
     }
-    let same = Player::new(conversation, PlayerSettings { lenient: true, ..PlayerSettings::default() });
+    let same = Player::new(
+        conversation,
+        PlayerSettings {
+            lenient: true,
+            ..PlayerSettings::default()
+        },
+    );
     play(&same, &mut Guest::new(6379, lines));
     assert_eq!(same.adapted(), None);
 }
@@ -178,15 +217,28 @@ fn answers_of_another_length_are_learnt_from_a_lenient_run() {
 #[test]
 fn nothing_is_said_before_the_guest_has_come_to_rest() {
     let player = player(&sequential(&[&["ping\n"]]));
-    let mut at = At { boundary: 0, wait_until_ns: WAIT_NONE, now_ns: 0, strength: FULL };
+    let mut at = At {
+        boundary: 0,
+        wait_until_ns: WAIT_NONE,
+        now_ns: 0,
+        strength: FULL,
+    };
     for boundary in 0..5 {
         at.boundary = boundary;
-        let Cue::Entry(entry) = player.cue(&at) else { panic!() };
+        let Cue::Entry(entry) = player.cue(&at) else {
+            panic!()
+        };
         assert_eq!(entry.frames.len(), 0);
         at.now_ns = entry.monotonic_ns;
     }
-    at = At { boundary: 5, wait_until_ns: WAIT_FOREVER, ..at };
-    let Cue::Entry(entry) = player.cue(&at) else { panic!() };
+    at = At {
+        boundary: 5,
+        wait_until_ns: WAIT_FOREVER,
+        ..at
+    };
+    let Cue::Entry(entry) = player.cue(&at) else {
+        panic!()
+    };
     assert_eq!(entry.frames.len(), 1);
     // SYN of the trial's first port.
     assert_eq!(entry.frames[0][34..36], FIRST_PORT.to_be_bytes());
@@ -202,10 +254,19 @@ fn the_end_waits_for_full_strength_and_the_console_is_closed_then() {
         boundary: 90,
         wait_until_ns: WAIT_FOREVER,
         now_ns: 1,
-        strength: Strength { members: 3, voting, recovering, left_out },
+        strength: Strength {
+            members: 3,
+            voting,
+            recovering,
+            left_out,
+        },
     };
     assert_eq!(player.cue(&at(2, 1, 0)), Cue::Wait);
-    assert_eq!(player.cue(&at(2, 0, 0)), Cue::Wait, "it was stopped a moment ago");
+    assert_eq!(
+        player.cue(&at(2, 0, 0)),
+        Cue::Wait,
+        "it was stopped a moment ago"
+    );
     assert_eq!(player.cue(&at(2, 0, 1)), Cue::Over);
     assert_eq!(player.cue(&at(3, 0, 0)), Cue::Over);
 }
@@ -214,7 +275,12 @@ fn the_end_waits_for_full_strength_and_the_console_is_closed_then() {
 fn garbage_is_survived_and_others_are_refused() {
     let player = player(&sequential(&[&["ping\n"]]));
     let mut to = player.clone();
-    to.frames(vec![Vec::new(), vec![0xff; 13], vec![0; 70_000], vec![8; 60]]);
+    to.frames(vec![
+        Vec::new(),
+        vec![0xff; 13],
+        vec![0; 70_000],
+        vec![8; 60],
+    ]);
     play(&player, &mut Guest::new(6379, lines));
     assert_eq!(player.heard().course, Course::Complete);
 }
@@ -232,5 +298,8 @@ fn speed_of_a_short_conversation() {
         play(&player, &mut Guest::new(6379, lines));
         assert_eq!(player.heard().course, Course::Complete);
     }
-    println!("{:?} for 25 requests, with the guest's own stack", begun.elapsed() / rounds);
+    println!(
+        "{:?} for 25 requests, with the guest's own stack",
+        begun.elapsed() / rounds
+    );
 }

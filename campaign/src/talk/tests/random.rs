@@ -19,12 +19,18 @@ struct Exchange {
 
 fn exchanges() -> impl Strategy<Value = Vec<Exchange>> {
     let size = prop_oneof![1..20_usize, 1000..5000_usize, 60_000..150_000_usize];
-    let one = (0..3_usize, size.clone(), size).prop_map(|(connection, sends, receives)| Exchange { connection, sends, receives });
+    let one = (0..3_usize, size.clone(), size).prop_map(|(connection, sends, receives)| Exchange {
+        connection,
+        sends,
+        receives,
+    });
     proptest::collection::vec(one, 1..8)
 }
 
 fn bytes(seed: usize, length: usize) -> Vec<u8> {
-    (0..length).map(|at| (at * 31 + at / 251 + seed * 7) as u8).collect()
+    (0..length)
+        .map(|at| (at * 31 + at / 251 + seed * 7) as u8)
+        .collect()
 }
 
 proptest! {

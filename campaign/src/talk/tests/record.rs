@@ -34,7 +34,9 @@ fn server(connections: usize, slowly: bool) -> (SocketAddr, JoinHandle<()>) {
                 }
             }));
         }
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
     });
     (at, thread)
 }
@@ -63,10 +65,16 @@ echo four >&4; read -r answer <&4; echo "$answer"
 fn a_client_says_the_same_however_its_bytes_are_cut() {
     let whole = recorded(SEQUENTIAL, 2, false);
     assert_eq!(whole, recorded(SEQUENTIAL, 2, true), "the server's pieces");
-    let pieces = SEQUENTIAL.replace(r"printf '%s\n' $text >&3", r"for ((i=0; i<${#text}; i++)); do printf '%s' ${text:i:1} >&3; done; echo >&3");
+    let pieces = SEQUENTIAL.replace(
+        r"printf '%s\n' $text >&3",
+        r"for ((i=0; i<${#text}; i++)); do printf '%s' ${text:i:1} >&3; done; echo >&3",
+    );
     assert_ne!(pieces, SEQUENTIAL);
     assert_eq!(whole, recorded(&pieces, 2, false), "the client's pieces");
-    let pauses = SEQUENTIAL.replace("printf '%s\\n' $text >&3", "printf '%s' $text >&3; sleep 0.02; echo >&3");
+    let pauses = SEQUENTIAL.replace(
+        "printf '%s\\n' $text >&3",
+        "printf '%s' $text >&3; sleep 0.02; echo >&3",
+    );
     assert_ne!(pauses, SEQUENTIAL);
     assert_eq!(whole, recorded(&pauses, 2, true), "pauses");
 
@@ -93,14 +101,27 @@ talk a & talk b & talk c & wait
 #[test]
 fn a_client_that_fails_shows_what_it_said() {
     let (at, _server) = server(0, false);
-    let fail = |script: &str, settings: &RecordSettings| record(&bash(script), &[(7000, at)], settings).unwrap_err();
+    let fail = |script: &str, settings: &RecordSettings| {
+        record(&bash(script), &[(7000, at)], settings).unwrap_err()
+    };
     let error = fail("echo nothing here >&2; exit 3", &RecordSettings::default());
     assert!(matches!(error, RecordError::Failed { .. }));
     let text = error.to_string();
-    assert!(text.contains("nothing here") && text.contains('3'), "{text}");
-    let short = RecordSettings { timeout: Duration::from_millis(300), ..RecordSettings::default() };
+    assert!(
+        text.contains("nothing here") && text.contains('3'),
+        "{text}"
+    );
+    let short = RecordSettings {
+        timeout: Duration::from_millis(300),
+        ..RecordSettings::default()
+    };
     let error = fail("echo waiting; sleep 100", &short).to_string();
-    assert!(error.contains("did not end") && error.contains("waiting") && error.contains("not connected"), "{error}");
+    assert!(
+        error.contains("did not end")
+            && error.contains("waiting")
+            && error.contains("not connected"),
+        "{error}"
+    );
     let error = record(&["/no/such/program".to_owned()], &[(7000, at)], &short).unwrap_err();
     assert!(error.to_string().contains("/no/such/program"));
     assert!(matches!(record(&[], &[], &short), Err(RecordError::Empty)));
@@ -112,6 +133,9 @@ fn the_environment_names_all_ports() {
     let at: SocketAddr = "127.0.0.1:9".parse().unwrap();
     let script = r#"[ "$QUORATE_PORT" = "$QUORATE_PORT_80" ] && [ -n "$QUORATE_PORT_81" ] && [ "$QUORATE_HOST" = 127.0.0.1 ] && echo fine"#;
     let recorded = record(&bash(script), &[(80, at), (81, at)], &settings).unwrap();
-    assert_eq!((recorded.stdout.as_slice(), recorded.status), (b"fine\n".as_slice(), 0));
+    assert_eq!(
+        (recorded.stdout.as_slice(), recorded.status),
+        (b"fine\n".as_slice(), 0)
+    );
     assert_eq!(recorded.conversation, Conversation::default());
 }
