@@ -191,12 +191,15 @@ fn legend() -> Markup {
     }
 }
 
-/// Panes of which one is shown at a time, without any script; all of them in print.
-fn tabs(group: &str, panes: &[(String, Markup)]) -> Markup {
+/// Panes of which one is shown at a time, without any script; all of them in print. The one with the title `first` is shown
+/// first, if there is one.
+fn tabs(group: &str, first: &str, panes: &[(String, Markup)]) -> Markup {
+    let first = panes.iter().position(|(title, _)| title == first);
+    let first = first.unwrap_or(0);
     html! {
         div.tabs {
             @for (n, (title, pane)) in panes.iter().enumerate() {
-                input type="radio" name=(group) id=(format!("{group}-{n}")) checked[n == 0];
+                input type="radio" name=(group) id=(format!("{group}-{n}")) checked[n == first];
                 label for=(format!("{group}-{n}")) { (title) }
                 div.pane { h3.printed { (title) } (pane) }
             }

@@ -23,7 +23,7 @@ pub fn bits(report: &Report) -> Markup {
                     "Vector registers: both 64-bit lanes together; memory: bits of the 64-bit word, low byte first."
                 }
                 (ramp())
-                (tabs("bits", &panes(&report.bits, |part| part.replicas, heat_map)))
+                (tabs("bits", "", &panes(&report.bits, |part| part.replicas, heat_map)))
             }
         },
     )
@@ -145,7 +145,7 @@ pub fn map(report: &Report) -> Markup {
                     "Offsets are those of the region, so they mean the same in every replica's layout."
                 }
                 (ramp())
-                (tabs("map", &panes(&report.map, |part| part.replicas, strips)))
+                (tabs("map", "", &panes(&report.map, |part| part.replicas, strips)))
             }
         },
     )

@@ -22,7 +22,7 @@ pub fn detection(report: &Report) -> Markup {
                 p.note {
                     "From the injection to the verdict that stopped the replica, over trials in which one was stopped. Virtual time is what the guest's clock shows, a boundary is a place at which the set votes; both are the same in every run. The line is the cumulative share."
                 }
-                (tabs("detection", &panes))
+                (tabs("detection", &so_many(3), &panes))
             }
         },
     )
@@ -110,7 +110,7 @@ pub fn recovery(report: &Report) -> Markup {
                 p.none { "No replica had to come back." }
             } @else {
                 p.note { "Real time on this machine, which was running the campaign's other trials too; not the same in two runs. Steps seen fewer than five times are in the table only." }
-                (tabs("recovery", &panes))
+                (tabs("recovery", &so_many(3), &panes))
             }
         },
     )
