@@ -74,6 +74,8 @@ pub struct CampaignPart {
     pub canonical: String,
     /// The appliance.
     pub appliance: String,
+    /// Trials ran in virtual time, and are the same in every run; else a client was run for each.
+    pub staged: bool,
     /// Its seed.
     pub seed: String,
     /// Draws of which there are records, at the number of replicas that has most.
@@ -401,6 +403,7 @@ fn campaign(input: &ReportInput<'_>, tally: &Tally) -> CampaignPart {
         file: input.file.clone(),
         canonical: input.canonical.clone(),
         appliance: input.appliance.clone(),
+        staged: input.staged,
         seed: input.seed.clone(),
         draws: trials.clone().max().unwrap_or(0),
         trials: trials.sum(),

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::file::Mode;
 use crate::run::results::{self, Reader};
 use crate::run::{Goal, Manifest};
 use crate::stats::Confidence;
@@ -44,6 +45,7 @@ fn input<'a>(manifest: &Manifest, records: &'a dyn Fn() -> Records<'a>) -> Repor
         description: campaign.description.clone(),
         canonical: serde_json::to_string_pretty(campaign).unwrap_or_default(),
         appliance: campaign.appliance.display().to_string(),
+        staged: campaign.workload.mode == Mode::Staged,
         seed: campaign.seed.clone(),
         golden: manifest.golden.clone(),
         machine: machine(&manifest.quorate),

@@ -82,6 +82,8 @@ pub struct ReportInput<'a> {
     pub canonical: String,
     /// The appliance.
     pub appliance: String,
+    /// Trials ran in virtual time, and are the same in every run; else a client was run for each.
+    pub staged: bool,
     /// The campaign's seed.
     pub seed: String,
     /// The trial without a fault.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// For all that one browser is asked: a page of some megabytes on a busy machine takes a few seconds.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Messages of the browser that wait to be read (R10): its pipe is full then, and it waits.
 const WAITING: usize = 4096;
 

@@ -28,6 +28,7 @@ pub fn input<'a>(records: &'a dyn Fn() -> Records<'a>) -> ReportInput<'a> {
         canonical: "name = \"redis\"\nseed = \"2026\"\n\n[[fault]]\nmodel = \"register\"\n"
             .to_owned(),
         appliance: "redis".to_owned(),
+        staged: true,
         seed: "2026".to_owned(),
         golden: GoldenFacts {
             boundaries: 231,

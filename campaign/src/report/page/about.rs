@@ -80,7 +80,10 @@ pub fn reproduce(report: &Report) -> Markup {
         "reproduce",
         "How to reproduce it",
         html! {
-            p.note { "Trials run in virtual time and follow from image, kernel, conversation and seed: the same campaign gives the same outcome table on any machine. Only times differ." }
+            p.note {
+                @if report.campaign.staged { "Trials run in virtual time and follow from image, kernel, conversation and seed: the same campaign gives the same outcome table on any machine. Only times differ." }
+                @else { "The client was run for each trial, in real time: the same draws give the same faults, but no two runs are the same." }
+            }
             dl.list {
                 @for command in &report.reproduce { dt { (shown(&command.name)) } dd.again { code { (shown(&command.text)) } } }
             }

@@ -20,7 +20,7 @@ pub fn detection(report: &Report) -> Markup {
                 p.none { "No fault was found by a set: nothing was outvoted or stopped." }
             } @else {
                 p.note {
-                    "From the injection to the verdict that stopped the replica, over trials in which one was stopped. Virtual time is what the guest's clock shows, a boundary is a place at which the set votes; both are the same in every run. The line is the cumulative share."
+                    "From the injection to the verdict that stopped the replica, over trials in which one was stopped. Virtual time is what the guest's clock shows, a boundary is a place at which the set votes; both are the same in every run of a staged campaign. The line is the cumulative share."
                 }
                 (tabs("detection", &so_many(3), &panes))
             }
