@@ -205,7 +205,7 @@ impl Drawer {
     /// Draws after which each stratum has had exactly its weight (divided by what all weights have in common).
     #[must_use]
     pub fn round(&self) -> u64 {
-        self.rota.len()
+        self.rota.draws()
     }
 }
 

@@ -49,13 +49,13 @@ impl Rota {
 
     /// Number of the stratum of a draw.
     pub fn stratum(&self, draw: u64) -> usize {
-        let at = draw.checked_rem(self.len()).unwrap_or_default();
+        let at = draw.checked_rem(self.draws()).unwrap_or_default();
         let at = usize::try_from(at).unwrap_or_default();
         self.round.get(at).map_or(0, |stratum| *stratum as usize)
     }
 
     /// Draws in a round.
-    pub fn len(&self) -> u64 {
+    pub fn draws(&self) -> u64 {
         self.round.len() as u64
     }
 }
@@ -76,7 +76,7 @@ mod tests {
         let order: Vec<usize> = (0..8).map(|draw| rota.stratum(draw)).collect();
         assert_eq!(order, [2, 0, 1, 2, 2, 0, 1, 2]);
         // A common factor makes the round no longer.
-        assert_eq!(Rota::new(&[100, 200]).unwrap().len(), 3);
+        assert_eq!(Rota::new(&[100, 200]).unwrap().draws(), 3);
         assert_eq!(Rota::new(&[1 << 20, 1]).err(), Some((1 << 20) + 1));
     }
 
@@ -88,14 +88,14 @@ mod tests {
             let rota = Rota::new(&weights).unwrap();
             let total = f64::from(weights.iter().sum::<u32>());
             let mut counts = vec![0u32; weights.len()];
-            for draw in 0..rota.len() * 2 {
+            for draw in 0..rota.draws() * 2 {
                 counts[rota.stratum(draw)] += 1;
                 for (count, weight) in counts.iter().zip(&weights) {
                     let share = (draw + 1) as f64 * f64::from(*weight) / total;
                     prop_assert!((f64::from(*count) - share).abs() < 1.0);
                 }
             }
-            let factor = f64::from(weights.iter().sum::<u32>()) / rota.len() as f64;
+            let factor = f64::from(weights.iter().sum::<u32>()) / rota.draws() as f64;
             for (count, weight) in counts.iter().zip(&weights) {
                 prop_assert_eq!(f64::from(*count) * factor, f64::from(2 * weight));
             }

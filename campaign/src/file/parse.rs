@@ -392,7 +392,7 @@ fn trials(top: &Table<'_>) -> Result<Trials, Problem> {
     }
     if let Some(value) = table.get("confidence") {
         let confidence = value.number()?;
-        if !(confidence >= 0.5 && confidence < 1.0) {
+        if !(0.5..1.0).contains(&confidence) {
             return Err(value.problem(format!(
                 "{confidence} is not possible: from 0.5 to below 1, such as 0.95"
             )));

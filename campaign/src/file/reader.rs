@@ -57,7 +57,7 @@ pub(super) fn alike<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) ->
 }
 
 /// `; did you mean "x"?` and, if they are few, what is possible.
-pub(super) fn instead<'n>(name: &str, known: &[&'n str]) -> String {
+pub(super) fn instead(name: &str, known: &[&str]) -> String {
     let possible = format!("possible: {}", listed(known, "and"));
     match alike(name, known.iter().copied()) {
         Some(other) if known.len() <= FEW => {

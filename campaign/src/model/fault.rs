@@ -141,7 +141,7 @@ pub enum MemoryPlace {
         /// See above.
         pick: u64,
     },
-    /// A class of memory, as `quorate_vmm::fault::MemoryClass` names it: `text`, `data`, `heap`, `stack`, `kernel`, `page-tables`, `queues`.
+    /// A class of memory, as `quorate_vmm::fault::MemoryClass` names it: `text`, `heap`, `kernel-data` and so on.
     Class {
         /// Its name.
         class: String,
