@@ -7,7 +7,7 @@
 /// [`Pointer::magic`].
 pub const FLIGHT_MAGIC: u64 = 0x5448_4749_4c46_4551;
 /// [`Recorder::version`].
-pub const FLIGHT_VERSION: u32 = 1;
+pub const FLIGHT_VERSION: u32 = 2;
 /// Calls that are kept; the oldest gives way (R10). A power of two, and more than come between two boundaries.
 pub const CAPACITY: usize = 2048;
 /// I/O port that the kernel rings when the call [`Recorder::stop_at`] is complete: the vCPU then stands there, with the program's
@@ -60,6 +60,26 @@ pub struct Recorder {
     pub roots: u64,
     /// Address of their number (u64).
     pub root_count: u64,
+    /// A fault, from outside: the first call that begins when the call before this number is complete (or a later one), and that
+    /// [`can_fail`], is answered with an error and not carried out. The kernel then puts [`NEVER`] here, which it is unless a fault
+    /// injector wrote another.
+    pub fail_at: u64,
+    /// Which error: a positive number, at most 4095.
+    pub fail_errno: u64,
+    /// Number of the last call that was failed so; 0 as long as none was.
+    pub failed: u64,
+    /// Page tables made since the start; never less. Who puts memory back knows by it whether any page became a table meanwhile.
+    pub tables: u64,
+}
+
+/// Whether a system call, by its number, can be made to fail with [`Recorder::fail_at`]. Not those that never come back (`rt_sigreturn`, `exit`,
+/// `exit_group`), nor those that cannot fail on Linux: `brk` (its result is an address), `sched_yield`, `alarm`, `umask`, and those that ask for an id.
+#[must_use]
+pub const fn can_fail(number: u64) -> bool {
+    !matches!(
+        number,
+        12 | 15 | 24 | 37 | 39 | 60 | 95 | 102 | 104 | 107 | 108 | 110 | 111 | 186 | 231
+    )
 }
 
 /// One call that was completed.

@@ -1,11 +1,12 @@
 //! The flight recorder: the last calls, for whoever looks at this machine's memory from outside (see [`quorate_abi::flight`]).
-//! Nothing in here is ever read by the kernel, so its addresses reach no output (R8).
+//! Nothing in here is ever read by the kernel, so its addresses reach no output (R8); but for what a fault injector writes.
 
 use crate::arch::TrapFrame;
+use crate::errno::{EINVAL, Errno};
 use crate::{boundary, fingerprint, mm, sched};
 use core::cell::UnsafeCell;
 use quorate_abi::flight::{
-    CAPACITY, EXCEPTION, FLIGHT_MAGIC, FLIGHT_VERSION, NEVER, Record, Recorder, STOP_PORT,
+    CAPACITY, EXCEPTION, FLIGHT_MAGIC, FLIGHT_VERSION, NEVER, Record, Recorder, STOP_PORT, can_fail,
 };
 
 #[repr(C, align(64))]
@@ -51,6 +52,10 @@ pub(crate) static FLIGHT_RECORDER: Place = Place(UnsafeCell::new(Recorder {
     free_pages: 0,
     roots: 0,
     root_count: 0,
+    fail_at: NEVER,
+    fail_errno: 0,
+    failed: 0,
+    tables: 0,
 }));
 
 /// Notes where things are. Before that nothing is recorded.
@@ -64,6 +69,39 @@ pub fn init() {
     recorder.roots = roots;
     recorder.root_count = root_count;
     recorder.records = RING.0.get() as u64;
+}
+
+/// The error that a fault injector wants the call that begins now to have, if it wants one.
+#[inline]
+pub fn wanted_failure(number: u64) -> Option<Errno> {
+    // SAFETY: a field of the static; it is changed from outside.
+    let fail_at = unsafe { (&raw const (*FLIGHT_RECORDER.0.get()).fail_at).read_volatile() };
+    if fail_at == NEVER {
+        return None;
+    }
+    failure(number, fail_at)
+}
+
+#[cold]
+fn failure(number: u64, fail_at: u64) -> Option<Errno> {
+    let (_, calls) = fingerprint::current();
+    if calls + 1 < fail_at || !can_fail(number) {
+        return None;
+    }
+    // SAFETY: nothing else refers to it; one vCPU.
+    let recorder = unsafe { &mut *FLIGHT_RECORDER.0.get() };
+    recorder.fail_at = NEVER;
+    recorder.failed = calls + 1;
+    Some(Errno(
+        i32::try_from(recorder.fail_errno).unwrap_or(EINVAL.0),
+    ))
+}
+
+/// Notes that a page has become a page table.
+#[inline]
+pub fn table_made() {
+    // SAFETY: a field of the static; one vCPU.
+    unsafe { (*FLIGHT_RECORDER.0.get()).tables += 1 };
 }
 
 /// Notes a call that is complete; `result` is what the program sees.
@@ -150,5 +188,32 @@ mod tests {
         fingerprint::call(1, 0);
         call(1, [0; 6], 0, 0, 0);
         assert_eq!(read(1).content_len, 0, "content belongs to one call");
+    }
+
+    #[test]
+    fn the_call_that_is_to_fail_fails_once_and_only_if_it_can() {
+        let _guard = crate::cell::test_lock();
+        // SAFETY: the lock keeps other tests away.
+        let recorder = || unsafe { &mut *FLIGHT_RECORDER.0.get() };
+        let (_, calls) = fingerprint::current();
+        assert_eq!(wanted_failure(1), None);
+        (recorder().fail_at, recorder().fail_errno) = (calls + 3, 5);
+        assert_eq!(wanted_failure(1), None, "two calls too early");
+        fingerprint::call(1, 0);
+        assert_eq!(wanted_failure(1), None, "one call too early");
+        fingerprint::call(1, 0);
+        for never in [12, 15, 39, 60, 231] {
+            assert_eq!(wanted_failure(never), None, "call {never} cannot fail");
+        }
+        assert_eq!(recorder().failed, 0);
+        assert_eq!(wanted_failure(0), Some(Errno(5)));
+        assert_eq!(recorder().failed, calls + 3);
+        assert_eq!(wanted_failure(0), None, "once");
+        // A blocked call of another thread took the number meanwhile: the next one that begins it is.
+        recorder().fail_at = 1;
+        assert_eq!(wanted_failure(0), Some(Errno(5)));
+        (recorder().fail_at, recorder().fail_errno) = (1, u64::MAX);
+        assert_eq!(wanted_failure(0), Some(EINVAL));
+        recorder().failed = 0;
     }
 }

@@ -166,6 +166,8 @@ pub struct Machine {
     /// The vCPU has not run and no checkpoint was restored: KVM has cached nothing, and memory holds what was put there by
     /// [`Machine::new`].
     pub(crate) pristine: bool,
+    /// The guest crashed or broke a device's rules since the last restore: nothing that its kernel says is believed.
+    pub(crate) lost: bool,
     /// While a debugger is attached.
     pub(crate) debugger: Option<Box<Debugger>>,
 }
@@ -253,6 +255,7 @@ impl Machine {
             kicker,
             phase: Phase::Runnable,
             vcpu_bytes,
+            lost: false,
             debugger: None,
         })
     }
@@ -271,6 +274,7 @@ impl Machine {
         match exit {
             None => Outcome::Kicked,
             Some(Exit::Misbehaved(error)) => {
+                self.lost = true;
                 self.phase = Phase::Ended;
                 Outcome::Misbehaved(error)
             }
@@ -484,6 +488,7 @@ impl Machine {
     }
 
     fn crash_with(&mut self, kind: CrashKind, console: &[u8]) -> Outcome {
+        self.lost = true;
         self.phase = Phase::Ended;
         let registers = self.registers().ok();
         let text = registers.map_or_else(String::new, |at| self.describe(&at, console));

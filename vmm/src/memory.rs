@@ -21,6 +21,9 @@ pub(crate) type Ram = GuestMemoryMmap<AtomicBitmap>;
 /// Size of a large page in bytes: the direct map uses them on the guest's side, transparent huge pages on the host's.
 pub(crate) const LARGE_PAGE: u64 = 2 << 20;
 
+/// Where the spare page is, for moments: in the hole between low and high RAM, behind KVM's own pages (`machine.rs`).
+const SPARE: u64 = 0xfffc_1000;
+
 /// A piece of this process's address space, 2 MiB aligned, that goes back to the host when dropped.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -172,6 +175,8 @@ pub(crate) struct GuestMemory {
     pub ranges: Vec<Range>,
     /// Length 0 if there is none.
     pub image: Range,
+    /// A page that the guest never sees; see `Machine::forget_translations`.
+    pub spare: Slot,
 }
 
 impl GuestMemory {
@@ -212,11 +217,17 @@ impl GuestMemory {
                 Range { start, len }
             }
         };
+        let spare = Slot {
+            guest: SPARE,
+            mapping: Arc::new(Mapping::anonymous(PAGE_SIZE, "a spare page")?),
+            len: PAGE_SIZE,
+        };
         Ok(Self {
             ram,
             slots,
             ranges,
             image,
+            spare,
         })
     }
 

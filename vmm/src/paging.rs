@@ -171,34 +171,6 @@ pub(crate) fn walk(root: u64, virt: u64, read: &mut dyn FnMut(u64) -> Option<u64
 /// Most tables that [`executable`] looks at (R10); a guest's tables may lead anywhere (R9).
 const MAX_TABLES: usize = 1 << 16;
 
-/// Follows all tables at `root`; `read` gives the content of the one at a physical address. False: one cannot be read, or there are more
-/// than `MAX_TABLES`.
-pub(crate) fn tables(
-    root: u64,
-    read: &mut dyn FnMut(u64) -> Option<[u8; PAGE_SIZE as usize]>,
-) -> bool {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut left = vec![(root & ADDRESS, 39_u32)];
-    while let Some((table, shift)) = left.pop() {
-        if !seen.insert((table, shift)) {
-            continue;
-        }
-        let Some(page) = read(table).filter(|_| seen.len() <= MAX_TABLES) else {
-            return false;
-        };
-        if shift == 12 {
-            continue;
-        }
-        for entry in page.as_chunks::<8>().0 {
-            let value = u64::from_le_bytes(*entry);
-            if value & PRESENT != 0 && (shift > 30 || value & LARGE == 0) {
-                left.push((value & ADDRESS, shift - 9));
-            }
-        }
-    }
-    true
-}
-
 /// The executable pages of 4 KiB in the tables at `root`: virtual and physical address of each, ascending, as far as `MAX_TABLES` tables
 /// tell.
 pub(crate) fn executable(ram: &Ram, root: u64, visit: &mut dyn FnMut(u64, u64)) {

@@ -71,6 +71,10 @@ pub fn read(memory: &dyn Memory, kernel: u64) -> Result<Log, LogError> {
         free_pages: field(offset_of!(Recorder, free_pages))?,
         roots: field(offset_of!(Recorder, roots))?,
         root_count: field(offset_of!(Recorder, root_count))?,
+        fail_at: field(offset_of!(Recorder, fail_at))?,
+        fail_errno: field(offset_of!(Recorder, fail_errno))?,
+        failed: field(offset_of!(Recorder, failed))?,
+        tables: field(offset_of!(Recorder, tables))?,
     };
     if recorder.magic != FLIGHT_MAGIC || recorder.version != FLIGHT_VERSION {
         return Err(LogError::None);

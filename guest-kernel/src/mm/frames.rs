@@ -161,6 +161,7 @@ pub fn alloc() -> Result<u64> {
 /// # Errors
 /// `ENOMEM`.
 pub fn alloc_table() -> Result<u64> {
+    crate::flight::table_made();
     alloc()
 }
 

@@ -66,7 +66,11 @@ extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
         return 1;
     }
     let args = arguments(frame);
-    let result = dispatch(number, frame, args, caller);
+    let injected = flight::wanted_failure(number);
+    let result = match injected {
+        None => dispatch(number, frame, args, caller),
+        Some(error) => Err(error),
+    };
     // A new program starts with all registers set.
     full |= matches!(number, nr::EXECVE | nr::EXECVEAT) && result.is_ok();
     let value = match result {
@@ -86,7 +90,8 @@ extern "C" fn handle_syscall(frame: &mut TrapFrame) -> u8 {
     }
     boundary::after_call();
     turn();
-    let interrupted = result == Err(EINTR) && signal::restartable(number);
+    // A fault injector's EINTR is for the program to see.
+    let interrupted = result == Err(EINTR) && signal::restartable(number) && injected.is_none();
     if signal::deliverable() || interrupted {
         full |= signal::deliver_pending(frame, interrupted);
     } else {

@@ -171,28 +171,16 @@ impl Memory {
         Ok((all, seen))
     }
 
-    /// Makes guest memory what is kept here: the pages in `which`, or all with `None`. It writes past the log: whoever calls it resets that.
-    pub(crate) fn put(
-        &self,
-        memory: &GuestMemory,
-        which: Option<&[Bits]>,
-    ) -> Result<Seen, MachineError> {
+    /// Makes guest memory what is kept here: every page. It writes past the log: whoever calls it resets that.
+    pub(crate) fn put(&self, memory: &GuestMemory) -> Result<Seen, MachineError> {
         let mut seen = Seen::default();
-        for (at, (range, slot)) in self.ranges.iter().zip(&memory.slots).enumerate() {
-            // What a log names was written, so the host has a page for it.
-            let mut own = None;
-            let mut wanted;
-            let pages = match which.and_then(|which| which.get(at)) {
-                Some(pages) => pages,
-                None => {
-                    wanted = own.insert(slot.mapping.own_pages()?).clone();
-                    for (index, _) in range.map.iter() {
-                        set(&mut wanted, index);
-                    }
-                    &wanted
-                }
-            };
-            for index in ones(pages) {
+        for (range, slot) in self.ranges.iter().zip(&memory.slots) {
+            let own = slot.mapping.own_pages()?;
+            let mut wanted = own.clone();
+            for (index, _) in range.map.iter() {
+                set(&mut wanted, index);
+            }
+            for index in ones(&wanted) {
                 let Some(page) = slot.mapping.page(index) else {
                     break;
                 };
@@ -205,7 +193,7 @@ impl Memory {
                         }
                     }
                     // What the host has no page for reads as zeroes, or as the file.
-                    (None, _) if own.as_ref().is_some_and(|own| !is_set(own, index)) => {}
+                    (None, _) if !is_set(&own, index) => {}
                     (None, Backing::Zeroes) => {
                         if !is_zero(page) {
                             seen.changed += 1;
@@ -220,6 +208,57 @@ impl Memory {
             }
         }
         Ok(seen)
+    }
+
+    /// As [`Memory::put`], only the pages in `which`; `each` is told of every one: range, page, and whether it had changed. What the
+    /// host has for a page is not asked, which would cost a look at all of memory.
+    pub(crate) fn put_some(
+        &self,
+        memory: &GuestMemory,
+        which: &[Bits],
+        each: &mut dyn FnMut(usize, usize, bool),
+    ) -> Result<Seen, MachineError> {
+        let mut seen = Seen::default();
+        let ranges = self.ranges.iter().zip(&memory.slots).zip(which);
+        for (number, ((range, slot), pages)) in ranges.enumerate() {
+            for index in ones(pages) {
+                let Some(page) = slot.mapping.page(index) else {
+                    break;
+                };
+                let changed = match (range.map.get(index), range.backing) {
+                    (Some(kept), _) => {
+                        let changed = !equals(page, kept);
+                        if changed {
+                            write(page, kept);
+                        }
+                        changed
+                    }
+                    (None, Backing::Zeroes) => {
+                        let changed = !is_zero(page);
+                        if changed {
+                            write(page, &[0; PAGE_SIZE as usize]);
+                        }
+                        changed
+                    }
+                    (None, Backing::File) => {
+                        slot.mapping.forget(index).map_err(MachineError::Forget)?;
+                        true
+                    }
+                };
+                seen.compared += 1;
+                seen.changed += u64::from(changed);
+                each(number, index, changed);
+            }
+        }
+        Ok(seen)
+    }
+
+    /// The page at a guest-physical address: number of the range, and of the page in it.
+    pub(crate) fn page_at(&self, addr: u64) -> Option<(usize, usize)> {
+        self.ranges.iter().enumerate().find_map(|(number, range)| {
+            let index = usize::try_from(addr.checked_sub(range.start)? / PAGE_SIZE).ok()?;
+            (index < range.map.len()).then_some((number, index))
+        })
     }
 
     /// Copies memory at a guest-physical address. `image` is the root image's file.

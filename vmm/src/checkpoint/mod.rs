@@ -20,6 +20,7 @@ mod pages;
 pub(crate) mod persist;
 mod read;
 mod state;
+mod tables;
 mod take;
 mod track;
 
@@ -31,12 +32,12 @@ pub use track::Precopy;
 pub(crate) use track::{Tracking, set_slot};
 
 use crate::registers::Registers;
-use memory::{Backing, Bits, Memory};
+use memory::Memory;
 use quorate_devices::{DeviceSetState, DiskPosition};
 use serde::{Deserialize, Serialize};
 use state::VcpuState;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Where a machine was when its state was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,38 +69,6 @@ struct Inner {
     vcpu: VcpuState,
     devices: DeviceSetState,
     memory: Memory,
-    /// See [`Inner::tables`].
-    tables: OnceLock<Option<Vec<Bits>>>,
-}
-
-impl Inner {
-    /// The pages that are page tables, by range; none if they cannot be followed.
-    fn tables(&self) -> Option<&[Bits]> {
-        let found = self.tables.get_or_init(|| {
-            let mut found: Vec<Bits> = Vec::new();
-            for range in &self.memory.ranges {
-                found.push(vec![0; range.map.len().div_ceil(64)]);
-            }
-            let mut note = |table: u64| {
-                let ranges = self.memory.ranges.iter().zip(&mut found);
-                let mut page = [0; quorate_abi::PAGE_SIZE as usize];
-                for (range, found) in ranges {
-                    let Some(at) = table.checked_sub(range.start) else {
-                        continue;
-                    };
-                    let at = usize::try_from(at / quorate_abi::PAGE_SIZE).ok()?;
-                    if at < range.map.len() && range.backing == Backing::Zeroes {
-                        memory::set(found, at);
-                        self.memory.read(table, &mut page, None)?;
-                        return Some(page);
-                    }
-                }
-                None
-            };
-            crate::paging::tables(self.vcpu.sregs.cr3, &mut note).then_some(found)
-        });
-        found.as_deref()
-    }
 }
 
 impl fmt::Debug for Checkpoint {

@@ -17,7 +17,7 @@ use quorate_devices::{DeviceSetState, NET_RX_WAITING_BYTES};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Every section that there is, but for the last.
@@ -169,7 +169,6 @@ impl Sections {
                 vcpu,
                 devices,
                 memory,
-                tables: OnceLock::new(),
             }),
         })
     }

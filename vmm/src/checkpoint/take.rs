@@ -1,13 +1,15 @@
 //! Taking checkpoints of a machine, and putting them back.
 
-use super::memory::{Bits, Memory};
+use super::memory::{Bits, Memory, Seen, set};
 use super::state::VcpuState;
+use super::tables::{Stale, Tables};
 use super::{Checkpoint, Inner, Phase};
 use crate::error::MachineError;
 use crate::machine::Machine;
+use kvm_bindings::kvm_sregs;
 use quorate_abi::PAGE_SIZE;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// What a checkpoint cost the machine that it was taken of.
@@ -32,12 +34,10 @@ pub struct Pause {
 pub enum Restore {
     /// Every page is compared, and those that differ are copied: for a machine whose memory nobody trusts.
     Verified,
-    /// Only the pages that the logs name: for a machine that is sound, to go back quickly. Where the logs do not say, every
-    /// page.
+    /// Only the pages that the logs name: for a machine that is sound or has had faults from here ([`crate::fault`]), to go back quickly.
+    /// Where the logs do not say, every page.
     Dirty,
-    /// As [`Restore::Dirty`], and what KVM has derived from the guest's page tables stays where the logs show that none of these was
-    /// written: the guest does not have to fault everything in again. For a machine that goes back to the same checkpoint again and
-    /// again, and that nobody but guest, devices and [`Machine`]'s own methods wrote to.
+    /// The same as [`Restore::Dirty`], which has become as quick.
     Swift,
 }
 
@@ -48,14 +48,11 @@ pub struct Restored {
     pub compared_pages: u64,
     /// Pages of those that were changed.
     pub copied_pages: u64,
+    /// Whether KVM had to forget all that it had derived from page tables: every page is then a fault of its own for a while.
+    pub forgotten: bool,
     /// How long it took, microseconds.
     pub micros: u64,
 }
-
-/// Pages that the logs may name although they have not changed, before they are begun anew: so many, and for each that has changed so
-/// many more.
-const CROWDED: u64 = 2048;
-const CROWDED_FACTOR: u64 = 4;
 
 /// Numbers of checkpoints; 0 is none.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -115,7 +112,6 @@ impl Machine {
                 vcpu,
                 devices,
                 memory,
-                tables: OnceLock::new(),
             }),
         };
         let pause = Pause {
@@ -149,7 +145,6 @@ impl Machine {
                 vcpu,
                 devices: self.devices.save(),
                 memory,
-                tables: OnceLock::new(),
             }),
         })
     }
@@ -188,24 +183,24 @@ impl Machine {
             }
             _ => None,
         };
-        let tables = match &which {
-            Some(which) if how == Restore::Swift => self.sound_tables(saved, which)?,
-            _ => None,
+        let stale = match &which {
+            Some(which) if !self.lost => self.stale(saved, which),
+            _ => Stale::All,
         };
-        let seen = saved.memory.put(&self.memory, which.as_deref())?;
-        // A log that names much more than changes is begun anew: that is what it costs.
-        let crowded = seen.compared > CROWDED + CROWDED_FACTOR * seen.changed;
-        if (tables.is_none() || crowded) && !self.pristine {
+        let forgotten = matches!(stale, Stale::All) && !self.pristine;
+        let seen = match which {
+            Some(which) => self.put_back(saved, which, stale)?,
+            None => saved.memory.put(&self.memory)?,
+        };
+        if forgotten {
             self.forget_translations()?;
+        } else {
+            self.reload_root(&saved.vcpu.sregs)?;
         }
         self.pristine = false;
+        self.lost = false;
         if let Some(tracking) = &mut self.tracking {
             tracking.restart_from(&self.vm, &self.memory, saved.number, saved.memory.clone())?;
-            if how == Restore::Swift
-                && let Some(tables) = saved.tables()
-            {
-                tracking.watch(&self.vm, &self.memory, tables)?;
-            }
         }
         saved.vcpu.put(&self.vcpu, &self.offers)?;
         // After memory: the queues are checked against it.
@@ -215,36 +210,82 @@ impl Machine {
         Ok(Restored {
             compared_pages: seen.compared,
             copied_pages: seen.changed,
+            forgotten,
             micros: micros(start.elapsed()),
         })
     }
 
-    /// The page tables of the checkpoint, if the guest has the same ones now and has written to none of them since the machine was last put
-    /// back there. (A page that was a table for a while only was linked from one of them, and so they were written.)
-    fn sound_tables<'s>(
-        &self,
-        saved: &'s Inner,
-        written: &[Bits],
-    ) -> Result<Option<&'s [Bits]>, MachineError> {
-        let Some(tables) = saved.tables() else {
-            return Ok(None);
+    /// What KVM may have derived from page tables that are not those of the checkpoint.
+    fn stale(&mut self, saved: &Inner, suspects: &[Bits]) -> Stale {
+        let Some(tracking) = &mut self.tracking else {
+            return Stale::All;
         };
-        let here = self
-            .vcpu
-            .get_sregs()
-            .map_err(MachineError::kvm("KVM_GET_SREGS"))?;
-        let there = &saved.vcpu.sregs;
-        let modes = |sregs: &kvm_bindings::kvm_sregs| (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer);
-        let again = self
-            .tracking
-            .as_ref()
-            .is_some_and(|tracking| tracking.watches(saved.number));
-        let both = |(tables, written): (&Bits, &Bits)| {
-            let mut words = tables.iter().zip(written);
-            words.any(|(one, two)| one & two != 0)
+        let known = tracking
+            .tables
+            .take()
+            .filter(|known| known.number == saved.number);
+        let tables = known.or_else(|| self.tables_of(saved));
+        let made = self.tables_made(&|at, to| self.read_physical(at, to));
+        let root = self.registers().map_or(0, |registers| registers.cr3);
+        let Some(tables) = tables else {
+            return Stale::All;
         };
-        let touched = tables.iter().zip(written).any(both);
-        Ok((again && !touched && modes(&here) == modes(there)).then_some(tables))
+        let now = |at: u64, to: &mut [u8]| self.read_physical(at, to);
+        let stale = tables.stale(&saved.memory, &now, suspects, made, root);
+        if let Some(tracking) = &mut self.tracking {
+            tracking.tables = Some(tables);
+        }
+        stale
+    }
+
+    /// The page tables of a checkpoint; `None` if its kernel does not say how many it has made.
+    fn tables_of(&self, saved: &Inner) -> Option<Tables> {
+        let read = |at: u64, to: &mut [u8]| saved.memory.read(at, to, None).is_some();
+        let made = self.tables_made(&read)?;
+        let mut roots = self.roots_in(&read, saved.vcpu.sregs.cr3);
+        roots.push(self.boot.page_table_root);
+        Some(Tables::of(saved.number, &saved.memory, roots, made))
+    }
+
+    /// Puts memory back by the logs.
+    fn put_back(
+        &mut self,
+        saved: &Inner,
+        mut which: Vec<Bits>,
+        stale: Stale,
+    ) -> Result<Seen, MachineError> {
+        if let Stale::Pages(pages) = stale {
+            for (range, page) in pages {
+                if let (Some(slot), Some(bits)) =
+                    (self.memory.slots.get(range), which.get_mut(range))
+                {
+                    slot.mapping.forget(page).map_err(MachineError::Forget)?;
+                    set(bits, page);
+                }
+            }
+        }
+        let mut looked_at = Vec::new();
+        let seen = saved
+            .memory
+            .put_some(&self.memory, &which, &mut |range, page, changed| {
+                looked_at.push((range, page, changed));
+            })?;
+        if let Some(tracking) = &mut self.tracking {
+            let tables = tracking.tables.take();
+            let upper = tables.as_ref().map_or(&[][..], Tables::upper);
+            tracking.prune(&self.vm, &self.memory, &looked_at, upper)?;
+            tracking.tables = tables;
+        }
+        Ok(seen)
+    }
+
+    /// Makes KVM look again at tables that it knows to have been written to, as the guest's own load of CR3 does: it does so when CR3 becomes
+    /// another one.
+    fn reload_root(&self, to: &kvm_sregs) -> Result<(), MachineError> {
+        let mut other = *to;
+        other.cr3 ^= PAGE_SIZE;
+        let set = self.vcpu.set_sregs(&other);
+        set.map_err(MachineError::kvm("KVM_SET_SREGS"))
     }
 
     fn check_image(&self, to: &Checkpoint) -> Result<(), MachineError> {

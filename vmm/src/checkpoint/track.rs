@@ -9,6 +9,7 @@
 //! then read once for each checkpoint, and what it said is kept until it was used.
 
 use super::memory::{Bits, Memory, Seen, merge, set};
+use super::tables::Tables;
 use crate::error::MachineError;
 use crate::machine::Machine;
 use crate::memory::{GuestMemory, Mapping, Slot};
@@ -46,8 +47,8 @@ pub(crate) struct Tracking {
     base: Option<(u64, Memory)>,
     /// A copy that is being made in the background, with the pages it is to bring.
     precopy: Option<(Arc<Copied>, Vec<Bits>)>,
-    /// The checkpoint whose page tables the log names only if they were written since the machine was put back there; 0 for none.
-    watched: u64,
+    /// The page tables of the checkpoint that was put back last.
+    pub(super) tables: Option<Tables>,
 }
 
 /// What a background copy brought, when it is done.
@@ -64,36 +65,8 @@ impl Tracking {
             idle: pages().map(|pages| vec![0; pages]).collect(),
             base,
             precopy: None,
-            watched: 0,
+            tables: None,
         }
-    }
-
-    /// From now on the log names these pages, the tables of the base, only if they are written again.
-    pub(crate) fn watch(
-        &mut self,
-        vm: &VmFd,
-        memory: &GuestMemory,
-        tables: &[Bits],
-    ) -> Result<(), MachineError> {
-        let logs = self.log.iter_mut().zip(tables);
-        for ((number, slot), (log, tables)) in (0..).zip(&memory.slots).zip(logs) {
-            let named = |(log, tables): (&u64, &u64)| log & tables;
-            let mut again: Bits = log.iter().zip(tables).map(named).collect();
-            if again.iter().any(|word| *word != 0) {
-                again.resize(slot.mapping.pages().div_ceil(64), 0);
-                clear_log(vm, number, slot, &mut again)?;
-                for (log, again) in log.iter_mut().zip(&again) {
-                    *log &= !again;
-                }
-            }
-        }
-        self.watched = self.base.as_ref().map_or(0, |(number, _)| *number);
-        Ok(())
-    }
-
-    /// Whether the page tables of this checkpoint, which is the base, are watched.
-    pub(crate) fn watches(&self, number: u64) -> bool {
-        self.watched == number && self.base.as_ref().is_some_and(|(base, _)| *base == number)
     }
 
     /// Reads the logs.
@@ -194,6 +167,48 @@ impl Tracking {
         Ok(Some(changed))
     }
 
+    /// After pages were put back, of which `same` were found to be what they are to be: takes those out of KVM's log that were found so
+    /// several times in a row, so that the number of pages to look at stays what a run writes; and those in `always`.
+    pub(super) fn prune(
+        &mut self,
+        vm: &VmFd,
+        memory: &GuestMemory,
+        seen: &[(usize, usize, bool)],
+        always: &[Bits],
+    ) -> Result<(), MachineError> {
+        if !self.manual {
+            return Ok(());
+        }
+        let mut forget: Vec<Bits> = self.log.iter().map(|log| vec![0; log.len()]).collect();
+        for &(range, page, changed) in seen {
+            let Some(idle) = self.idle.get_mut(range).and_then(|idle| idle.get_mut(page)) else {
+                continue;
+            };
+            if changed {
+                *idle = 0;
+            } else if super::memory::is_set(&self.log[range], page) {
+                *idle += 1;
+                if *idle >= IDLE_CHECKPOINTS {
+                    *idle = 0;
+                    set(&mut forget[range], page);
+                }
+            }
+        }
+        for ((forget, always), log) in forget.iter_mut().zip(always).zip(&self.log) {
+            for page in super::memory::ones(always) {
+                if super::memory::is_set(log, page) {
+                    set(forget, page);
+                }
+            }
+        }
+        for ((number, slot), forget) in (0..).zip(&memory.slots).zip(&mut forget) {
+            if forget.iter().any(|&word| word != 0) {
+                clear_log(vm, number, slot, forget)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The VMM has changed a page past the logs of RAM: one of the root image.
     pub(crate) fn note(&mut self, slot: usize, page: usize) {
         if let Some(pending) = self.pending.get_mut(slot) {
@@ -208,7 +223,7 @@ impl Tracking {
         self.precopy = None;
     }
 
-    /// As [`Tracking::start_from`], after [`Machine::forget_translations`] and writes past the logs.
+    /// As [`Tracking::start_from`], after a restore, which writes past the logs.
     pub(crate) fn restart_from(
         &mut self,
         vm: &VmFd,
@@ -216,8 +231,24 @@ impl Tracking {
         number: u64,
         base: Memory,
     ) -> Result<(), MachineError> {
-        self.read(vm, memory)?;
-        self.idle.iter_mut().for_each(|idle| idle.fill(0));
+        for (at, slot) in memory.slots.iter().enumerate() {
+            // Pages of RAM may stay in the log: they are compared. A page of the root image that is in it counts as changed.
+            let image = at >= memory.ranges.len();
+            if self.manual && !image {
+                continue;
+            }
+            let mut log = vm
+                .get_dirty_log(at as u32, slot.len as usize)
+                .map_err(MachineError::kvm("KVM_GET_DIRTY_LOG"))?;
+            if self.manual && log.iter().any(|&word| word != 0) {
+                clear_log(vm, at as u32, slot, &mut log)?;
+            }
+            self.log[at].fill(0);
+        }
+        // What the VMM wrote meanwhile was put back, too.
+        for region in memory.ram.iter() {
+            (**region).bitmap().get_and_reset();
+        }
         self.start_from(number, base);
         Ok(())
     }
@@ -382,14 +413,13 @@ impl Machine {
     }
 
     /// Makes KVM forget all translations. It notes the guest's writes to page tables, not the VMM's: what it derived from
-    /// tables that a restore has changed (shadow page tables, TLB entries of VMX and SVM) would be wrong. To take a slot away and
-    /// put it back is the one way to that effect which every backend has.
+    /// tables that a restore has changed (shadow page tables, TLB entries of VMX and SVM) would be wrong. To take a slot away is the one
+    /// way to that effect which every backend has, and any slot will do: KVM drops all that it has derived, whatever slot it is of. So
+    /// it is one of a single page where nothing else is, which is put there for the purpose; the guest does not run meanwhile.
     pub(crate) fn forget_translations(&self) -> Result<(), MachineError> {
-        let logged = self.tracking.is_some();
-        for (number, slot) in (0..).zip(&self.memory.slots) {
-            set_region(&self.vm, number, slot, 0, false)?;
-            set_slot(&self.vm, number, slot, logged)?;
-        }
-        Ok(())
+        let number = self.memory.slots.len() as u32;
+        let slot = &self.memory.spare;
+        set_region(&self.vm, number, slot, slot.len, false)?;
+        set_region(&self.vm, number, slot, 0, false)
     }
 }

@@ -4,7 +4,8 @@
 //! Kernel and program are both stepped through. What the monitor does at CPL 0 is one step with the instruction that led to it; so that
 //! the kernel's handlers are stepped through too, the flags that the monitor gives them have the trap flag as long as this lasts.
 
-use super::{DEBUG, DebugStop, TRAP_FLAG};
+use super::arm::INT3;
+use super::{BREAKPOINT, DEBUG, DebugStop, TRAP_FLAG};
 use crate::error::MachineError;
 use crate::machine::{Exit, Machine, Outcome};
 use std::collections::HashMap;
@@ -67,12 +68,17 @@ impl Steps {
             Some(_) => return Err(MachineError::Held),
         }
         let at = machine.frame()?[0];
-        machine.arm_steps()?;
+        machine.arm_handlers(false)?;
         Ok(Ok(Self {
             kinds: HashMap::new(),
             at,
             excepted: false,
         }))
+    }
+
+    /// From now on exceptions lead to a step in the kernel's handler. To be called before steps that may meet one.
+    pub(crate) fn follow_exceptions(&mut self, machine: &mut Machine) -> Result<(), MachineError> {
+        machine.arm_monitor()
     }
 
     /// The next instruction.
@@ -117,8 +123,8 @@ impl Steps {
                 }
             }
         }
-        if kind == Kind::Breakpoint && machine.take_trap()? == Some(super::BREAKPOINT) {
-            machine.reflect(super::BREAKPOINT)?;
+        if kind == Kind::Breakpoint && machine.take_trap()? == Some(BREAKPOINT) {
+            machine.reflect(BREAKPOINT)?;
             return self.step_again(machine);
         }
         machine.debugger()?.held = Some(DEBUG);
@@ -135,6 +141,90 @@ impl Steps {
             return Ok(Stepped::Out(Outcome::Kicked));
         }
         Ok(Stepped::At(self.at))
+    }
+
+    /// Runs to the `hits`-th time that the instruction at `address` is the next one; `present`: where the guest is now counts. Exceptions
+    /// are not followed ([`Steps::follow_exceptions`] must not have been called). Each hit is two exits. `None`: nothing is mapped there.
+    pub(crate) fn run_to(
+        &mut self,
+        machine: &mut Machine,
+        address: u64,
+        hits: u64,
+        present: bool,
+    ) -> Result<Option<Stepped>, MachineError> {
+        let root = machine.registers()?.cr3;
+        let Some((phys, bytes)) = machine.code(root, address) else {
+            return Ok(None);
+        };
+        let mut left = hits - u64::from(present && self.at == address);
+        while left > 0 {
+            if self.at == address {
+                match self.step(machine)? {
+                    Stepped::At(at) if at == address => {
+                        left -= 1;
+                        continue;
+                    }
+                    Stepped::At(_) => {}
+                    out => return Ok(Some(out)),
+                }
+            }
+            machine.write_physical(phys, &[INT3])?;
+            let free = self.run_free(machine, address);
+            machine.write_physical(phys, &bytes[..1])?;
+            if let Some(outcome) = free? {
+                return Ok(Some(Stepped::Out(outcome)));
+            }
+            left -= 1;
+        }
+        Ok(Some(Stepped::At(self.at)))
+    }
+
+    /// Runs to an `int3` that was put at `address`. An outcome: the run of steps has ended.
+    fn run_free(
+        &mut self,
+        machine: &mut Machine,
+        address: u64,
+    ) -> Result<Option<Outcome>, MachineError> {
+        loop {
+            let mut frame = machine.frame()?;
+            if frame[2] & TRAP_FLAG != 0 {
+                frame[2] &= !TRAP_FLAG;
+                machine.set_frame(frame)?;
+            }
+            let exit = machine.run_vcpu();
+            if !matches!(exit, Some(Exit::Trap)) {
+                if exit.is_none() {
+                    // Perhaps before it has left the handler.
+                    machine.settle()?;
+                    let registers = machine.registers()?;
+                    if registers.cpl() == 0 {
+                        machine.debug_release()?;
+                    }
+                }
+                machine.debugger()?.held = None;
+                machine.disarm()?;
+                machine.debugger = None;
+                return Ok(Some(machine.outcome(exit)));
+            }
+            machine.debugger()?.held = Some(BREAKPOINT);
+            frame = machine.frame()?;
+            if frame[0] == address + 1 {
+                frame[0] = address;
+                machine.set_frame(frame)?;
+                self.at = address;
+                return Ok(None);
+            }
+            match machine.take_trap()? {
+                Some(BREAKPOINT) => machine.reflect(BREAKPOINT)?,
+                // A trap flag from somewhere else.
+                Some(_) => {}
+                None => {
+                    machine.disarm()?;
+                    machine.debugger = None;
+                    return Ok(Some(machine.outcome(Some(Exit::Trap))));
+                }
+            }
+        }
     }
 
     /// Into the kernel's handler of an exception that was the program's own.
@@ -184,9 +274,8 @@ impl Steps {
 }
 
 impl Machine {
-    /// Puts the handlers in place, and the trap flag into what the monitor gives the kernel.
-    fn arm_steps(&mut self) -> Result<(), MachineError> {
-        self.arm_handlers(false)?;
+    /// Puts the trap flag into what the monitor gives the kernel.
+    fn arm_monitor(&mut self) -> Result<(), MachineError> {
         let (first, end) = self.monitor();
         let kernel = self.boot.layout.kernel;
         let mut code = vec![0; (end - first) as usize];

@@ -1,9 +1,9 @@
 //! The n-th system call, through the guest kernel's flight recorder (`quorate_abi::flight`).
 
-use super::FaultError;
+use super::{FaultError, Read};
 use crate::error::MachineError;
 use crate::machine::Machine;
-use crate::paging::translate;
+use crate::paging::{translate, walk};
 use quorate_abi::boot::KernelHeader;
 use quorate_abi::flight::{
     CAPACITY, FLIGHT_MAGIC, FLIGHT_VERSION, NEVER, Pointer, Record, Recorder,
@@ -13,6 +13,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 /// Largest error number, as Linux has it (`MAX_ERRNO`).
 const MAX_ERRNO: u16 = 4095;
+/// Bits of a physical address.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Most roots that are believed (R10): what the guest kernel has at most.
 const MOST_ROOTS: u64 = 4096;
 
@@ -67,8 +69,10 @@ impl Machine {
                 "{errno} is no error number: one of 1 to {MAX_ERRNO}"
             )));
         }
-        let _at = self.call_ahead(number)?;
-        Err(FaultError::NoRecorder)
+        let at = self.call_ahead(number)?;
+        self.set_recorded(offset_of!(Recorder, fail_errno), errno.into())?;
+        self.set_recorded(offset_of!(Recorder, failed), 0)?;
+        self.set_recorded(offset_of!(Recorder, fail_at), at)
     }
 
     /// The number of the call that [`Machine::fail_call`] made fail, if it has come to that.
@@ -77,50 +81,64 @@ impl Machine {
     ///
     /// If the kernel has no flight recorder.
     pub fn call_failed(&self) -> Result<Option<u64>, FaultError> {
-        Ok(None)
+        let failed = self.recorded(offset_of!(Recorder, failed))?;
+        Ok((failed != 0).then_some(failed))
     }
 
     /// The roots of all address spaces, in the order in which they were made, with the one in use at the end if it is none of them.
     pub(crate) fn roots(&self) -> Result<Vec<u64>, FaultError> {
-        let current = self.registers()?.cr3 & !0xfff;
+        let current = self.registers()?.cr3;
+        Ok(self.roots_in(&|at, to| self.read_physical(at, to), current))
+    }
+
+    /// As [`Machine::roots`], in any image of this machine's memory.
+    pub(crate) fn roots_in(&self, read: Read, current: u64) -> Vec<u64> {
+        let current = current & ADDRESS;
         let mut roots = Vec::new();
-        if self.recorder_at().is_ok() {
-            let count = self.kernel_word(
-                self.recorded(offset_of!(Recorder, root_count))?,
-                "list of roots",
-            );
-            let first = self.recorded(offset_of!(Recorder, roots))?;
-            for index in 0..count.unwrap_or(0).min(MOST_ROOTS) {
-                match self.kernel_word(first.wrapping_add(8 * index), "list of roots") {
-                    Ok(root) => roots.push(root & !0xfff),
-                    Err(_) => break,
-                }
+        if let Some(at) = self.recorder_in(read) {
+            let field = |field: usize| word(read, at + field as u64);
+            let kernel = |virt: Option<u64>| {
+                let at = walk(current, virt?, &mut |entry| word(read, entry))?;
+                word(read, at)
+            };
+            let count = kernel(field(offset_of!(Recorder, root_count))).unwrap_or(0);
+            let first = field(offset_of!(Recorder, roots));
+            for index in 0..count.min(MOST_ROOTS) {
+                let Some(root) = kernel(first.map(|first| first.wrapping_add(8 * index))) else {
+                    break;
+                };
+                roots.push(root & ADDRESS);
             }
         }
         if !roots.contains(&current) {
             roots.push(current);
         }
-        Ok(roots)
+        roots
+    }
+
+    /// How many page tables the kernel has made, in any image of this machine's memory.
+    pub(crate) fn tables_made(&self, read: Read) -> Option<u64> {
+        let at = self.recorder_in(read)?;
+        word(read, at + offset_of!(Recorder, tables) as u64)
+    }
+
+    fn recorder_at(&self) -> Result<u64, FaultError> {
+        self.recorder_in(&|at, to| self.read_physical(at, to))
+            .ok_or(FaultError::NoRecorder)
     }
 
     /// Guest-physical address of the recorder.
-    fn recorder_at(&self) -> Result<u64, FaultError> {
-        let ram = &self.memory.ram;
+    fn recorder_in(&self, read: Read) -> Option<u64> {
         let kernel = self.boot.reserved.start;
-        let word = |at: u64| ram.read_obj::<u64>(GuestAddress(at)).ok();
         let pointer = kernel + size_of::<KernelHeader>() as u64;
-        let magic = word(pointer + offset_of!(Pointer, magic) as u64);
-        let offset = word(pointer + offset_of!(Pointer, recorder) as u64);
-        let (Some(FLIGHT_MAGIC), Some(offset)) = (magic, offset) else {
-            return Err(FaultError::NoRecorder);
-        };
+        let magic = word(read, pointer + offset_of!(Pointer, magic) as u64)?;
+        let offset = word(read, pointer + offset_of!(Pointer, recorder) as u64)?;
         // The kernel lies in one piece.
         let at = kernel + offset.min(self.boot.reserved.len);
-        let version = ram.read_obj::<u32>(GuestAddress(at + offset_of!(Recorder, version) as u64));
-        match (word(at), version) {
-            (Some(FLIGHT_MAGIC), Ok(FLIGHT_VERSION)) => Ok(at),
-            _ => Err(FaultError::NoRecorder),
-        }
+        let again = word(read, at + offset_of!(Recorder, magic) as u64)?;
+        let version = word(read, at + offset_of!(Recorder, version) as u64)? as u32;
+        let found = (magic, again, version) == (FLIGHT_MAGIC, FLIGHT_MAGIC, FLIGHT_VERSION);
+        found.then_some(at)
     }
 
     /// A field of the recorder.
@@ -154,4 +172,9 @@ impl Machine {
         let root = self.registers().ok()?.cr3;
         translate(&self.memory.ram, root, virt)
     }
+}
+
+fn word(read: Read, at: u64) -> Option<u64> {
+    let mut bytes = [0; 8];
+    read(at, &mut bytes).then(|| u64::from_le_bytes(bytes))
 }

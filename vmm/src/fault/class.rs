@@ -232,11 +232,11 @@ pub(crate) fn walk(read: Read, root: u64, visit: &mut dyn FnMut(&Leaf)) {
         execute: true,
         entries: [0; 4],
     };
-    below(read, root & ADDRESS, leaf, &mut left, &mut |_| {}, visit);
+    below(read, root & ADDRESS, leaf, &mut left, &mut |_, _| {}, visit);
 }
 
-/// Adds the pages that are tables at `root`.
-pub(crate) fn table_pages(read: Read, root: u64, tables: &mut Vec<u64>) {
+/// Visits the pages that are tables at `root`, each with the way to it: `shift` tells the level, 12 is the lowest.
+pub(crate) fn table_levels(read: Read, root: u64, visit: &mut dyn FnMut(u64, &Leaf)) {
     let mut left = MAX_TABLES;
     let leaf = Leaf {
         virt: 0,
@@ -245,14 +245,7 @@ pub(crate) fn table_pages(read: Read, root: u64, tables: &mut Vec<u64>) {
         execute: true,
         entries: [0; 4],
     };
-    below(
-        read,
-        root & ADDRESS,
-        leaf,
-        &mut left,
-        &mut |table| tables.push(table),
-        &mut |_| {},
-    );
+    below(read, root & ADDRESS, leaf, &mut left, visit, &mut |_| {});
 }
 
 fn below(
@@ -260,7 +253,7 @@ fn below(
     table: u64,
     above: Leaf,
     left: &mut usize,
-    tables: &mut dyn FnMut(u64),
+    tables: &mut dyn FnMut(u64, &Leaf),
     visit: &mut dyn FnMut(&Leaf),
 ) {
     let mut bytes = [0; PAGE_SIZE as usize];
@@ -268,7 +261,7 @@ fn below(
         return;
     }
     *left -= 1;
-    tables(table);
+    tables(table, &above);
     let level = ((39 - above.shift) / 9) as usize;
     let (entries, _) = bytes.as_chunks();
     for (index, entry) in (0..).zip(entries) {

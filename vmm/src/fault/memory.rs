@@ -1,7 +1,7 @@
 //! Faults of memory: bits, and whole pages.
 
 use super::FaultError;
-use super::class::{table_pages, walk};
+use super::class::{table_levels, walk};
 use crate::error::MachineError;
 use crate::machine::Machine;
 use quorate_abi::PAGE_SIZE;
@@ -128,7 +128,7 @@ impl Machine {
         let read = |at: u64, to: &mut [u8]| self.read_physical(at, to);
         let mut tables = Vec::new();
         for root in self.roots()? {
-            table_pages(&read, root, &mut tables);
+            table_levels(&read, root, &mut |table, _| tables.push(table));
         }
         tables.sort_unstable();
         tables.dedup();

@@ -20,6 +20,7 @@ mod reach;
 mod register;
 mod trace;
 
+pub(crate) use class::{Leaf, Read, table_levels};
 pub use class::{MemoryClass, MemoryMap, PageAt, Piece};
 pub use memory::Change;
 pub use reach::{Reach, Reached, Reacher};

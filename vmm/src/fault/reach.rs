@@ -5,14 +5,16 @@ use crate::debug::{DebugStop, Motion, Stepped, Steps};
 use crate::error::MachineError;
 use crate::machine::{Machine, Outcome};
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-/// What a stop at a breakpoint costs, in single steps: two exits, and the change of memory before and after.
-const STEPS_PER_HIT: u64 = 5;
-/// How far back a breakpoint is looked for, in instructions.
-const FURTHEST: usize = 4096;
+/// What a stop at a breakpoint costs, in single steps: two exits.
+const STEPS_PER_HIT: u64 = 2;
+/// How often the first of two places may be met before it is the one: then the second is counted from there.
+const FIRST_HITS: u32 = 8;
+/// How far before an instruction the first of two places may be, in instructions.
+const FURTHEST: usize = 1 << 16;
 
-/// A way to an instruction.
+/// A way to an instruction: to one place or to two, one after the other, and single steps from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reach {
     /// Where the instruction is.
@@ -21,6 +23,8 @@ pub struct Reach {
     pub target: Place,
     /// A place to stop at before, and at which hit from the stretch's beginning on; `None`: steps from the beginning.
     pub stop: Option<(Place, u64)>,
+    /// A place to stop at then, and at which hit after that.
+    pub then: Option<(Place, u64)>,
     /// Single steps from there.
     pub steps: u64,
 }
@@ -35,47 +39,110 @@ impl Reach {
             .get(usize::try_from(position.stretch).ok()?)?;
         let index = usize::try_from(position.index).ok()?;
         let pcs = stretch.pcs.get(..=index)?;
+        let place = |pc: u32| trace.places.get(pc as usize).copied();
         // Where a breakpoint would not be met as often as the trace has it: instructions that met an exception are begun twice, and
         // repetitions of one are one.
-        let mut unfit: HashSet<u32> = HashSet::new();
-        unfit.extend(
-            stretch
-                .excepted
-                .iter()
-                .filter_map(|&at| stretch.pcs.get(at as usize)),
-        );
-        unfit.extend(
-            pcs.windows(2)
-                .filter(|two| two[0] == two[1])
-                .map(|two| two[0]),
-        );
-        let mut counts: HashMap<u32, u64> = HashMap::new();
-        for &pc in pcs {
-            *counts.entry(pc).or_default() += 1;
+        let mut unfit = vec![false; trace.places.len()];
+        let excepted = stretch
+            .excepted
+            .iter()
+            .filter_map(|&at| stretch.pcs.get(at as usize));
+        let repeated = pcs
+            .windows(2)
+            .filter(|two| two[0] == two[1])
+            .map(|two| &two[0]);
+        for &pc in excepted.chain(repeated) {
+            *unfit.get_mut(pc as usize)? = true;
+        }
+        // The last instructions before whose places were met once, twice and so on by then.
+        let mut counts = vec![0_u32; trace.places.len()];
+        let mut first = [None; FIRST_HITS as usize];
+        for (at, &pc) in pcs.iter().enumerate() {
+            let count = counts.get_mut(pc as usize)?;
+            *count += 1;
+            if *count <= FIRST_HITS && !unfit[pc as usize] {
+                first[*count as usize - 1] = Some(at);
+            }
         }
         let mut best = Self {
             position,
             target,
             stop: None,
+            then: None,
             steps: position.index,
         };
         let mut cost = position.index;
-        for (back, &pc) in (0..).zip(pcs.iter().rev().take(FURTHEST)) {
-            if back >= cost {
-                break;
+        // One place, counted from the beginning.
+        let (at, hits) = nearest(pcs, &unfit, 0, cost);
+        if let Some(price) = at.map(|at| (index - at) as u64 + STEPS_PER_HIT * hits)
+            && price < cost
+        {
+            cost = price;
+            best.stop = Some((place(pcs[at?])?, hits));
+            best.steps = (index - at?) as u64;
+        }
+        for (hits, at) in (1..).zip(first) {
+            let Some(at) = at.filter(|at| index - at <= FURTHEST) else {
+                continue;
+            };
+            let begun = STEPS_PER_HIT * hits;
+            let stop = Some((place(pcs[at])?, hits));
+            let steps = (index - at) as u64;
+            if begun + steps < cost {
+                cost = begun + steps;
+                best = Self {
+                    stop,
+                    then: None,
+                    steps,
+                    ..best
+                };
             }
-            let count = counts.get_mut(&pc)?;
-            let hit = *count;
-            *count -= 1;
-            let price = back + STEPS_PER_HIT * hit;
-            if price < cost && !unfit.contains(&pc) {
-                cost = price;
-                best.stop = Some((*trace.places.get(pc as usize)?, hit));
-                best.steps = back;
+            if begun >= cost {
+                continue;
+            }
+            let (then, more) = nearest(pcs, &unfit, at + 1, cost - begun);
+            if let Some(then) = then {
+                let steps = (index - then) as u64;
+                let price = begun + STEPS_PER_HIT * more + steps;
+                if price < cost {
+                    cost = price;
+                    best = Self {
+                        stop,
+                        then: Some((place(pcs[then])?, more)),
+                        steps,
+                        ..best
+                    };
+                }
             }
         }
         Some(best)
     }
+}
+
+/// The instruction from `from` on with which the end of `pcs` is reached most cheaply: by as many hits of its place after `from`,
+/// and steps. Cheaper than `limit`, or none.
+fn nearest(pcs: &[u32], unfit: &[bool], from: usize, limit: u64) -> (Option<usize>, u64) {
+    let mut counts: HashMap<u32, u64> = HashMap::new();
+    for &pc in pcs.get(from..).unwrap_or_default() {
+        *counts.entry(pc).or_default() += 1;
+    }
+    let (mut best, mut cost) = ((None, 0), limit);
+    for (back, &pc) in (0..).zip(pcs.get(from..).unwrap_or_default().iter().rev()) {
+        if back >= cost {
+            break;
+        }
+        let Some(count) = counts.get_mut(&pc) else {
+            break;
+        };
+        let hits = *count;
+        *count -= 1;
+        let price = back + STEPS_PER_HIT * hits;
+        if price < cost && !unfit.get(pc as usize).copied().unwrap_or(true) {
+            cost = price;
+            best = (Some(pcs.len() - 1 - back as usize), hits);
+        }
+    }
+    best
 }
 
 /// How a run towards a place has ended.
@@ -175,36 +242,46 @@ impl Reacher {
 
     fn reach(&mut self, reach: Reach, machine: &mut Machine) -> Result<Reached, MachineError> {
         let layout = *machine.layout();
-        if let Some((place, hits)) = reach.stop {
-            machine.debug_attach(self.code_reader);
-            machine.debug_breakpoints([place.address(&layout)])?;
-            for hit in 1..=hits {
-                match machine.debug_run(Motion::Continue)? {
-                    DebugStop::Breakpoint => {}
-                    DebugStop::Stepped => {}
-                    DebugStop::Other(outcome) => {
-                        release(machine)?;
-                        self.goal = Goal::Done;
-                        let _ = hit;
-                        return Ok(Reached::Other(outcome));
-                    }
-                }
-            }
-            release(machine)?;
-        }
-        if reach.steps > 0 {
-            let mut steps = match Steps::begin(machine)? {
-                Ok(steps) => steps,
-                Err(outcome) => return Ok(Reached::Other(outcome)),
-            };
-            for _ in 0..reach.steps {
-                if let Stepped::Out(outcome) = steps.step(machine)? {
+        let mut steps = match Steps::begin(machine)? {
+            Ok(steps) => steps,
+            Err(outcome) => return Ok(Reached::Other(outcome)),
+        };
+        let stops = reach.stop.into_iter().chain(reach.then);
+        for (number, (place, hits)) in stops.enumerate() {
+            let address = place.address(&layout);
+            match steps.run_to(machine, address, hits, number == 0)? {
+                Some(Stepped::At(_)) => {}
+                Some(Stepped::Out(outcome)) => {
                     self.goal = Goal::Done;
                     return Ok(Reached::Other(outcome));
                 }
+                None => {
+                    // Nothing is mapped there yet: the debugger waits until something is.
+                    steps.end(machine)?;
+                    let (at, left) = (address, hits);
+                    match self.address(at, left, machine)? {
+                        Reached::Here => {}
+                        other => {
+                            self.goal = Goal::Done;
+                            release(machine)?;
+                            return Ok(other);
+                        }
+                    }
+                    steps = match Steps::begin(machine)? {
+                        Ok(steps) => steps,
+                        Err(outcome) => return Ok(Reached::Other(outcome)),
+                    };
+                }
             }
-            steps.end(machine)?;
         }
+        steps.follow_exceptions(machine)?;
+        for _ in 0..reach.steps {
+            if let Stepped::Out(outcome) = steps.step(machine)? {
+                self.goal = Goal::Done;
+                return Ok(Reached::Other(outcome));
+            }
+        }
+        steps.end(machine)?;
         machine.settle()?;
         let here = Place::of(&layout, machine.registers()?.rip);
         if here == reach.target {

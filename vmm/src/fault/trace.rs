@@ -304,6 +304,7 @@ impl Tracer {
             Ok(steps) => steps,
             Err(outcome) => return Ok(outcome),
         };
+        steps.follow_exceptions(machine)?;
         let layout = *machine.layout();
         to.pcs.push(self.number(&layout, steps.at()));
         loop {
