@@ -266,6 +266,13 @@ impl Interposer for Injector {
                 self.fail(why);
             }
         }
+        // The entry with that time has been delivered, and nothing has run since.
+        if let Trigger::Time { ns } = self.trigger
+            && self.is_waiting()
+            && self.shown.0.saturating_sub(self.surroundings.began.0) >= ns
+        {
+            self.fire(machine, false);
+        }
         if let Some(outcome) = self.reach(machine) {
             return outcome;
         }
@@ -357,7 +364,6 @@ impl Interposer for Injector {
         }
         let due = match self.trigger {
             Trigger::Boundary { boundary: at } => boundary >= at,
-            Trigger::Time { ns } => self.shown.0.saturating_sub(self.surroundings.began.0) >= ns,
             _ => false,
         };
         if due && self.is_waiting() {
