@@ -131,12 +131,13 @@ impl Seen {
 
     /// The first fault that was found. Of several at one boundary, which threads find in any order, that of the first replica.
     pub(super) fn found(&self) -> Option<Found> {
-        let found = self.events.iter().filter_map(|(at, event)| match event {
+        let events = self.events.iter().enumerate();
+        let found = events.filter_map(|(index, (at, event))| match event {
             Event::ReplicaStopped {
                 replica,
                 boundary,
                 reason,
-            } => Some(Found {
+            } if self.is_first_stop(index) => Some(Found {
                 boundary: self.verdict(*replica, *at).unwrap_or(*boundary),
                 replica: Some(*replica),
                 how: word(reason).to_owned(),
@@ -158,17 +159,32 @@ impl Seen {
         found.min_by_key(|found| (found.boundary, found.replica.unwrap_or(usize::MAX)))
     }
 
-    /// What happened to replicas, by boundary and replica: threads find things at one boundary in any order.
+    /// Whether the event is the first stop of its replica: what is stuck stops it again and again, at earlier boundaries of its replay.
+    fn is_first_stop(&self, at: usize) -> bool {
+        let of = |event: &Event| match event {
+            Event::ReplicaStopped { replica, .. } => Some(*replica),
+            _ => None,
+        };
+        let replica = self.events.get(at).and_then(|(_, event)| of(event));
+        let before = self.events.iter().take(at);
+        replica.is_some() && !before.into_iter().any(|(_, event)| of(event) == replica)
+    }
+
+    /// What happened, but the first stops of replicas by boundary and replica before everything else: threads find things at one
+    /// boundary in any order.
     pub(super) fn in_order(&self) -> Vec<Event> {
-        let mut events: Vec<Event> = self.events.iter().map(|(_, event)| event.clone()).collect();
-        events.sort_by_key(|event| match event {
-            Event::ReplicaStopped {
-                replica, boundary, ..
-            } => (*boundary, *replica),
-            // The rest stays in its order, behind.
-            _ => (u64::MAX, usize::MAX),
-        });
-        events
+        let mut events: Vec<((u64, usize), Event)> = Vec::new();
+        for (index, (_, event)) in self.events.iter().enumerate() {
+            let key = match event {
+                Event::ReplicaStopped {
+                    replica, boundary, ..
+                } if self.is_first_stop(index) => (*boundary, *replica),
+                _ => (u64::MAX, usize::MAX),
+            };
+            events.push((key, event.clone()));
+        }
+        events.sort_by_key(|(key, _)| *key);
+        events.into_iter().map(|(_, event)| event).collect()
     }
 
     /// Where the vote went against a replica that was stopped then.
@@ -279,6 +295,8 @@ mod tests {
             },
             stopped(1, 8, "outvoted on the network channel"),
             stopped(0, 7, "did not keep up: 5 ms late"),
+            // Again, in its replay.
+            stopped(0, 2, "relapsed: x"),
             Event::Recovered {
                 replica: 0,
                 step: Step::Checkpoint,

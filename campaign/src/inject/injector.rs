@@ -278,6 +278,10 @@ impl Interposer for Injector {
         }
         loop {
             let outcome = machine.run();
+            if matches!(self.state, State::Active(Effect::Call)) {
+                // The program may have ended over it, and comes to no boundary.
+                self.look_for_call(machine, next_boundary.saturating_sub(1));
+            }
             if !matches!(outcome, Outcome::Stopped) {
                 return outcome;
             }
@@ -359,7 +363,6 @@ impl Interposer for Injector {
         }
         match &self.state {
             State::Active(Effect::Stuck(stuck)) => stuck.enforce(machine),
-            State::Active(Effect::Call) => self.look_for_call(machine, boundary),
             _ => {}
         }
         let due = match self.trigger {
