@@ -501,7 +501,7 @@ impl Inner {
             let ended = closed || !of.closed;
             if self.settings.lenient {
                 let answered = so_far > 0 || of.bytes == 0;
-                if self.idle < 2 || !answered || !ended {
+                if self.idle == 0 || !answered || !ended {
                     return false;
                 }
                 if so_far != of.bytes {
