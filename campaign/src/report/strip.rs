@@ -1,26 +1,26 @@
 //! Counts by offset in a region whose size is not known beforehand, in bounded memory.
 
+use std::collections::BTreeMap;
+
 use super::tally::Hits;
 
-/// Bins of a strip (R10): when an offset is beyond the last, bins become twice as wide.
+/// Bins of a strip (R10): when offsets are further apart, bins become twice as wide.
 pub const BINS: usize = 96;
 /// Smallest width of a bin, bytes: a page.
 const FINEST: u64 = 4096;
 
-/// Trials by offset.
+/// Trials by offset, from the first bin that was hit to the last.
 #[derive(Clone, Debug)]
 pub struct Strip {
     width: u64,
-    bins: Vec<Hits>,
-    end: u64,
+    bins: BTreeMap<u64, Hits>,
 }
 
 impl Default for Strip {
     fn default() -> Self {
         Strip {
             width: FINEST,
-            bins: vec![Hits::default(); BINS],
-            end: 0,
+            bins: BTreeMap::new(),
         }
     }
 }
@@ -28,17 +28,22 @@ impl Default for Strip {
 impl Strip {
     /// Counts a trial at an offset.
     pub fn add(&mut self, offset: u64, hits: Hits) {
-        while offset / self.width >= BINS as u64 {
-            let merged = (0..BINS).map(|i| match 2 * i + 1 < BINS {
-                true => self.bins[2 * i] + self.bins[2 * i + 1],
-                false => Hits::default(),
-            });
-            self.bins = merged.collect();
+        let bin = self.bins.entry(offset / self.width).or_default();
+        *bin = *bin + hits;
+        while self.span() > BINS as u64 {
             self.width = self.width.saturating_mul(2);
+            for (at, hits) in std::mem::take(&mut self.bins) {
+                let bin = self.bins.entry(at / 2).or_default();
+                *bin = *bin + hits;
+            }
         }
-        let at = (offset / self.width) as usize;
-        self.bins[at] = self.bins[at] + hits;
-        self.end = self.end.max(offset.saturating_add(1));
+    }
+
+    /// Bins from the first to the last.
+    fn span(&self) -> u64 {
+        let first = self.bins.keys().next();
+        let last = self.bins.keys().next_back();
+        first.zip(last).map_or(0, |(first, last)| last - first + 1)
     }
 
     /// Bytes per bin.
@@ -47,11 +52,10 @@ impl Strip {
         self.width
     }
 
-    /// First offset of each bin with what was counted, up to the last that was hit.
+    /// First offset of each bin that was hit, with what was counted.
     pub fn bins(&self) -> impl Iterator<Item = (u64, Hits)> + '_ {
-        let used = self.end.div_ceil(self.width) as usize;
-        let starts = (0..).map(|i| i * self.width);
-        starts.zip(self.bins.iter().copied()).take(used)
+        let width = self.width;
+        self.bins.iter().map(move |(at, hits)| (at * width, *hits))
     }
 }
 
@@ -82,6 +86,14 @@ mod tests {
             .map(|b| (b.0, b.1.trials))
             .collect();
         assert_eq!(places, [(0, 1), (96 * 4096, 1)]);
+        let mut far = Strip::default();
+        far.add(1 << 30, one);
+        far.add((1 << 30) + 9000, one);
+        assert_eq!(
+            far.width(),
+            4096,
+            "what was not hit before it costs no bins"
+        );
         assert_eq!(strip.width(), 8192);
     }
 }

@@ -141,7 +141,7 @@ pub fn map(report: &Report) -> Markup {
                 p.none { "No fault of this campaign hits memory." }
             } @else {
                 p.note {
-                    "Each strip is a region from its first byte to the last that was hit. Colour: share of faults that were not masked; below it, how many trials hit the bin. "
+                    "Each strip is a region from the first byte that was hit to the last. Colour: share of faults that were not masked; below it, how many trials hit the bin. "
                     "Offsets are those of the region, so they mean the same in every replica's layout."
                 }
                 (ramp())
@@ -162,11 +162,16 @@ fn strips(regions: &[&MapPart]) -> Markup {
                         span { (percent(hits.unmasked as f64 / hits.trials.max(1) as f64)) " of " (count(hits.trials)) }
                     }
                     (strip(region))
-                    div.scale { span { "0" } span { (bytes(region.bin_bytes)) " per bin" } span { (bytes(end(region))) } }
+                    div.scale { span { (bytes(start(region))) } span { (bytes(region.bin_bytes)) " per bin" } span { (bytes(end(region))) } }
                 }
             }
         }
     }
+}
+
+/// The beginning of the first bin of a region.
+fn start(region: &MapPart) -> u64 {
+    region.bins.iter().map(|bin| bin.offset).min().unwrap_or(0)
 }
 
 /// The end of the last bin of a region.
@@ -176,7 +181,8 @@ fn end(region: &MapPart) -> u64 {
 }
 
 fn strip(region: &MapPart) -> Markup {
-    let bins = (end(region) / region.bin_bytes.max(1)).clamp(1, BINS as u64);
+    let (start, width) = (start(region), region.bin_bytes.max(1));
+    let bins = ((end(region) - start) / width).clamp(1, BINS as u64);
     let most = region.bins.iter().map(|bin| bin.hits.trials).max();
     let most = most.unwrap_or(1).max(1) as f64;
     html! {
@@ -184,7 +190,7 @@ fn strip(region: &MapPart) -> Markup {
             title { "Region " (shown(&region.region)) ": share of faults not masked by offset" }
             rect.empty x="0" y="0" width=(bins * 10) height="26" {}
             @for bin in &region.bins {
-                @let x = bin.offset / region.bin_bytes.max(1) * 10;
+                @let x = (bin.offset - start) / width * 10;
                 @let deep = 12.0 * bin.hits.trials as f64 / most;
                 @let text = format!("{} +{:#x}: {}", shown(&region.region), bin.offset, title(bin.hits));
                 g {
