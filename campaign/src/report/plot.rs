@@ -291,6 +291,7 @@ pub fn cell(place: (f64, f64), size: (f64, f64), shade: usize, part: f64, title:
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::report::sketch::Sketch;
 

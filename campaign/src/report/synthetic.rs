@@ -219,7 +219,7 @@ fn register(dice: &mut Dice) -> Made {
 fn memory(dice: &mut Dice) -> Made {
     let (class, bytes, base) = CLASSES[dice.below(7) as usize];
     let pick = dice.next();
-    let offset = pick % bytes & !7;
+    let offset = (pick % bytes) & !7;
     // A few stretches that are used more than the rest.
     let hot = offset * 24 / bytes % 7 == 2;
     let harm = if hot {

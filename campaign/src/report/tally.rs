@@ -248,6 +248,7 @@ impl OfReplicas {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::report::synthetic;
 
