@@ -65,7 +65,7 @@ fn three_replicas_mask_what_one_does_not() {
 }
 
 #[test]
-fn what_two_of_three_agree_on_is_released_and_what_they_do_not_stops_the_set() {
+fn what_two_of_three_agree_on_is_released_and_what_they_do_not_agree_on_is_not() {
     let _turn = one_at_a_time("the same fault in one, two and three of three replicas");
     let out = tempfile::tempdir().unwrap();
     let draws = length("QUORATE_TEST_CORRELATED", 135);
@@ -85,10 +85,18 @@ fn what_two_of_three_agree_on_is_released_and_what_they_do_not_stops_the_set() {
         count(&two, "silent-corruption") > 0,
         "two agree on nothing wrong"
     );
-    assert!(count(&two, "stopped") > 0, "no pair disagrees");
     assert!(count(&three, "silent-corruption") > 0);
-    let worse = |of| count(of, "silent-corruption") + count(of, "stopped") + count(of, "crash");
-    assert!(worse(&two) > 0 && worse(&three) > 0);
+    // Those who disagree release nothing: they begin again from their checkpoints, or the set stops.
+    let no_majority = |text: &str| text.contains("no majority");
+    let mut disagreeing = found
+        .iter()
+        .filter(|trial| trial.copies() > 1 && no_majority(trial.text("evidence")))
+        .peekable();
+    assert!(disagreeing.peek().is_some(), "nobody disagrees");
+    for trial in disagreeing {
+        let fine = ["corrected", "stopped"].contains(&trial.outcome());
+        assert!(fine, "released without a majority: {:#}", trial.0);
+    }
 }
 
 #[test]

@@ -142,7 +142,7 @@ const WRONG: &[Wrong] = &[
     Wrong {
         text: "appliance = \"APPLIANCE\"\n[[fault]\nmodel = \"crash\"\n",
         line: 2,
-        says: &["fault"],
+        says: &["array table"],
     },
 ];
 
