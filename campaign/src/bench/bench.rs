@@ -132,6 +132,8 @@ impl Bench {
             interposers,
             recorder,
             limits: self.limits,
+            // Two who disagree cannot know who is wrong: they stop, rather than try whether it was transient.
+            recovery: replicas > 2,
             ..Play::new(replicas, watch.stage(player.stage()), player.egress())
         };
         let performed = self.rig.perform(play)?;

@@ -105,7 +105,8 @@ impl LiveBench {
             events: watch.events(),
             interposers,
             recorder: None,
-            recovery: replicas > 1,
+            // As in staged trials.
+            recovery: replicas > 2,
         };
         let (program, patience) = (self.program.clone(), self.patience);
         let mut done = None;
