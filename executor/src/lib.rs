@@ -19,7 +19,7 @@ pub mod gateway;
 pub mod gdb;
 pub mod inject;
 pub mod journal;
-mod kernel;
+pub mod kernel;
 pub mod launch;
 pub mod machine;
 pub mod place;
