@@ -14,7 +14,8 @@ use quorate_executor::record::{Limits as RecordLimits, Recorder, Recording};
 use quorate_executor::replay::{ReplayOptions, Replayer};
 use quorate_executor::save::Saved;
 use quorate_executor::stage::{
-    At, Cue, EPOCH_NS, Interposer, Limits, Performed, Play, Rig, Stage, Staged, warm,
+    At, Cue, DiskContent, EPOCH_NS, Interposer, Limits, Performed, Play, Reset, Rig, Stage, Staged,
+    warm,
 };
 use quorate_images::Appliance;
 use quorate_vmm::{Checkpoint, Machine, Outcome};
@@ -207,7 +208,7 @@ fn trials_are_the_same_for_one_and_three_and_again() {
     for replicas in [1, 3] {
         for naps in [0, 10] {
             let mut took = Vec::new();
-            let mut pages = 0;
+            let mut reset = Reset::default();
             for _ in 0..50 {
                 let (performed, _) = perform(&mut rig, replicas, naps);
                 let guest: u64 = performed
@@ -223,11 +224,11 @@ fn trials_are_the_same_for_one_and_three_and_again() {
                     performed.summary.ran.as_micros(),
                     guest,
                 ));
-                pages = performed.reset.pages;
+                reset = performed.reset;
             }
             took.sort_unstable();
             println!(
-                "{replicas} replicas, {naps} naps: median {:?}, least {:?} (µs: all, reset, set; guest ms), {pages} pages",
+                "{replicas} replicas, {naps} naps: median {:?}, least {:?} (µs: all, reset, set; guest ms), last {reset:?}",
                 took[took.len() / 2],
                 took[0]
             );
@@ -457,4 +458,91 @@ fn a_trial_can_be_recorded_and_replayed() {
         assert!(replayer.seek(last).unwrap());
         assert_eq!(replayer.differs(), None);
     }
+}
+
+const WRITER: &str = r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+int main(void) {
+    char block[4096], back[4096];
+    int fd = open("/data/log", O_RDWR | O_CREAT, 0600);
+    if (fd < 0) return 1;
+    for (int i = 0;; i++) {
+        struct timespec now, nap = { 0, 2000000 };
+        clock_gettime(CLOCK_REALTIME, &now);
+        memset(block, 0, sizeof block);
+        snprintf(block, sizeof block, "%d %ld.%09ld", i, (long)now.tv_sec, now.tv_nsec);
+        if (pwrite(fd, block, sizeof block, (i % 8) * 4096L) != sizeof block) return 2;
+        if (fsync(fd)) return 3;
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        if (pread(fd, back, sizeof back, (i % 8) * 4096L) != sizeof back) return 4;
+        puts(back);
+        fflush(stdout);
+        nanosleep(&nap, 0);
+    }
+}
+"#;
+
+/// What a trial did: released, and left on the disk.
+type Done = (Vec<(u64, u16, Vec<u8>)>, Vec<DiskContent>);
+
+#[test]
+fn what_a_trial_writes_to_a_disk_is_told_and_put_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("writer.c"), WRITER).unwrap();
+    std::fs::create_dir(at("root")).unwrap();
+    let compiled = std::process::Command::new("cc")
+        .args(["-static", "-O1", "-o"])
+        .arg(at("root/writer"))
+        .arg(at("writer.c"))
+        .status()
+        .unwrap();
+    assert!(compiled.success());
+    let text = "version = 1\nname = \"writer\"\n[image]\ndirectory = \"root\"\n\
+        [program]\ncommand = [\"/writer\"]\n[machine]\nmemory = \"64M\"\n\
+        [[disk]]\nname = \"data\"\nsize = \"16M\"\nmount = \"/data\"\n";
+    std::fs::write(at("writer.toml"), text).unwrap();
+    let appliance = Appliance::load(at("writer.toml")).unwrap();
+    let options = Options {
+        replicas: Some(3),
+        seed: Some("stage".into()),
+        cache_dir: Some(at("cache")),
+        state_dir: Some(at("state")),
+        ..Options::default()
+    };
+    let plan = Plan::new(&appliance, &options, &|_| {}).unwrap();
+    let stage = Idle::new(3, u64::MAX);
+    let saved = warm(plan, stage, Box::new(Nowhere), &at("warm")).unwrap();
+    let original = std::fs::read(at("warm/disk-0")).unwrap();
+    let plan = saved.plan_of_copies(|_| {}, &|_| {}).unwrap();
+    let mut rig = Rig::new(plan, 3).unwrap();
+    let mut perform = |replicas, interposers| -> Done {
+        let (mut play, seen) = play(replicas, 6);
+        play.interposers = interposers;
+        let performed = rig.perform(play).unwrap();
+        assert!(performed.over, "{}", performed.summary.end);
+        assert_eq!(performed.summary.status.running, usize::from(replicas));
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        (seen, performed.disks)
+    };
+    let golden = perform(1, Vec::new());
+    let written: usize = golden.1[0].written.iter().map(|(_, data)| data.len()).sum();
+    assert!(written >= 3 * 4096, "{written}");
+    let log = |(_, data): &&(u64, Vec<u8>)| data.windows(11).any(|w| w == b" 1767225600");
+    assert!(golden.1[0].written.iter().find(log).is_some(), "the log");
+    assert_eq!(perform(1, Vec::new()), golden);
+    assert_eq!(perform(3, Vec::new()), golden);
+    let crash = Crash {
+        at: 9,
+        done: false,
+        restored: Arc::default(),
+    };
+    assert_eq!(perform(3, with(1, crash)), golden);
+    assert_eq!(perform(3, Vec::new()), golden);
+    assert_eq!(std::fs::read(at("warm/disk-0")).unwrap(), original);
 }

@@ -54,6 +54,7 @@ impl Berth {
         reset.micros += restored.micros;
         reset.compared_pages += restored.compared_pages;
         reset.pages += restored.copied_pages;
+        reset.forgot += u64::from(restored.forgotten);
         reset.built += u64::from(built);
     }
 

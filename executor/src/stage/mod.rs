@@ -138,6 +138,8 @@ pub struct Reset {
     pub compared_pages: u64,
     /// Pages of these that had changed.
     pub pages: u64,
+    /// Machines whose translations had to be forgotten, so that their guests faulted everything in again.
+    pub forgot: u64,
     /// Machines that were built anew.
     pub built: u64,
 }

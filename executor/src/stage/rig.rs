@@ -417,6 +417,7 @@ impl Rig {
             all.micros = all.micros.max(reset.micros);
             all.compared_pages += reset.compared_pages;
             all.pages += reset.pages;
+            all.forgot += reset.forgot;
             all.built += reset.built;
         }
         all
