@@ -202,9 +202,8 @@ impl ReplicaSet {
             world.ingress,
             world.disks,
             deliverer,
-            Clock::start_at(config.start_ns),
+            (Clock::start_at(config.start_ns), pace),
             (config.recovery.clone(), config.layout_mode != "same"),
-            pace,
         );
         shared.inner().writer.begin_at(config.start_ns);
         let core = Arc::new(Core {

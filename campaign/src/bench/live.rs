@@ -16,8 +16,8 @@ use crate::inject::Surroundings;
 use crate::model::{Drawn, Outcome, Timing, TrialRecord};
 use crate::talk::Golden;
 
-use super::bench::{cast, surroundings, together};
 use super::client::{Program, Ran};
+use super::staged::{cast, surroundings, together};
 use super::watch::{Seen, Watch, micros};
 use super::{BenchError, Trials};
 

@@ -4,14 +4,14 @@
 //! lets [`crate::inject`] do to the victims what the draw says, waits for the end of the conversation and for full strength, and judges
 //! what the client heard.
 
-mod bench;
 mod client;
 mod error;
 mod live;
+mod staged;
 mod trials;
 mod watch;
 
-pub use bench::Bench;
 pub use error::BenchError;
 pub use live::LiveBench;
+pub use staged::Bench;
 pub use trials::Trials;

@@ -102,8 +102,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// What came out, what was due when, and how many were hit.
+    type Ran = (Vec<Vec<u8>>, Vec<(u64, Vec<u8>)>, usize);
+
     /// What comes out when frames that hold their number come in groups.
-    fn run(how: FrameFault, groups: &[usize]) -> (Vec<Vec<u8>>, Vec<(u64, Vec<u8>)>, usize) {
+    fn run(how: FrameFault, groups: &[usize]) -> Ran {
         let mut fault = Frames::new(how, 13);
         let (mut all, mut out, mut hits, mut next) = (Vec::new(), Vec::new(), 0, 0u8);
         for (boundary, count) in (5..).zip(groups) {

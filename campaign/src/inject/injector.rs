@@ -261,10 +261,11 @@ impl Injector {
 
 impl Interposer for Injector {
     fn run(&mut self, machine: &mut Machine, next_boundary: u64) -> Outcome {
-        if self.is_waiting() && self.reacher.is_none() {
-            if let Err(why) = self.plan(machine, next_boundary) {
-                self.fail(why);
-            }
+        if self.is_waiting()
+            && self.reacher.is_none()
+            && let Err(why) = self.plan(machine, next_boundary)
+        {
+            self.fail(why);
         }
         // The entry with that time has been delivered, and nothing has run since.
         if let Trigger::Time { ns } = self.trigger
@@ -361,9 +362,8 @@ impl Interposer for Injector {
         if boundary == 0 && self.is_waiting() {
             self.prepare(machine);
         }
-        match &self.state {
-            State::Active(Effect::Stuck(stuck)) => stuck.enforce(machine),
-            _ => {}
+        if let State::Active(Effect::Stuck(stuck)) = &self.state {
+            stuck.enforce(machine);
         }
         let due = match self.trigger {
             Trigger::Boundary { boundary: at } => boundary >= at,

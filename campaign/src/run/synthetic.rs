@@ -87,7 +87,12 @@ impl Trials for Planted {
 pub fn drawn(draw: u64) -> Drawn {
     Drawn {
         draw,
-        stratum: if draw.is_multiple_of(3) { "flags" } else { "general" }.to_owned(),
+        stratum: if draw.is_multiple_of(3) {
+            "flags"
+        } else {
+            "general"
+        }
+        .to_owned(),
         fault: Fault::Register {
             register: "rax".to_owned(),
             mask: 1 << (draw % 64),

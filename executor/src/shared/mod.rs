@@ -271,16 +271,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A set that starts now. The last argument: how it recovers, and whether another seed gives another layout.
+    /// A set that starts now: by this clock and pace; it recovers like this, and another seed gives another layout or not.
     pub fn new(
         vote: Lockstep<Arc<Entry>>,
         policy: NoQuorum,
         ingress: Arc<dyn Ingress>,
         disks: Arc<Disks>,
         deliverer: Deliverer,
-        clock: Clock,
+        (clock, pace): (Clock, Pace),
         (config, diverse): (RecoveryConfig, bool),
-        pace: Pace,
     ) -> Self {
         let replicas = usize::from(vote.config().replicas);
         let window = vote.config().window_boundaries;

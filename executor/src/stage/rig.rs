@@ -98,6 +98,9 @@ pub struct Cast {
     pub recovery: bool,
 }
 
+/// What a client does in a trial in real time: it is given the addresses of the published ports, and the set.
+pub type LiveClient<'c> = dyn FnMut(&[(Publish, SocketAddr)], &ReplicaSet) + 'c;
+
 /// What became of a trial.
 #[derive(Clone, Debug)]
 pub struct Performed {
@@ -274,7 +277,7 @@ impl Rig {
         cast: Cast,
         publish: Vec<Publish>,
         console: Box<dyn Egress>,
-        client: &mut dyn FnMut(&[(Publish, SocketAddr)], &ReplicaSet),
+        client: &mut LiveClient<'_>,
     ) -> Result<Performed, Failure> {
         let handle: Arc<OnceLock<SetHandle>> = Arc::default();
         let notify = {
