@@ -7,9 +7,35 @@ use quorate_executor::exit::{ExitCode as Code, Failure};
 
 use crate::bench::{Bench, BenchError, LiveBench, Trials};
 use crate::file::{Campaign, Mode};
-use crate::model::GoldenFacts;
+use crate::model::{Drawn, GoldenFacts, TrialRecord};
 use crate::run::synthetic::Planted;
 use crate::talk::{Golden, GoldenError};
+
+/// Every so many trials of a job one without a fault is played: what a fault has left in a machine, so that putting it back did not
+/// undo it, would be in all results that follow.
+const CONTROL_EVERY: u64 = 64;
+
+/// A bench that is looked after, see [`CONTROL_EVERY`].
+struct Controlled {
+    bench: Bench,
+    played: u64,
+}
+
+impl Trials for Controlled {
+    fn trial(&mut self, drawn: &Drawn, replicas: u8) -> Result<TrialRecord, BenchError> {
+        self.played += 1;
+        if self.played.is_multiple_of(CONTROL_EVERY) {
+            self.bench.check(replicas).map_err(|error| {
+                BenchError::Broken(format!(
+                    "{error}; this was found before draw {}, so that the {CONTROL_EVERY} trials of its job before it are not to be trusted: \
+                     please report this, with the campaign file",
+                    drawn.draw
+                ))
+            })?;
+        }
+        self.bench.trial(drawn, replicas)
+    }
+}
 
 /// The golden run, and what can be made of it.
 pub enum Wired {
@@ -78,8 +104,9 @@ impl Wired {
                 }
                 if let Some(file) = record {
                     bench.record(file);
+                    return Ok(Box::new(bench));
                 }
-                Ok(Box::new(bench))
+                Ok(Box::new(Controlled { bench, played: 0 }))
             }
             Wired::Synthetic => Ok(Box::new(Planted {
                 pause: std::time::Duration::from_millis(1),

@@ -367,6 +367,10 @@ impl Inner {
                 break;
             }
             self.act(self.next, event.connection, &event.act, now);
+            if self.settings.lenient {
+                // It has come to rest before it was told this.
+                self.idle = 0;
+            }
             self.next += 1;
             self.heard.acts = self.next;
             self.progress_ns = now;

@@ -51,7 +51,7 @@ impl Default for RecordSettings {
         RecordSettings {
             timeout: Duration::from_secs(60),
             client_quiet: Duration::from_millis(1),
-            guest_quiet: Duration::from_millis(3),
+            guest_quiet: Duration::from_millis(20),
             directory: None,
         }
     }
