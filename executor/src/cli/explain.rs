@@ -63,6 +63,7 @@ impl From<LabError> for Failure {
             LabError::Record(error) => error.into(),
             LabError::Replay(error) => error.into(),
             LabError::Machine(error) => crate::machine::failure(&error),
+            LabError::Fault(_) => Failure::new(ExitCode::Host, error),
             LabError::NotHealthy(_) => Failure::new(ExitCode::Differs, error),
             LabError::Log { .. } | LabError::TooShort(_) => {
                 Failure::new(ExitCode::Recording, error)

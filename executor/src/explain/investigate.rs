@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use quorate_abi::boot::Layout;
 use quorate_abi::flight::Record;
+use quorate_vmm::fault::{FaultRegister, Group};
 use quorate_vmm::{Checkpoint, Register};
 
 use crate::record::Recording;
@@ -300,7 +301,15 @@ impl<'a, 'r> Bench<'a, 'r> {
                 Some(Flipped::Register { register, bit }) => {
                     let spoil = Spoil::Register { register, bit };
                     let proof = self.try_bit(spoil)?;
-                    let cause = self.register_cause(atlas, register, bit, proof, Found::Recorded);
+                    let name = register.name().to_owned();
+                    let cause = self.register_cause(atlas, name, bit, proof, Found::Recorded);
+                    return Ok(Some((cause, Some(spoil))));
+                }
+                Some(Flipped::Program { register, bit }) => {
+                    let spoil = Spoil::Program { register, bit };
+                    let proof = self.try_bit(spoil)?;
+                    let name = of_program(register);
+                    let cause = self.register_cause(atlas, name, bit, proof, Found::Recorded);
                     return Ok(Some((cause, Some(spoil))));
                 }
                 None => {}
@@ -317,22 +326,38 @@ impl<'a, 'r> Bench<'a, 'r> {
         // Those that every code needs come first.
         let first = ["rsp", "rip", "rbp", "rbx", "rdx", "rax"];
         let others = Register::names().filter(|name| !first.contains(name));
-        for name in first.into_iter().chain(others) {
-            let Ok(register) = name.parse::<Register>() else {
-                continue;
+        let names = first.into_iter().chain(others);
+        let vcpus = names
+            .filter_map(|name| name.parse::<Register>().ok())
+            .flat_map(|register| (0..64).map(move |bit| (Spoil::Register { register, bit }, bit)));
+        // What the program's vector registers hold is seen in memory soon enough.
+        let groups = [Group::Pc, Group::General, Group::SegmentBase, Group::Flags];
+        let programs = groups
+            .into_iter()
+            .flat_map(FaultRegister::of)
+            .flat_map(|register| {
+                let bits = (0..64).filter(move |bit| register.bits() >> bit & 1 != 0);
+                bits.map(move |bit| (Spoil::Program { register, bit }, bit))
+            });
+        for (spoil, bit) in vcpus.chain(programs) {
+            if Instant::now() > until {
+                return Ok(best);
+            }
+            let proof = match self.try_bit(spoil) {
+                // The host does not let a guest have that value: so it was not that.
+                Err(LabError::Fault(_)) => continue,
+                proof => proof?,
             };
-            for bit in 0..64 {
-                if Instant::now() > until {
+            if proof == Proof::Exact || (proof == Proof::Same && best.is_none()) {
+                let name = match spoil {
+                    Spoil::Program { register, .. } => of_program(register),
+                    Spoil::Register { register, .. } => register.name().to_owned(),
+                    _ => continue,
+                };
+                let cause = self.register_cause(atlas, name, bit, proof, Found::Trial);
+                best = Some((cause, Some(spoil)));
+                if proof == Proof::Exact {
                     return Ok(best);
-                }
-                let spoil = Spoil::Register { register, bit };
-                let proof = self.try_bit(spoil)?;
-                if proof == Proof::Exact || (proof == Proof::Same && best.is_none()) {
-                    let cause = self.register_cause(atlas, register, bit, proof, Found::Trial);
-                    best = Some((cause, Some(spoil)));
-                    if proof == Proof::Exact {
-                        return Ok(best);
-                    }
                 }
             }
         }
@@ -342,14 +367,14 @@ impl<'a, 'r> Bench<'a, 'r> {
     fn register_cause(
         &self,
         atlas: &Atlas<'_>,
-        name: Register,
+        register: String,
         bit: u8,
         proof: Proof,
         found: Found,
     ) -> Cause {
         let registers = self.before.registers();
         Cause::Register {
-            register: name.name().to_owned(),
+            register,
             bit,
             proof,
             boundary: self.before.boundary(),
@@ -655,14 +680,21 @@ impl Suspect {
     }
 }
 
+/// What a register is called that the program will have when its kernel goes back to it.
+fn of_program(register: FaultRegister) -> String {
+    format!("{} of the program", register.name())
+}
+
 /// A flipped bit, as an event tells it.
 #[derive(Clone, Copy, Debug)]
 enum Flipped {
     Memory { at: u64, bit: u8 },
     Register { register: Register, bit: u8 },
+    Program { register: FaultRegister, bit: u8 },
 }
 
-/// Reads what [`crate::machine`] says of a flip that it made: `physical address 0x1234 bit 5: …` or `rbx bit 7: …`.
+/// Reads what [`crate::machine`] or a campaign says of a flip that it made: `physical address 0x1234 bit 5: …`, `rbx bit 7: …` or
+/// `the program's rbx bit 7: …`.
 fn flipped(detail: &str) -> Option<Flipped> {
     let words: Vec<&str> = detail.split_whitespace().collect();
     let place = words.windows(3).position(|three| three[1] == "bit")?;
@@ -671,6 +703,10 @@ fn flipped(detail: &str) -> Option<Flipped> {
     match what.strip_prefix("0x") {
         Some(address) => Some(Flipped::Memory {
             at: u64::from_str_radix(address, 16).ok()?,
+            bit,
+        }),
+        None if place > 0 && words[place - 1] == "program's" => Some(Flipped::Program {
+            register: what.parse().ok()?,
             bit,
         }),
         None => Some(Flipped::Register {
@@ -706,6 +742,17 @@ fn agrees(cause: &Cause, divergence: &Divergence) -> Option<bool> {
                 bit,
             },
         ) => *register == other.name() && *found == bit,
+        (
+            Cause::Register {
+                register,
+                bit: found,
+                ..
+            },
+            Flipped::Program {
+                register: other,
+                bit,
+            },
+        ) => *register == of_program(other) && *found == bit,
         _ => false,
     }))
 }
@@ -728,6 +775,10 @@ mod tests {
         let register = flipped("rbx bit 42: 0x1 became 0x2").unwrap();
         assert!(
             matches!(register, Flipped::Register { register, bit: 42 } if register.name() == "rbx")
+        );
+        let program = flipped("flip: the program's fs_base bit 63: 0x1 became 0x2").unwrap();
+        assert!(
+            matches!(program, Flipped::Program { register, bit: 63 } if register.name() == "fs_base")
         );
         assert!(flipped("its next frame or console output is changed").is_none());
         assert!(flipped("a triple fault").is_none());

@@ -9,6 +9,7 @@ use std::time::Duration;
 use quorate_abi::flight::{NEVER, Recorder};
 use quorate_abi::map::IMAGE_BASE;
 use quorate_devices::{DiskReads, Output};
+use quorate_vmm::fault::{Change, FaultError, FaultRegister, Whose};
 use quorate_vmm::{Checkpoint, CrashReport, Machine, MachineError, Outcome, Register, Restore};
 
 use crate::record::{ReadData, RecordError, Recording, StartPoint, Step};
@@ -33,6 +34,9 @@ pub enum LabError {
     /// The machine.
     #[error("the healthy machine: {0}")]
     Machine(#[from] MachineError),
+    /// A register could not be spoiled.
+    #[error("the healthy machine: {0}")]
+    Fault(#[from] FaultError),
     /// The flight recorder.
     #[error("{whose}: {error}")]
     Log {
@@ -82,6 +86,13 @@ pub enum Spoil {
     Register {
         /// The register.
         register: Register,
+        /// The bit, 0 to 63.
+        bit: u8,
+    },
+    /// Of a register that the program will have when its kernel goes back to it.
+    Program {
+        /// The register.
+        register: FaultRegister,
         /// The bit, 0 to 63.
         bit: u8,
     },
@@ -182,6 +193,16 @@ impl<'r> Lab<'r> {
             Spoil::Register { register, bit } => {
                 self.machine_mut().flip_register(register, bit.into())?;
             }
+            Spoil::Program { register, bit } => {
+                let machine = self.machine_mut();
+                machine.fault_register(
+                    register,
+                    Whose::Program,
+                    0,
+                    1 << (bit & 63),
+                    Change::Flip,
+                )?;
+            }
         }
         if let Some((number, log)) = stop_at {
             self.stop_at(log, number)?;
@@ -277,8 +298,7 @@ impl<'r> Lab<'r> {
         spoil: Spoil,
         count: u64,
     ) -> Result<Vec<Vec<Output>>, LabError> {
-        self.limit =
-            matches!(spoil, Spoil::Memory { .. } | Spoil::Register { .. }).then_some(PATIENCE);
+        self.limit = (!matches!(spoil, Spoil::Nothing)).then_some(PATIENCE);
         let all = self.outputs_of(from, spoil, count);
         self.limit = None;
         all
