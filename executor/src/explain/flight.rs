@@ -476,7 +476,7 @@ pub(super) mod tests {
         };
         assert_eq!(spoil(48, 0), LogError::None);
         assert_eq!(
-            spoil(0x1008, 1),
+            spoil(0x1008, FLIGHT_VERSION.into()),
             LogError::Damaged("its records have another size")
         );
         assert!(matches!(spoil(0x1010, u64::MAX), LogError::Damaged(_)));
