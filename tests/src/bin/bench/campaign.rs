@@ -19,7 +19,7 @@ const SETS: [u8; 2] = [1, 3];
 /// Aim: trials per second with one replica.
 const AIM: f64 = 100.0;
 /// Kilobytes that the client has Redis write in a trial.
-const WRITTEN: [u32; 5] = [0, 512, 2048, 8192, 32768];
+const WRITTEN: [u32; 5] = [0, 256, 512, 1024, 2048];
 /// Parts of a trial, as `timing` has them.
 const PARTS: [&str; 5] = ["reset", "run", "inject", "settle", "judge"];
 
