@@ -8,6 +8,7 @@ use quorate_abi::PAGE_SIZE;
 use quorate_abi::boot::Layout;
 use quorate_abi::flight::Record;
 use quorate_abi::map::IMAGE_BASE;
+pub use quorate_vmm::fault::regions;
 use serde::Serialize;
 
 use super::binary::Binary;
@@ -121,25 +122,6 @@ pub struct Atlas<'a> {
     free: BTreeSet<u64>,
     /// The map of all memory as its pages were found: only to know that a page is RAM.
     log: Option<Log>,
-}
-
-/// The regions of a layout: name, start, length.
-#[must_use]
-pub fn regions(layout: &Layout) -> [(&'static str, u64, u64); 12] {
-    [
-        ("kernel", layout.kernel, 16 << 20),
-        ("boot", layout.boot, 1 << 20),
-        ("devices", layout.devices, 1 << 20),
-        ("program", layout.program, 16 * GIB),
-        ("libraries", layout.libraries, 64 * GIB),
-        ("mmap", layout.mmap, 512 * GIB),
-        ("threads", layout.threads, 64 * GIB),
-        ("heap", layout.heap, 64 * GIB),
-        ("stack", layout.stack_top.saturating_sub(GIB), GIB),
-        ("kernel_dynamic", layout.kernel_dynamic, 64 * GIB),
-        ("image", layout.image, 64 * GIB),
-        ("direct", layout.direct, 512 * GIB),
-    ]
 }
 
 /// An address relative to its region; None if it is in none.
