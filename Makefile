@@ -34,6 +34,7 @@ check: setup
 
 test: build
 	scripts/setup clients
+	$(RELEASE)/clients
 	scripts/test
 
 bench: build

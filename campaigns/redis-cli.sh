@@ -1,5 +1,5 @@
 # Sourced by the Redis scripts: `cli` is redis-cli, with one connection for all the commands on its standard input. It is the
-# host's, or the one of the appliance's own package that `make demo` and `make build` unpack.
+# host's, or the one of the appliance's own package that `make test` and `make campaign` unpack.
 # shellcheck shell=sh
 repository=$(dirname "$0")/..
 if command -v redis-cli >/dev/null; then
@@ -7,7 +7,7 @@ if command -v redis-cli >/dev/null; then
 elif [ -x "$repository/target/redis-cli" ]; then
   redis_cli=$repository/target/redis-cli
 else
-  echo "$0: there is no redis-cli: 'make campaign-setup' unpacks one, or install the package redis-tools" >&2
+  echo "$0: there is no redis-cli: 'make campaign' and 'make test' unpack one (target/release/clients), or install the package redis-tools" >&2
   exit 127
 fi
 
