@@ -3,7 +3,7 @@
 CARGO ?= cargo
 RELEASE := target/release
 
-.PHONY: build demo campaign campaign-full test check bench kills faults long-replay images test-svm fuzz clean setup
+.PHONY: build demo campaign campaign-full test check bench kills faults long-replay images svm test-svm fuzz clean setup
 
 build: setup
 	$(CARGO) build --release --locked --workspace
@@ -54,6 +54,12 @@ faults: build
 
 fuzz: setup
 	scripts/fuzz
+
+# A command of this machine on a real kvm-amd in QEMU's emulator: make svm CMD="target/release/quorate doctor"; a shell without
+# CMD. SVM_SECONDS, SVM_MEMORY, SVM_CPUS, OUT=DIR (what stays of its writes): see docs/lanes.md.
+svm: export CMD := $(value CMD)
+svm:
+	@scripts/lane/start
 
 test-svm:
 	@echo "The SVM lane (QEMU's emulator with nested SVM) is not built yet: see issue 6." >&2; exit 2
