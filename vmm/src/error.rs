@@ -1,6 +1,7 @@
 //! Why a machine cannot be made or driven. Each message says what to do, as far as that is known.
 
 use crate::layout::LayoutError;
+use crate::linux::LinuxFault;
 use quorate_abi::{ABI_VERSION, map};
 use quorate_devices::{DeviceError, RestoreError};
 use std::io;
@@ -92,6 +93,9 @@ pub enum MachineError {
     /// The kernel is not one that this VMM can start.
     #[error("the guest kernel is invalid: {0}")]
     Kernel(#[from] KernelFault),
+    /// A Linux machine cannot be made or driven.
+    #[error(transparent)]
+    Linux(#[from] LinuxFault),
     /// A replica's layout cannot be made.
     #[error(transparent)]
     Layout(#[from] LayoutError),

@@ -15,6 +15,7 @@ mod inject;
 mod kernel;
 mod kick;
 mod layout;
+pub mod linux;
 mod machine;
 mod memory;
 mod paging;
