@@ -39,6 +39,8 @@
 //! # read_only = false
 //! # path = "data.img"               # relative to this file; default: NAME.img in the appliance's state directory
 //! # on_error = "stop"               # or "report": the guest gets an I/O error
+//! # relaxed = "vote"                # or "private": each replica keeps its own copy, nothing is ever released
+//! # unconfirmed = "report"          # or "stop": end the set when sectors stay that no majority wrote alike
 //!
 //! [[tmpfs]]                         # none, or several
 //! path = "/var/tmp"
@@ -61,7 +63,30 @@
 //! # keep = 2                        # checkpoints of each replica
 //! # crash_limit = 10                # whoever fails so often
 //! # crash_window_s = 30             # within so many seconds is left out
+//!
+//! [relaxed]                         # replicas run on their own and are compared by what they say (docs/versions.md)
+//! # policy = "majority"             # or "primary-with-fallback", "canary"
+//! # difference = "stop"             # or "report": whoever differs is only left out of that connection
+//! # patience_ms = 1000              # primary-with-fallback: how long an answer waits for the other version's agreement
+//! # sync = ["tcp:5432", "disk:data"] # channels where input waits for the vote
+//!
+//! [[replica]]                       # none, or one for each replica, in order: what it has of its own
+//! # name = "new"
+//! # role = "voter"                  # or "primary", "canary"
+//! # image = { packages = ["…"] }    # as [image], instead of it
+//! # command = ["/usr/bin/…"]        # instead of [program]'s
+//! # env = { A = "1" }               # besides [program]'s
+//!
+//! [[mask]]                          # none, or several: what replicas may say differently
+//! # name = "date"
+//! # ports = ["80"]                  # the guest's; default: all published TCP ports
+//! # console = true                  # instead of ports
+//! http-header = "Date"              # the value of a header of HTTP answers
+//! # pattern = 'sid=([0-9a-f]{32})'  # or: the groups of a regular expression over bytes
+//! # translate = true                # put what a replica calls it (of the same length) back into its inputs
 //! ```
+//!
+//! `[relaxed]` or `[[replica]]` choose the relaxed discipline; without them replicas run in lockstep.
 //!
 //! With `oci` the image itself says command, environment, working directory and user; what `[program]` says takes their place
 //! (variables one by one).
@@ -78,15 +103,24 @@ use crate::error::ApplianceError;
 mod check;
 mod disks;
 mod explain;
+mod masks;
 mod program;
 mod recovery;
+mod relaxed;
+mod replicas;
 
 pub use check::check_memory;
 pub(crate) use check::strings_fit as check_strings;
-pub use disks::{DISK_UNIT, DiskSpec, Filesystem, MAX_DISK, Mount, OnError, Root, TmpfsSpec};
+pub use disks::{
+    DISK_UNIT, DiskSpec, DiskVote, Filesystem, MAX_DISK, Mount, OnError, Root, TmpfsSpec,
+    Unconfirmed,
+};
+pub use masks::{MAX_COMPILED, MAX_MASKS, MAX_PATTERN, MaskRule, MaskSpec};
 pub(crate) use program::default_env;
 pub use program::{Id, MAX_GROUPS, Program, User};
 pub use recovery::{MAX_KEEP, Recovery};
+pub use relaxed::{GuestPort, MAX_SYNC, OnDifference, Relaxed, SyncChannel, VersionPolicy};
+pub use replicas::{ReplicaSpec, Role};
 
 /// The only version of the file format there is.
 pub const APPLIANCE_VERSION: i64 = 1;
@@ -131,6 +165,17 @@ pub struct Appliance {
     /// How replicas come back.
     #[serde(default)]
     pub recovery: Recovery,
+    /// The relaxed discipline, if the file says it; see [`Appliance::is_relaxed`].
+    pub relaxed: Option<Relaxed>,
+    /// What each replica has of its own; empty, or one for each.
+    #[serde(default, rename = "replica")]
+    pub replicas: Vec<ReplicaSpec>,
+    /// What replicas may say differently.
+    #[serde(default, rename = "mask")]
+    pub masks: Vec<MaskSpec>,
+    /// Which replica's image this is about, if it has one of its own ([`Appliance::replica`]): its name or number.
+    #[serde(skip)]
+    pub variant: Option<String>,
     /// The file that it was read from (empty when it was parsed from text alone).
     #[serde(skip)]
     pub path: PathBuf,
@@ -316,9 +361,14 @@ impl Appliance {
                 (1, "missing table [program]".to_owned())
             }));
         }
-        disks::check_all(&appliance).map_err(|(table, number, message)| {
-            fail((explain::line_of_table(text, table, number), message))
-        })?;
+        let given = explain::has_key(text, "machine", "replicas");
+        replicas::check_all(&mut appliance, given)
+            .and_then(|()| disks::check_all(&appliance))
+            .and_then(|()| relaxed::check_all(&appliance))
+            .and_then(|()| masks::check_all(&appliance))
+            .map_err(|(table, number, message)| {
+                fail((explain::line_of_table(text, table, number), message))
+            })?;
         check::strings_fit(&appliance)
             .map_err(|message| fail((explain::line_of_table(text, "program", 0), message)))?;
         Ok(appliance)
@@ -333,11 +383,16 @@ impl Appliance {
         }
     }
 
-    /// Its lock file: `NAME.lock` beside `NAME.toml`; none if the appliance was not read from a file.
+    /// Its lock file: `NAME.lock` beside `NAME.toml`, `NAME.REPLICA.lock` for a replica with an image of its own; none if the
+    /// appliance was not read from a file.
     #[must_use]
     pub fn lock_path(&self) -> Option<PathBuf> {
         self.path.file_name()?;
-        Some(self.path.with_extension("lock"))
+        let extension = match &self.variant {
+            Some(variant) => format!("{variant}.lock"),
+            None => "lock".to_owned(),
+        };
+        Some(self.path.with_extension(extension))
     }
 
     /// The guest's host name.

@@ -9,8 +9,9 @@ use std::time::SystemTime;
 use crate::appliance::Appliance;
 use crate::error::BuildError;
 
-/// Images of one appliance that the cache keeps (R10); the oldest ones go when another is built.
-pub const KEPT_IMAGES: usize = 4;
+/// Images of one appliance that the cache keeps (R10); the oldest ones go when another is built. So many that each replica can have
+/// one of its own.
+pub const KEPT_IMAGES: usize = 12;
 /// Lock files that the cache keeps (R10); package files that no lock names go with them.
 pub const KEPT_LOCKS: usize = 64;
 /// Hexadecimal digits of the key in an image's file name.

@@ -22,9 +22,10 @@ mod view;
 pub mod writer;
 
 pub use appliance::{
-    Appliance, DiskSpec, ExtraFile, FileContent, Filesystem, Id, ImageSource, ImageSpec,
-    LayoutPolicy, MachineSpec, Mount, NetworkSpec, NoQuorum, OnError, Policy, Program, Root,
-    TmpfsSpec, User,
+    Appliance, DiskSpec, DiskVote, ExtraFile, FileContent, Filesystem, GuestPort, Id, ImageSource,
+    ImageSpec, LayoutPolicy, MachineSpec, MaskRule, MaskSpec, Mount, NetworkSpec, NoQuorum,
+    OnDifference, OnError, Policy, Program, Relaxed, ReplicaSpec, Role, Root, SyncChannel,
+    TmpfsSpec, Unconfirmed, User, VersionPolicy,
 };
 pub use build::{
     BuildOptions, BuiltImage, Package, Progress, build, cached, default_cache_dir, write_lock,

@@ -211,7 +211,7 @@ fn the_cache_of_images_is_bounded() {
     // Another appliance's image, whose name starts alike, is not touched.
     let other = bench.path("cache/images/t-2-0123456789abcdef.qimg");
     fs::write(&other, "").unwrap();
-    for epoch in 0..8 {
+    for epoch in 0..16 {
         let built = bench
             .build(&format!("directory = \"root\"\nepoch = {epoch}"))
             .unwrap();
@@ -221,7 +221,7 @@ fn the_cache_of_images_is_bounded() {
     // R10: `KEPT_IMAGES` of this appliance and the other one's.
     assert_eq!(
         fs::read_dir(bench.path("cache/images")).unwrap().count(),
-        4 + 1
+        12 + 1
     );
 }
 

@@ -122,6 +122,13 @@ pub(super) fn command<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D:
     })
 }
 
+/// As [`command`], where there may be none.
+pub(super) fn own_command<'de, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    command(d).map(Some)
+}
+
 pub(super) fn env<'de, D: Deserializer<'de>>(
     d: D,
 ) -> Result<Option<BTreeMap<String, String>>, D::Error> {

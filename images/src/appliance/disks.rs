@@ -49,6 +49,46 @@ pub struct DiskSpec {
     /// What to do when the host cannot write it.
     #[serde(default)]
     pub on_error: OnError,
+    /// How the relaxed discipline treats it, if the file says so; see [`DiskSpec::vote`].
+    pub relaxed: Option<DiskVote>,
+    /// What to do about sectors that stay unconfirmed, if the file says so; see [`DiskSpec::on_unconfirmed`].
+    pub unconfirmed: Option<Unconfirmed>,
+}
+
+/// How the relaxed discipline treats a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskVote {
+    /// Writes are released that a majority makes alike; the others are held and reported.
+    #[default]
+    Vote,
+    /// Each replica keeps its own copy of the disk; nothing is ever released.
+    Private,
+}
+
+/// What to do about sectors that no majority wrote alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unconfirmed {
+    /// Hold them back and report them.
+    #[default]
+    Report,
+    /// End the set and say why.
+    Stop,
+}
+
+impl DiskSpec {
+    /// How the relaxed discipline treats it; default vote.
+    #[must_use]
+    pub fn vote(&self) -> DiskVote {
+        self.relaxed.unwrap_or_default()
+    }
+
+    /// What the relaxed discipline does about sectors that stay unconfirmed; default report.
+    #[must_use]
+    pub fn on_unconfirmed(&self) -> Unconfirmed {
+        self.unconfirmed.unwrap_or_default()
+    }
 }
 
 /// What is on a new disk.

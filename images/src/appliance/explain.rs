@@ -73,6 +73,15 @@ pub(super) fn has_table(text: &str, table: &str) -> bool {
         .any(|line| header_of(line).as_deref() == Some(table))
 }
 
+/// Whether table `table` has `key`.
+pub(super) fn has_key(text: &str, table: &str, key: &str) -> bool {
+    let Ok(document) = text.parse::<toml::Table>() else {
+        return false;
+    };
+    let table = document.get(table).and_then(toml::Value::as_table);
+    table.is_some_and(|table| table.contains_key(key))
+}
+
 /// Line of the header `[table]`, of the one of this number (from 0) if there are several; or 1.
 pub(super) fn line_of_table(text: &str, table: &str, number: usize) -> usize {
     text.lines()

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod relaxed;
+
 const REDIS: &str = r#"version = 1
 name = "redis"
 
