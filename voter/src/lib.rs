@@ -28,6 +28,7 @@ mod lockstep;
 mod members;
 mod pace;
 mod recover;
+pub mod relaxed;
 mod replica;
 mod settle;
 mod stats;
