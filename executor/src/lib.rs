@@ -25,6 +25,7 @@ pub mod machine;
 pub mod place;
 pub mod record;
 pub mod recovery;
+pub mod relaxed;
 pub mod replay;
 pub mod replica;
 pub mod save;
