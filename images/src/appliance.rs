@@ -11,6 +11,7 @@
 //! # tag = "redis:7"                 # which image of `oci`, if it has several
 //! # file = "prebuilt.qimg"
 //! # without = ["perl"]              # packages taken as installed: neither they nor what only they need go in
+//! # suite = "trixie"                # the packages are those of this suite of Debian, not of the machine's package sources
 //! # epoch = 1767225600              # time of files that come from the host; package files are not later than it
 //! # files = [{ path = "/etc/redis.conf", content = "save ''\n", mode = 0o644 }, { path = "/etc/b", source = "b.txt" }, { path = "/bin/sh", link = "busybox" }]
 //!
@@ -191,6 +192,8 @@ pub struct ImageSpec {
     pub files: Vec<ExtraFile>,
     /// Packages that are taken as installed.
     pub without: Vec<String>,
+    /// Suite of Debian that the packages come from; by default what the machine's own package sources have.
+    pub suite: Option<String>,
     /// Time of files that come from the host, seconds since 1970; default [`DEFAULT_EPOCH`]. When it is given, files of
     /// packages are not later than it either.
     pub epoch: Option<i64>,
@@ -421,6 +424,8 @@ struct RawImage {
     files: Vec<ExtraFile>,
     #[serde(default, deserialize_with = "check::packages")]
     without: Vec<String>,
+    #[serde(default, deserialize_with = "check::suite")]
+    suite: Option<String>,
     epoch: Option<i64>,
 }
 
@@ -451,6 +456,9 @@ impl TryFrom<RawImage> for ImageSpec {
         if !raw.without.is_empty() && !matches!(source, ImageSource::Packages(_)) {
             return Err("without goes with packages only".to_owned());
         }
+        if raw.suite.is_some() && !matches!(source, ImageSource::Packages(_)) {
+            return Err("suite goes with packages only".to_owned());
+        }
         if raw.epoch.is_some_and(|epoch| epoch < 0) {
             return Err("epoch is before 1970".to_owned());
         }
@@ -458,6 +466,7 @@ impl TryFrom<RawImage> for ImageSpec {
             source,
             files: raw.files,
             without: raw.without,
+            suite: raw.suite,
             epoch: raw.epoch,
         })
     }

@@ -9,7 +9,7 @@ use crate::appliance::{Appliance, ExtraFile, FileContent, ImageSource, Program};
 pub use crate::cache::default_cache_dir;
 use crate::cache::{image_path, lock_cache, persist, prune_images, prune_packages};
 pub use crate::debian::Package;
-use crate::debian::{self, Lock};
+use crate::debian::{self, Lock, Wanted};
 use crate::error::BuildError;
 use crate::tree::{Kind, Meta, Tree, TreeError};
 use crate::verify::{Info, verify};
@@ -173,14 +173,9 @@ pub fn write_lock(
     else {
         return Ok(None);
     };
-    let without = &appliance.image.without;
-    let lock = Lock::new(
-        names,
-        without,
-        image.resolved.clone(),
-        image.packages.clone(),
-    );
-    let same = Lock::read(&path, names, without).is_some_and(|old| old == lock);
+    let wanted = wanted(appliance, names);
+    let lock = Lock::new(wanted, image.resolved.clone(), image.packages.clone());
+    let same = Lock::read(&path, wanted).is_some_and(|old| old == lock);
     if same {
         return Ok(None);
     }
@@ -219,22 +214,30 @@ fn built(
     })
 }
 
+fn wanted<'a>(appliance: &'a Appliance, names: &'a [String]) -> Wanted<'a> {
+    Wanted {
+        names,
+        without: &appliance.image.without,
+        suite: appliance.image.suite.as_deref(),
+    }
+}
+
 /// The packages by the lock file beside the appliance or, if there is none, by the cache's own.
 fn locked(
     appliance: &Appliance,
     cache: &Path,
     names: &[String],
 ) -> Result<Option<(Lock, Where)>, BuildError> {
-    let without = &appliance.image.without;
+    let wanted = wanted(appliance, names);
     if let Some(path) = appliance.lock_path()
         && path.exists()
     {
-        return match Lock::read(&path, names, without) {
+        return match Lock::read(&path, wanted) {
             Some(lock) => Ok(Some((lock, Where::Beside))),
             None => Err(BuildError::Lock { path }),
         };
     }
-    let lock = Lock::read(&Lock::path(cache, names, without), names, without);
+    let lock = Lock::read(&Lock::path(cache, wanted), wanted);
     Ok(lock.map(|lock| (lock, Where::Cache)))
 }
 
@@ -280,8 +283,8 @@ fn packages(
     names: &[String],
 ) -> Result<Lock, BuildError> {
     let cache = &options.cache_dir;
-    let without = &appliance.image.without;
-    let own = Lock::path(cache, names, without);
+    let wanted = wanted(appliance, names);
+    let own = Lock::path(cache, wanted);
     if !options.update {
         match locked(appliance, cache, names)? {
             Some((lock, Where::Beside)) => {
@@ -297,10 +300,10 @@ fn packages(
             _ => {}
         }
     }
-    let packages = debian::fetch(names, without, cache, options.update, options.progress)?;
+    let packages = debian::fetch(wanted, cache, options.update, options.progress)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let day = debian::snapshot_day(now.map_or(0, |now| now.as_secs()));
-    let lock = Lock::new(names, without, day, packages);
+    let lock = Lock::new(wanted, day, packages);
     lock.write(&own)?;
     prune_packages(cache)?;
     Ok(lock)

@@ -14,10 +14,11 @@ mod apt;
 mod deb;
 mod lock;
 mod stubs;
+mod suite;
 
 pub(crate) use apt::tail;
 
-pub(crate) use lock::{Lock, snapshot_day};
+pub(crate) use lock::{Lock, Wanted, snapshot_day};
 
 /// A package in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,14 +55,14 @@ impl Package {
 
 /// Asks apt-get for the packages and downloads them; the result says which they are. `refresh` fetches new package lists first.
 pub(crate) fn fetch(
-    names: &[String],
-    without: &[String],
+    wanted: Wanted<'_>,
     cache: &Path,
     refresh: bool,
     progress: &dyn Fn(Progress<'_>),
 ) -> Result<Vec<Package>, BuildError> {
-    let status = stubs::status_file(names, without);
-    let packages = apt::Apt::new(cache, &status)?.fetch(names, refresh, progress)?;
+    let status = stubs::status_file(wanted.names, wanted.without);
+    let apt = apt::Apt::new(cache, &status, wanted.suite)?;
+    let packages = apt.fetch(wanted.names, refresh, progress)?;
     // apt-get has checked what it downloaded, but not what was there before.
     for package in &packages {
         deb::check(&apt::deb_path(cache, package), package)?;
@@ -79,7 +80,7 @@ pub(crate) fn obtain(
     if all_there(packages, cache) {
         return Ok(());
     }
-    let apt = apt::Apt::new(cache, "")?;
+    let apt = apt::Apt::new(cache, "", None)?;
     for (index, package) in packages.iter().enumerate() {
         let path = apt::deb_path(cache, package);
         if !path.exists() {

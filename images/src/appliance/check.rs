@@ -261,6 +261,17 @@ pub(super) fn packages<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D
     })
 }
 
+/// Name of a suite of Debian.
+pub(super) fn suite<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    checked(d, |name: String| {
+        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(good) {
+            return Err(format!("`{name}` is not a name of a suite, as bookworm is"));
+        }
+        Ok(Some(name))
+    })
+}
+
 /// As [`packages`], but at least one.
 pub(super) fn sources<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<String>>, D::Error> {
     checked(d, |names: Vec<String>| {

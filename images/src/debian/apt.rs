@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::Package;
+use super::{Package, suite};
 use crate::build::Progress;
 use crate::error::BuildError;
 
@@ -34,10 +34,14 @@ pub(super) struct Apt {
 }
 
 impl Apt {
-    /// Writes the configuration; `status` takes the place of dpkg's status file.
-    pub(super) fn new(cache: &Path, status: &str) -> Result<Self, BuildError> {
+    /// Writes the configuration; `status` takes the place of dpkg's status file. With a `suite`, packages come from there instead of
+    /// the machine's own sources.
+    pub(super) fn new(cache: &Path, status: &str, suite: Option<&str>) -> Result<Self, BuildError> {
         let cache = fs::canonicalize(cache).map_err(BuildError::io("find", cache))?;
-        let state = cache.join("apt");
+        let state = match suite {
+            Some(suite) => cache.join("apt").join(suite),
+            None => cache.join("apt"),
+        };
         let private_lists = state.join("lists");
         let no_archives = state.join("no-archives");
         for directory in [
@@ -52,12 +56,21 @@ impl Apt {
         let status_path = state.join("status");
         crate::cache::replace_file(&status_path, status.as_bytes())?;
         let config = state.join("apt.conf");
-        crate::cache::replace_file(
-            &config,
-            config_text(&state, &cache, &status_path).as_bytes(),
-        )?;
+        let mut text = config_text(&state, &cache, &status_path);
+        if let Some(suite) = suite {
+            let list = state.join("sources.list");
+            let sources = suite::sources_list(suite)?;
+            crate::cache::replace_file(&list, sources.as_bytes())?;
+            text.push_str(&format!("Dir::Etc::SourceList \"{}\";\n", list.display()));
+            text.push_str("Dir::Etc::SourceParts \"/dev/null\";\n");
+        }
+        crate::cache::replace_file(&config, text.as_bytes())?;
         Ok(Self {
-            system_lists: SYSTEM_LISTS.into(),
+            // The machine's lists are those of its own sources.
+            system_lists: match suite {
+                Some(_) => private_lists.clone(),
+                None => SYSTEM_LISTS.into(),
+            },
             cache,
             config,
             private_lists,
@@ -376,7 +389,7 @@ mod tests {
         let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/test-fresh-lists");
         fs::create_dir_all(&cache).unwrap();
         let status = crate::debian::stubs::status_file(&[], &["perl".to_owned()]);
-        let mut apt = Apt::new(&cache, &status).unwrap();
+        let mut apt = Apt::new(&cache, &status, None).unwrap();
         apt.system_lists = cache.join("none");
         let updates = std::cell::Cell::new(0);
         let count = |step: Progress<'_>| {
@@ -451,7 +464,7 @@ mod tests {
             .join("archive/debian/20260131T235959Z/pool/main");
         fs::create_dir_all(&archive).unwrap();
         fs::write(archive.join("a_1_all.deb"), "abc").unwrap();
-        let mut apt = Apt::new(directory.path(), "").unwrap();
+        let mut apt = Apt::new(directory.path(), "", None).unwrap();
         apt.snapshot = format!("copy:{}", directory.path().display());
         let mut package = Package {
             name: "a".to_owned(),

@@ -17,6 +17,17 @@ const MAX_LOCK: u64 = 4 << 20;
 /// What a lock file begins with.
 const COMMENT: &str = "# The packages that this appliance's image is made from. Written by `quorate build`; `quorate build --update` renews it.\n";
 
+/// What packages an image is to have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// By these names, with what they depend on.
+    pub(crate) names: &'a [String],
+    /// Names that are taken as installed.
+    pub(crate) without: &'a [String],
+    /// The suite that they come from, if not the machine's.
+    pub(crate) suite: Option<&'a str>,
+}
+
 /// Contents of a lock file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +37,9 @@ pub(crate) struct Lock {
     names: Vec<String>,
     /// Names that were taken as installed.
     without: Vec<String>,
+    /// The suite that they are of, if not the machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    suite: Option<String>,
     /// When, as Debian's snapshot archive writes it: `20260131T235959Z`.
     pub(crate) resolved: String,
     /// What they came to.
@@ -33,23 +47,24 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    pub(crate) fn new(
-        names: &[String],
-        without: &[String],
-        resolved: String,
-        packages: Vec<Package>,
-    ) -> Self {
+    pub(crate) fn new(wanted: Wanted<'_>, resolved: String, packages: Vec<Package>) -> Self {
         Self {
             version: LOCK_VERSION,
-            names: names.to_vec(),
-            without: without.to_vec(),
+            names: wanted.names.to_vec(),
+            without: wanted.without.to_vec(),
+            suite: wanted.suite.map(str::to_owned),
             resolved,
             packages,
         }
     }
 
     /// Where the lock for these names lies: `locks/FIRST-KEY.toml` in the cache.
-    pub(crate) fn path(cache: &Path, names: &[String], without: &[String]) -> PathBuf {
+    pub(crate) fn path(cache: &Path, wanted: Wanted<'_>) -> PathBuf {
+        let Wanted {
+            names,
+            without,
+            suite,
+        } = wanted;
         let mut hasher = blake3::Hasher::new();
         for list in [names, without] {
             for name in list {
@@ -58,6 +73,7 @@ impl Lock {
             }
             hasher.update(b"\0");
         }
+        hasher.update(suite.unwrap_or_default().as_bytes());
         let key = hasher.finalize().to_hex();
         let first = names.first().map_or("none", String::as_str);
         let key = key.get(..16).unwrap_or_default();
@@ -65,12 +81,15 @@ impl Lock {
     }
 
     /// The lock at `path`; `None` if there is none or it is not one of this version: then it is made anew.
-    pub(crate) fn read(path: &Path, names: &[String], without: &[String]) -> Option<Self> {
+    pub(crate) fn read(path: &Path, wanted: Wanted<'_>) -> Option<Self> {
         if fs::metadata(path).ok()?.len() > MAX_LOCK {
             return None;
         }
         let lock: Self = toml::from_str(&fs::read_to_string(path).ok()?).ok()?;
-        let same = lock.version == LOCK_VERSION && lock.names == names && lock.without == without;
+        let same = lock.version == LOCK_VERSION
+            && lock.names == wanted.names
+            && lock.without == wanted.without
+            && lock.suite.as_deref() == wanted.suite;
         let safe = lock.packages.iter().all(Package::is_safe)
             && lock.resolved.bytes().all(|b| b.is_ascii_alphanumeric());
         (same && safe).then_some(lock)

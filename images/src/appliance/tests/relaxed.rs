@@ -372,6 +372,22 @@ fn what_is_wrong_is_named_with_its_line() {
     );
 }
 
+#[test]
+fn packages_can_be_of_another_suite() {
+    let packages = "packages = [\"redis-server\"]";
+    let with = |to: &str| REDIS.replacen(packages, to, 1);
+    let appliance = parse(&with(&format!("{packages}\nsuite = \"trixie\""))).unwrap();
+    assert_eq!(appliance.image.suite.as_deref(), Some("trixie"));
+    assert_eq!(
+        error(&with(&format!("{packages}\nsuite = \"../a\""))),
+        "redis.toml:6: key \"suite\" in [image]: ../a is not a name of a suite, as bookworm is"
+    );
+    assert_eq!(
+        error(&with("file = \"a\"\nsuite = \"trixie\"")),
+        "redis.toml:4: in [image]: suite goes with packages only"
+    );
+}
+
 proptest::proptest! {
     #[test]
     fn any_pattern_is_safe(pattern in "[^']{0,40}") {
