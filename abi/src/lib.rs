@@ -7,6 +7,7 @@ pub mod boot;
 pub mod calls;
 pub mod flight;
 pub mod image;
+pub mod linux;
 pub mod map;
 pub mod mount;
 pub mod net;

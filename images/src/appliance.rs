@@ -56,6 +56,16 @@
 //! # window_boundaries = 4096
 //! # window_bytes = "64M"
 //!
+//! [linux]                           # the replicas are Linux machines (docs/linux-appliances.md)
+//! # kernel = "debian:cloud"         # "debian:amd64", "debian:cloud@6.12" (also of the backports), or a file
+//! # initramfs = "auto"              # "none", or a file
+//! # cmdline = "mitigations=off"     # appended to the kernel's command line
+//! # cpus = 1
+//! # console = "ttyS0"               # or "hvc0"
+//! # init = "/sbin/init"             # of the image, unless [program] has a command
+//! # modules = ["nf_tables"]         # loaded besides those of the machine's devices
+//! # free = "256M"                   # free room on the root file system
+//!
 //! [recovery]
 //! # enabled = true                  # a replica that was stopped comes back
 //! # checkpoint_interval_ms = 1000   # 0: no checkpoints
@@ -104,6 +114,7 @@ use crate::error::ApplianceError;
 mod check;
 mod disks;
 mod explain;
+mod linux;
 mod masks;
 mod program;
 mod recovery;
@@ -115,6 +126,9 @@ pub(crate) use check::strings_fit as check_strings;
 pub use disks::{
     DISK_UNIT, DiskSpec, DiskVote, Filesystem, MAX_DISK, Mount, OnError, Root, TmpfsSpec,
     Unconfirmed,
+};
+pub use linux::{
+    Console, Flavour, Initramfs, KernelSource, LinuxSpec, MAX_CMDLINE, MAX_CPUS, MIN_LINUX_RAM,
 };
 pub use masks::{MAX_COMPILED, MAX_MASKS, MAX_PATTERN, MaskRule, MaskSpec};
 pub(crate) use program::default_env;
@@ -166,6 +180,9 @@ pub struct Appliance {
     /// How replicas come back.
     #[serde(default)]
     pub recovery: Recovery,
+    /// The kernel, if the replicas are Linux machines.
+    #[serde(default)]
+    pub linux: Option<LinuxSpec>,
     /// The relaxed discipline, if the file says it; see [`Appliance::is_relaxed`].
     pub relaxed: Option<Relaxed>,
     /// What each replica has of its own; empty, or one for each.
@@ -355,6 +372,7 @@ impl Appliance {
         appliance.path = path.to_owned();
         if appliance.program.command.is_empty()
             && !matches!(appliance.image.source, ImageSource::Oci { .. })
+            && appliance.linux.is_none()
         {
             let there = explain::has_table(text, "program");
             return Err(fail(if there {
@@ -367,6 +385,7 @@ impl Appliance {
         let given = explain::has_key(text, "machine", "replicas");
         replicas::check_all(&mut appliance, given)
             .and_then(|()| disks::check_all(&appliance))
+            .and_then(|()| linux::check_all(&appliance))
             .and_then(|()| relaxed::check_all(&appliance))
             .and_then(|()| masks::check_all(&appliance))
             .map_err(|(table, number, message)| {

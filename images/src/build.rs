@@ -11,6 +11,7 @@ use crate::cache::{image_path, lock_cache, persist, prune_images, prune_packages
 pub use crate::debian::Package;
 use crate::debian::{self, Lock, Wanted};
 use crate::error::BuildError;
+use crate::linux::LinuxBoot;
 use crate::tree::{Kind, Meta, Tree, TreeError};
 use crate::verify::{Info, verify};
 use crate::writer::{self, WriteError};
@@ -86,6 +87,8 @@ pub struct BuiltImage {
     pub cached: bool,
     /// What to run in it: the appliance's program with its users looked up, and with what an OCI image says itself.
     pub program: Program,
+    /// What a Linux machine boots besides; then `path` is an ext4 root disk. `None` for the embedded guest.
+    pub linux: Option<LinuxBoot>,
 }
 
 /// Builds the image of `appliance`, or finds the one that the same inputs gave before. Several processes may do so at once.
@@ -211,6 +214,7 @@ fn built(
         resolved: origin.resolved,
         cached,
         program,
+        linux: None,
     })
 }
 

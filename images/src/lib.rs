@@ -11,6 +11,7 @@ mod debian;
 pub mod disks;
 mod error;
 mod hostdir;
+mod linux;
 mod oci;
 mod program;
 pub mod size;
@@ -22,16 +23,17 @@ mod view;
 pub mod writer;
 
 pub use appliance::{
-    Appliance, DiskSpec, DiskVote, ExtraFile, FileContent, Filesystem, GuestPort, Id, ImageSource,
-    ImageSpec, LayoutPolicy, MachineSpec, MaskRule, MaskSpec, Mount, NetworkSpec, NoQuorum,
-    OnDifference, OnError, Policy, Program, Relaxed, ReplicaSpec, Role, Root, SyncChannel,
-    TmpfsSpec, Unconfirmed, User, VersionPolicy,
+    Appliance, Console, DiskSpec, DiskVote, ExtraFile, FileContent, Filesystem, GuestPort, Id,
+    ImageSource, ImageSpec, Initramfs, KernelSource, LayoutPolicy, LinuxSpec, MachineSpec,
+    MaskRule, MaskSpec, Mount, NetworkSpec, NoQuorum, OnDifference, OnError, Policy, Program,
+    Relaxed, ReplicaSpec, Role, Root, SyncChannel, TmpfsSpec, Unconfirmed, User, VersionPolicy,
 };
 pub use build::{
     BuildOptions, BuiltImage, Package, Progress, build, cached, default_cache_dir, write_lock,
 };
 pub use disks::{DiskError, PreparedDisk};
 pub use error::{ApplianceError, BuildError};
+pub use linux::{LinuxBoot, LinuxRoot};
 pub use verify::{ImageFileError, Info, verify};
 
 /// Upper bound of an image's length in bytes (R10): 1 GiB. Building fails with [`BuildError::TooLarge`] beyond it.

@@ -145,6 +145,10 @@ pub(super) fn env<'de, D: Deserializer<'de>>(
 
 /// Whether everything fits where the VMM hands it to the guest kernel ([`quorate_abi::boot::BootInfo::strings`]).
 pub(crate) fn strings_fit(appliance: &Appliance) -> Result<(), String> {
+    // A Linux guest finds them in its initial RAM disk.
+    if appliance.linux.is_some() {
+        return Ok(());
+    }
     let program = &appliance.program;
     let words = program.command.iter().map(|word| word.len() + TERMINATOR);
     let variables = program
