@@ -129,6 +129,7 @@ pub use disks::{
 };
 pub use linux::{
     Console, Flavour, Initramfs, KernelSource, LinuxSpec, MAX_CMDLINE, MAX_CPUS, MIN_LINUX_RAM,
+    ReplicaLinux,
 };
 pub use masks::{MAX_COMPILED, MAX_MASKS, MAX_PATTERN, MaskRule, MaskSpec};
 pub(crate) use program::default_env;

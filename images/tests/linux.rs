@@ -74,6 +74,26 @@ fn kernels_are_named_by_flavour_and_version_or_by_file() {
 }
 
 #[test]
+fn a_replica_has_its_own_kernel_and_more_words_for_it() {
+    let own = "cmdline = \"quiet\"\n[[replica]]\n[[replica]]\nlinux = { kernel = \"debian:cloud@6.12\", cmdline = \"nokaslr\" }\n";
+    let appliance = parse(&[SHELL, own].concat()).unwrap();
+    assert_eq!(appliance.replica(0).linux, appliance.linux);
+    let second = appliance.replica(1).linux.unwrap();
+    assert_eq!(second.cmdline, "quiet nokaslr");
+    assert_eq!(second.cpus, 2);
+    assert_ne!(second.kernel, appliance.linux.unwrap().kernel);
+    let embedded = SHELL.replace(
+        "[linux]\ncpus = 2\n",
+        "[program]\ncommand = [\"/bin/sh\"]\n[[replica]]\nlinux = {}\n",
+    );
+    let error = parse(&embedded).unwrap_err();
+    assert!(
+        error.starts_with("shell.toml:9: key \"linux\" in [replica]: only"),
+        "{error}"
+    );
+}
+
+#[test]
 fn errors_name_line_and_key() {
     let cases = [
         (

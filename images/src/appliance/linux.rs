@@ -52,6 +52,31 @@ pub struct LinuxSpec {
     pub free: u64,
 }
 
+/// `linux` of `[[replica]]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicaLinux {
+    /// Its kernel instead of that of `[linux]`.
+    #[serde(deserialize_with = "maybe_kernel")]
+    pub kernel: Option<KernelSource>,
+    /// Appended to the command line, after what `[linux]` appends.
+    #[serde(deserialize_with = "cmdline")]
+    pub cmdline: String,
+}
+
+impl ReplicaLinux {
+    /// Changes what all replicas have into what this one has.
+    pub(super) fn apply(&self, linux: &mut LinuxSpec) {
+        if let Some(kernel) = &self.kernel {
+            linux.kernel = kernel.clone();
+        }
+        if !self.cmdline.is_empty() {
+            let both = format!("{} {}", linux.cmdline, self.cmdline);
+            linux.cmdline = both.trim().to_owned();
+        }
+    }
+}
+
 /// Where a kernel comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KernelSource {
@@ -208,6 +233,10 @@ pub(super) fn check_all(appliance: &Appliance) -> Result<(), (&'static str, usiz
         }
     }
     Ok(())
+}
+
+fn maybe_kernel<'de, D: Deserializer<'de>>(d: D) -> Result<Option<KernelSource>, D::Error> {
+    kernel(d).map(Some)
 }
 
 fn kernel<'de, D: Deserializer<'de>>(d: D) -> Result<KernelSource, D::Error> {

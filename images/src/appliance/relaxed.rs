@@ -147,10 +147,10 @@ fn sync<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<SyncChannel>, D::Error> {
 
 impl Appliance {
     /// Whether its replicas run under the relaxed discipline: they do when the file says `[relaxed]` or gives replicas programs of
-    /// their own. If not, they run in lockstep.
+    /// their own, and when they are Linux machines. If not, they run in lockstep.
     #[must_use]
     pub fn is_relaxed(&self) -> bool {
-        self.relaxed.is_some() || !self.replicas.is_empty()
+        self.relaxed.is_some() || !self.replicas.is_empty() || self.linux.is_some()
     }
 
     /// What `[relaxed]` says, or its defaults.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 
 use super::disks::Problem;
+use super::linux::ReplicaLinux;
 use super::{Appliance, ImageSpec, MAX_REPLICAS, check};
 
 /// One `[[replica]]`, in the order of the replicas' numbers. What it does not say is the appliance's.
@@ -24,6 +25,8 @@ pub struct ReplicaSpec {
     /// Environment variables besides those of `[program]`, or instead of those of the same name.
     #[serde(deserialize_with = "check::env")]
     pub env: Option<BTreeMap<String, String>>,
+    /// What its Linux machine has instead of what `[linux]` says; only with `[linux]`.
+    pub linux: Option<ReplicaLinux>,
 }
 
 /// `role` of a `[[replica]]`.
@@ -60,6 +63,9 @@ impl Appliance {
             effective.program.own_env = true;
             let variables = env.iter().map(|(key, value)| (key.clone(), value.clone()));
             effective.program.env.extend(variables);
+        }
+        if let (Some(linux), Some(own)) = (&mut effective.linux, &own.linux) {
+            own.apply(linux);
         }
         effective
     }
@@ -106,6 +112,10 @@ pub(super) fn check_all(appliance: &mut Appliance, given: bool) -> Result<(), Pr
             && !names.insert(name)
         {
             let text = format!("there is another replica of the name {name}");
+            return Err(("replica", number, text));
+        }
+        if own.linux.is_some() && appliance.linux.is_none() {
+            let text = "key \"linux\" in [replica]: only replicas of an appliance with [linux] have a kernel of their own".to_owned();
             return Err(("replica", number, text));
         }
         check::strings_fit(&appliance.replica(number)).map_err(|text| ("replica", number, text))?;
