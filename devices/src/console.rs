@@ -64,6 +64,11 @@ impl Transport<Console> {
         Self::new(Console::default())
     }
 
+    /// There is input that the guest has posted no buffers for.
+    pub(crate) fn wants_buffers(&self) -> bool {
+        !self.device.waiting.is_empty()
+    }
+
     /// Takes what the guest wrote since the last boundary.
     pub(crate) fn collect<M: GuestMemory>(
         &mut self,

@@ -20,6 +20,7 @@ mod sync;
 mod tests;
 mod transport;
 mod types;
+mod virtio;
 
 pub use block::{
     BLOCK_BYTES_PER_BOUNDARY, BLOCK_QUEUE_SIZE, BLOCK_READ_BYTES_IN_FLIGHT, BLOCK_SEG_MAX,
@@ -46,3 +47,4 @@ pub use stream::SeedStream;
 pub use sync::{Request, SyncRequest, SyncState};
 pub use transport::{TransportState, register};
 pub use types::{Entry, Output};
+pub use virtio::{VirtioConfig, VirtioSet, VirtioSetState, Window};

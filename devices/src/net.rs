@@ -115,6 +115,11 @@ impl Transport<Net> {
         self.device.waiting_bytes
     }
 
+    /// There are frames that the guest has posted no buffers for.
+    pub(crate) fn wants_buffers(&self) -> bool {
+        !self.device.waiting.is_empty()
+    }
+
     /// Takes the frames that the guest sent since the last boundary.
     pub(crate) fn collect<M: GuestMemory>(
         &mut self,

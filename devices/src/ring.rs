@@ -1,11 +1,13 @@
-//! One virtqueue: the registers that configure it, and the ring once it is ready. Queues are polled at boundaries; the
-//! embedded guest never notifies.
+//! One virtqueue: the registers that configure it, and the ring once it is ready. The embedded guest's queues are polled at
+//! boundaries, it never notifies; for others there are notifications and interrupts, and each side can say that it wants none.
 
 use crate::chain::Chain;
 use crate::error::{QueueFault, RegisterFault};
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{Ordering, fence};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 /// A queue as plain data. Addresses are guest-physical.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,8 @@ pub(crate) struct Ring {
     pub regs: RingState,
     /// There exactly while the queue is ready; validated when it became so.
     queue: Option<Queue>,
+    /// Chains were given back since [`Ring::interrupt_wanted`] was asked last.
+    given: bool,
 }
 
 impl Ring {
@@ -42,6 +46,7 @@ impl Ring {
             max_size,
             regs: RingState::default(),
             queue: None,
+            given: false,
         }
     }
 
@@ -58,7 +63,12 @@ impl Ring {
     }
 
     /// Puts the queue to use with the addresses and the size in its registers: the only place where they are believed.
-    pub(crate) fn enable<M: GuestMemory>(&mut self, mem: &M) -> Result<(), RegisterFault> {
+    /// `event_idx`: whether VIRTIO_F_EVENT_IDX was negotiated.
+    pub(crate) fn enable<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        event_idx: bool,
+    ) -> Result<(), RegisterFault> {
         if self.queue.is_some() {
             return Err(RegisterFault::QueueInUse);
         }
@@ -79,6 +89,7 @@ impl Ring {
             .map_err(bad_address)?;
         queue.set_next_avail(self.regs.next_avail);
         queue.set_next_used(self.regs.next_used);
+        queue.set_event_idx(event_idx);
         queue.set_ready(true);
         if !queue.is_valid(mem) || self.regs.available == 0 {
             return Err(RegisterFault::QueueAddress);
@@ -129,12 +140,51 @@ impl Ring {
         head: u16,
         written: u32,
     ) -> Result<(), QueueFault> {
+        self.given = true;
         match &mut self.queue {
             Some(queue) => queue
                 .add_used(mem, head, written)
                 .map_err(|_| QueueFault::UsedRing),
             None => Ok(()),
         }
+    }
+
+    /// Whether the driver is to be interrupted for what was given back since this was asked last (virtio 1.3, 2.7.7.2): with
+    /// VIRTIO_F_EVENT_IDX if the used index has passed the one that the driver named, without it unless the driver wants none.
+    pub(crate) fn interrupt_wanted<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, QueueFault> {
+        let given = std::mem::take(&mut self.given);
+        let Some(queue) = self.queue.as_mut().filter(|_| given) else {
+            return Ok(false);
+        };
+        if queue.event_idx_enabled() {
+            return queue
+                .needs_notification(mem)
+                .map_err(|_| QueueFault::AvailableRing);
+        }
+        // The driver changes its flags and then looks at the used index: this must not look at the flags before the index is written.
+        fence(Ordering::SeqCst);
+        let flags: u16 = mem
+            .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+            .map_err(|_| QueueFault::AvailableRing)?;
+        Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+    }
+
+    /// Asks the driver for notifications, or for none (2.7.10). True if they are wanted and something is there that was not taken: the
+    /// driver may have put it there before it saw the wish.
+    pub(crate) fn listen<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        wanted: bool,
+    ) -> Result<bool, QueueFault> {
+        let Some(queue) = &mut self.queue else {
+            return Ok(false);
+        };
+        if wanted {
+            queue.enable_notification(mem)
+        } else {
+            queue.disable_notification(mem).map(|()| false)
+        }
+        .map_err(|_| QueueFault::UsedRing)
     }
 
     pub(crate) fn save(&self) -> RingState {
@@ -150,12 +200,13 @@ impl Ring {
         &mut self,
         mem: &M,
         state: &RingState,
+        event_idx: bool,
     ) -> Result<(), RegisterFault> {
         self.reset();
         self.regs = *state;
         self.regs.ready = false;
         if state.ready {
-            self.enable(mem)?;
+            self.enable(mem, event_idx)?;
         }
         Ok(())
     }

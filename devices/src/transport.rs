@@ -10,6 +10,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestMemory;
 
 /// Offsets in the register window (4.2.2). All are 32 bits wide and little-endian.
@@ -40,7 +41,8 @@ pub mod register {
     pub const QUEUE_NUM: u64 = bindings::VIRTIO_MMIO_QUEUE_NUM as u64;
     /// 1 puts the queue to use, 0 stops it.
     pub const QUEUE_READY: u64 = bindings::VIRTIO_MMIO_QUEUE_READY as u64;
-    /// New buffers are in a queue; write only. Queues are polled, so it does nothing.
+    /// New buffers are in a queue; write only. The devices do nothing here: queues are polled, or the machine sees to it that they
+    /// are looked at.
     pub const QUEUE_NOTIFY: u64 = bindings::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
     /// Bit 0: used buffers; read only.
     pub const INTERRUPT_STATUS: u64 = bindings::VIRTIO_MMIO_INTERRUPT_STATUS as u64;
@@ -135,6 +137,8 @@ pub(crate) struct Transport<D> {
     driver_features: u64,
     queue_sel: u32,
     interrupt_status: u32,
+    /// The machine takes interrupts. It is not state: it belongs to the kind of machine.
+    interrupts: bool,
 }
 
 impl<D: Kind> Transport<D> {
@@ -148,11 +152,22 @@ impl<D: Kind> Transport<D> {
             driver_features: 0,
             queue_sel: 0,
             interrupt_status: 0,
+            interrupts: false,
         }
     }
 
+    /// This device is part of a machine that takes interrupts.
+    pub(crate) fn take_interrupts(&mut self) {
+        self.interrupts = true;
+    }
+
     fn offered(&self) -> u64 {
-        self.device.features() | 1 << VIRTIO_F_VERSION_1
+        let rings = if self.interrupts {
+            1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        } else {
+            0
+        };
+        self.device.features() | rings | 1 << VIRTIO_F_VERSION_1
     }
 
     /// The driver has finished its set-up: queues may be processed.
@@ -166,9 +181,61 @@ impl<D: Kind> Transport<D> {
         self.driver_features & 1 << bit != 0
     }
 
-    /// Notes that there are used buffers. No interrupt is delivered: the embedded guest polls after a boundary.
+    /// Notes that there are used buffers. Where there are no interrupts that is all: the guest polls. Where there are,
+    /// [`Transport::interrupt`] decides.
     pub(crate) fn used_buffers(&mut self) {
-        self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+        if !self.interrupts {
+            self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+        }
+    }
+
+    /// Whether buffers were used since it was asked last and the driver wants to be told: then the interrupt status says so.
+    pub(crate) fn interrupt<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, DeviceError> {
+        if !self.interrupts {
+            return Ok(false);
+        }
+        let mut due = false;
+        for queue in 0..self.rings.len() {
+            let wanted = match self.rings.get_mut(queue) {
+                Some(ring) => ring.interrupt_wanted(mem),
+                None => Ok(false),
+            };
+            due |= wanted.map_err(|fault| self.broken(queue, fault))?;
+        }
+        if due {
+            self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+        }
+        Ok(due)
+    }
+
+    /// As [`Transport::interrupt`], whether or not there is a reason; false if no driver uses the device.
+    pub(crate) fn interrupt_anyway(&mut self) -> bool {
+        let due = self.interrupts && self.live();
+        if due {
+            self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+        }
+        due
+    }
+
+    /// For each queue: asks the driver to notify of what it puts there from now on, or not to. True if something is in one of
+    /// those that are `wanted` that was not taken yet.
+    pub(crate) fn listen<M: GuestMemory, const N: usize>(
+        &mut self,
+        mem: &M,
+        wanted: [bool; N],
+    ) -> Result<bool, DeviceError> {
+        if !self.interrupts || !self.live() {
+            return Ok(false);
+        }
+        let mut more = false;
+        for (queue, wanted) in wanted.into_iter().enumerate() {
+            let found = match self.rings.get_mut(queue) {
+                Some(ring) => ring.listen(mem, wanted),
+                None => Ok(false),
+            };
+            more |= found.map_err(|fault| self.broken(queue, fault))?;
+        }
+        Ok(more)
     }
 
     /// The error for what was found in a queue; the device needs a reset from now on (2.1.2).
@@ -336,6 +403,7 @@ impl<D: Kind> Transport<D> {
         let queue_sel = self.queue_sel;
         // Queues come after the features (3.1.1, step 7).
         let status = self.status;
+        let event_idx = self.has_feature(VIRTIO_RING_F_EVENT_IDX);
         let ring = self
             .rings
             .get_mut(queue_sel as usize)
@@ -356,7 +424,9 @@ impl<D: Kind> Transport<D> {
                 ring.regs.size = value;
                 return Ok(());
             }
-            register::QUEUE_READY if value == 1 => return usable.and_then(|()| ring.enable(mem)),
+            register::QUEUE_READY if value == 1 => {
+                return usable.and_then(|()| ring.enable(mem, event_idx));
+            }
             register::QUEUE_READY => {
                 ring.reset();
                 self.device.reset();
@@ -410,8 +480,10 @@ impl<D: Kind> Transport<D> {
             device: D::NAME,
             what,
         };
+        let event_idx = state.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         for (ring, saved) in self.rings.iter_mut().zip(&state.rings) {
-            ring.restore(mem, saved).map_err(|_| invalid("queue"))?;
+            ring.restore(mem, saved, event_idx)
+                .map_err(|_| invalid("queue"))?;
         }
         self.driver_features = state.driver_features;
         if state.status & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !self.features_acceptable() {

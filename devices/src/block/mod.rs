@@ -98,6 +98,8 @@ pub(crate) struct Block {
     in_flight: BTreeMap<u64, InFlightState>,
     /// Bytes of the reads in `in_flight`.
     reading: u64,
+    /// The queue was empty when it was looked at last.
+    drained: bool,
 }
 
 impl Kind for Block {
@@ -201,6 +203,7 @@ impl Transport<Block> {
             next_seq: 0,
             in_flight: BTreeMap::new(),
             reading: 0,
+            drained: true,
         }))
     }
 
@@ -222,6 +225,11 @@ impl Transport<Block> {
         done.map_err(|fault| self.broken(0, fault))
     }
 
+    /// Whether nothing that the guest has asked for was left in its queue.
+    pub(crate) fn drained(&self) -> bool {
+        self.device.drained
+    }
+
     /// Bounded as the other devices' loops: a ring offers no more chains than it has places.
     fn drain<M: GuestMemory>(
         &mut self,
@@ -234,9 +242,11 @@ impl Transport<Block> {
             return Ok(false);
         };
         let mut written = 0;
+        device.drained = false;
         loop {
             let start = ring.taken();
             if !ring.take(mem, &mut device.chain)? {
+                device.drained = true;
                 return Ok(false);
             }
             match device.take(mem, ring, &mut written, outputs)? {
