@@ -3,6 +3,7 @@
 
 use crate::error::MachineError;
 use crate::machine::Machine;
+use crate::memory::Ram;
 use kvm_bindings::kvm_regs;
 use std::str::FromStr;
 use vm_memory::{Bytes, GuestAddress};
@@ -46,6 +47,11 @@ impl Register {
         self.name
     }
 
+    /// The register among others.
+    pub(crate) fn of(self, regs: &mut kvm_regs) -> &mut u64 {
+        (self.select)(regs)
+    }
+
     /// The names of all registers.
     pub fn names() -> impl Iterator<Item = &'static str> {
         REGISTERS.iter().map(|register| register.name)
@@ -65,6 +71,16 @@ impl FromStr for Register {
 
 /// An address that no layout uses: below every region.
 const NOWHERE: u64 = 0x1000;
+
+/// See [`Machine::flip_memory`].
+pub(crate) fn flip_byte(ram: &Ram, gpa: u64, bit: u32) -> Result<(u8, u8), MachineError> {
+    let mask = 1_u8.checked_shl(bit).ok_or(MachineError::NoBit(bit))?;
+    let outside = |_| MachineError::Access(gpa);
+    let before: u8 = ram.read_obj(GuestAddress(gpa)).map_err(outside)?;
+    let after = before ^ mask;
+    ram.write_obj(after, GuestAddress(gpa)).map_err(outside)?;
+    Ok((before, after))
+}
 
 impl Machine {
     /// Flips one bit of a register. Returns the values before and after.
@@ -93,13 +109,7 @@ impl Machine {
     ///
     /// If there is no such bit or no RAM at that address.
     pub fn flip_memory(&mut self, gpa: u64, bit: u32) -> Result<(u8, u8), MachineError> {
-        let mask = 1_u8.checked_shl(bit).ok_or(MachineError::NoBit(bit))?;
-        let ram = &self.memory.ram;
-        let outside = |_| MachineError::Access(gpa);
-        let before: u8 = ram.read_obj(GuestAddress(gpa)).map_err(outside)?;
-        let after = before ^ mask;
-        ram.write_obj(after, GuestAddress(gpa)).map_err(outside)?;
-        Ok((before, after))
+        flip_byte(&self.memory.ram, gpa, bit)
     }
 
     /// Bytes of guest RAM, as a bound for [`Machine::flip_memory`]: addresses below this, but for the hole between

@@ -30,9 +30,9 @@ use std::sync::atomic::AtomicU8;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Where KVM may put three pages of its own on Intel (KVM_SET_TSS_ADDR); in the hole between low and high RAM.
-const KVM_TSS: usize = 0xfffb_d000;
+pub(crate) const KVM_TSS: usize = 0xfffb_d000;
 /// As [`KVM_TSS`]: one page for real mode, which is never entered.
-const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+pub(crate) const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// The only version of the KVM API that ever was.
 const KVM_API_VERSION: i32 = 12;
 
@@ -546,23 +546,7 @@ impl Machine {
     /// Completes an I/O instruction that is half done, so that the registers can be changed or saved: KVM does that when it is
     /// entered, and leaves at once since it is told to.
     pub(crate) fn settle(&mut self) -> Result<(), MachineError> {
-        // KVM says EINTR when nothing is left to be completed. Only an instruction that repeats itself needs more than two calls.
-        const MOST_CALLS: usize = 64;
-        self.vcpu.set_kvm_immediate_exit(1);
-        let mut done = Err(MachineError::HalfDone);
-        for _ in 0..MOST_CALLS {
-            let error = match self.vcpu.run() {
-                Ok(_) => continue,
-                Err(error) => error,
-            };
-            done = match error.errno() {
-                libc::EINTR => Ok(()),
-                _ => Err(MachineError::kvm("KVM_RUN (to complete an I/O)")(error)),
-            };
-            break;
-        }
-        self.vcpu.set_kvm_immediate_exit(0);
-        done
+        vcpu::settle(&mut self.vcpu)
     }
 }
 

@@ -169,3 +169,24 @@ fn table((base, limit): (u64, u16)) -> kvm_dtable {
         ..kvm_dtable::default()
     }
 }
+
+/// See `Machine::settle`.
+pub(crate) fn settle(vcpu: &mut VcpuFd) -> Result<(), MachineError> {
+    // KVM says EINTR when nothing is left to be completed. Only an instruction that repeats itself needs more than two calls.
+    const MOST_CALLS: usize = 64;
+    vcpu.set_kvm_immediate_exit(1);
+    let mut done = Err(MachineError::HalfDone);
+    for _ in 0..MOST_CALLS {
+        let error = match vcpu.run() {
+            Ok(_) => continue,
+            Err(error) => error,
+        };
+        done = match error.errno() {
+            libc::EINTR => Ok(()),
+            _ => Err(MachineError::kvm("KVM_RUN (to complete an I/O)")(error)),
+        };
+        break;
+    }
+    vcpu.set_kvm_immediate_exit(0);
+    done
+}

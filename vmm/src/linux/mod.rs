@@ -5,12 +5,24 @@
 //! queue, or somebody called [`LinuxHandle::wake`], it takes out what the guest made visible, gives it to [`Exchange::exchange`], and
 //! delivers what comes back. So between two exchanges the guest sees nothing of the world (R1), and what leaves it goes one way only.
 
+mod acpi;
 mod config;
+mod cpuid;
 mod exchange;
 mod fault;
+mod inject;
+mod loader;
 mod machine;
+mod map;
+mod ports;
+mod refusal;
+mod shared;
+mod state;
+mod vcpu;
 
 pub use config::{LinuxConfig, LinuxConsole, MAX_LINUX_CPUS};
 pub use exchange::{Exchange, Exchanged};
 pub use fault::LinuxFault;
-pub use machine::{LinuxCheckpoint, LinuxEnd, LinuxHandle, LinuxMachine, refusal};
+pub use machine::{LinuxCounters, LinuxEnd, LinuxHandle, LinuxMachine};
+pub use refusal::refusal;
+pub use state::LinuxCheckpoint;
