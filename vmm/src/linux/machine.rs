@@ -322,7 +322,10 @@ impl DeviceThread<'_> {
     fn pass(&mut self, exchange: &mut dyn Exchange) -> Result<Wait, Final> {
         let ram = self.shared.ram();
         let mut outputs = Vec::new();
-        let text = self.shared.ports().take_output();
+        let (text, status) = {
+            let mut ports = self.shared.ports();
+            (ports.take_output(), ports.take_status())
+        };
         if !text.is_empty() {
             outputs.push(Output::Console(text));
         }
@@ -333,6 +336,7 @@ impl DeviceThread<'_> {
             (more, devices.interrupts(ram).map_err(Final::Misbehaved)?)
         };
         self.raise(due);
+        outputs.extend(status.map(|status| Output::Exit { status }));
         self.counters.exchanges += 1;
         let exchanged = exchange.exchange(outputs).map_err(Final::Stopped)?;
         let mut entry = exchanged.entry;

@@ -17,7 +17,7 @@ pub(crate) const SERIAL_INPUT: usize = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     Nothing,
-    /// There is output, and there was none before.
+    /// There is output, and there was none before; or the program's status.
     Output,
     PowerOff,
     Reset,
@@ -35,6 +35,8 @@ pub(crate) struct PortsState {
     pub input: Vec<u8>,
     /// What was not taken yet.
     pub output: Vec<u8>,
+    /// Status of the program, not taken yet.
+    pub status: Option<u64>,
 }
 
 /// Pulses the serial port's interrupt line.
@@ -75,6 +77,8 @@ impl io::Write for Output {
 pub(crate) struct Ports {
     serial: Serial<Line, NoEvents, Output>,
     input: VecDeque<u8>,
+    /// Wait status of the appliance's program, as `wait4` would report it.
+    status: Option<u64>,
 }
 
 impl Ports {
@@ -82,13 +86,22 @@ impl Ports {
         Self {
             serial: Serial::new(Line(line), Output::default()),
             input: VecDeque::new(),
+            status: None,
         }
     }
 
     /// `out`. A port where nothing is takes everything.
     pub(crate) fn write(&mut self, port: u16, data: &[u8]) -> Asked {
+        if port == EXIT
+            && let &[code, signal, ..] = data
+        {
+            // The first counts: a program ends once.
+            self.status
+                .get_or_insert(u64::from(code) << 8 | u64::from(signal & 0x7f));
+            return Asked::Output;
+        }
         let &[value] = data else {
-            return Asked::Nothing; // All that is here is one byte wide.
+            return Asked::Nothing; // All else that is here is one byte wide.
         };
         match port {
             SERIAL..=SERIAL_LAST => {
@@ -151,6 +164,11 @@ impl Ports {
         std::mem::take(&mut self.serial.writer_mut().bytes)
     }
 
+    /// The status of the appliance's program, once it has ended; only the first time.
+    pub(crate) fn take_status(&mut self) -> Option<u64> {
+        self.status.take()
+    }
+
     pub(crate) fn save(&self) -> PortsState {
         let state = self.serial.state();
         PortsState {
@@ -168,6 +186,7 @@ impl Ports {
             fifo: state.in_buffer,
             input: self.input.iter().copied().collect(),
             output: self.serial.writer().bytes.clone(),
+            status: self.status,
         }
     }
 
@@ -202,6 +221,7 @@ impl Ports {
         };
         self.serial = serial;
         self.input = state.input.iter().copied().collect();
+        self.status = state.status;
         true
     }
 }
