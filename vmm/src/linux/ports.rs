@@ -1,6 +1,8 @@
 //! What is behind I/O ports: the serial console, and the two ways to turn the machine off or have it begin again.
 
-use super::map::{KEYBOARD, KEYBOARD_RESET, POWER, POWER_OFF, POWER_RESET, POWER_STATUS, SERIAL};
+use super::map::{
+    EXIT, KEYBOARD, KEYBOARD_RESET, POWER, POWER_OFF, POWER_RESET, POWER_STATUS, SERIAL,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io;
