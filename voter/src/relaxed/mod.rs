@@ -14,6 +14,7 @@
 
 mod difference;
 mod mask;
+mod pool;
 mod stream;
 mod voters;
 
@@ -22,6 +23,8 @@ pub use difference::{
     REQUESTS_KEPT, Request, Side, Undecided,
 };
 pub use mask::MaskSet;
+pub use pool::index::{AsIs, ContentHash, ContentMap, content_hash};
+pub use pool::{Confirmed, ENTRY_OVERHEAD, Pool, PoolFull, PoolLimits, PoolStats, Pushed};
 pub use stream::{
     DIGEST_STEP, DIGESTS_KEPT, EndOfStream, Full, StreamLimits, StreamMatcher, StreamStats, Taken,
 };

@@ -148,9 +148,4 @@ impl History {
             false => Digested::Differs { from, to },
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn pieces(&self) -> usize {
-        self.pieces.len()
-    }
 }
