@@ -171,11 +171,16 @@ impl Plan {
                     replicas,
                     window_boundaries: policy.window_boundaries,
                     window_bytes: bound(policy.window_bytes),
-                    lag_timeout_ns: policy.lag_timeout_ms.saturating_mul(1_000_000),
+                    lag_timeout_ns: policy
+                        .lag_timeout_ms
+                        .saturating_mul(1_000_000)
+                        .saturating_mul(u64::from(crate::patience::slowness())),
                     lag_factor: LAG_FACTOR,
                 },
                 no_quorum,
-                stop_grace: options.stop_grace.unwrap_or(STOP_GRACE),
+                stop_grace: options
+                    .stop_grace
+                    .unwrap_or_else(|| crate::patience::patient(STOP_GRACE)),
                 seed,
                 layout_mode: match layout {
                     LayoutKind::Same => "same",

@@ -22,6 +22,7 @@ pub mod journal;
 pub mod kernel;
 pub mod launch;
 pub mod machine;
+pub mod patience;
 pub mod place;
 pub mod record;
 pub mod recovery;

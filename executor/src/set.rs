@@ -335,7 +335,7 @@ impl ReplicaSet {
         while inner.end.is_none() {
             inner = shared.wait_changed(inner, Duration::from_secs(3600));
         }
-        let patience = Instant::now() + LEAVE_TIMEOUT;
+        let patience = Instant::now() + crate::patience::patient(LEAVE_TIMEOUT);
         while inner.slots.iter().any(|slot| slot.place != Place::Gone) {
             let left = patience.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -462,7 +462,7 @@ impl Core {
                 reply,
             },
         )?;
-        match answer.recv_timeout(INJECT_TIMEOUT) {
+        match answer.recv_timeout(crate::patience::patient(INJECT_TIMEOUT)) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => Err(waits),
             Err(RecvTimeoutError::Disconnected) => Err(format!(

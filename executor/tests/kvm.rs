@@ -108,7 +108,7 @@ impl Recorder {
     }
 
     fn wait_until(&self, what: &str, happened: impl Fn() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + quorate_executor::patience::patient(PATIENCE);
         while !happened() {
             assert!(
                 Instant::now() < deadline,

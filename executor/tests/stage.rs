@@ -354,7 +354,7 @@ fn one_alone_that_fails_ends_its_trial_and_no_other() {
     let (mut spins, _) = play(1, 10);
     spins.interposers = with(0, Spin(7));
     spins.limits = Limits {
-        spin: Duration::from_millis(100),
+        spin: quorate_executor::patience::patient(Duration::from_millis(100)),
         ..Limits::default()
     };
     let performed = rig.perform(spins).unwrap();

@@ -239,7 +239,11 @@ fn accepts(process: &Process, address: SocketAddr) -> Result<(), Error> {
             return Ok(());
         }
         match process.wait(BETWEEN) {
-            Err(error) if started.elapsed() >= START_TIMEOUT => return Err(error),
+            Err(error)
+                if started.elapsed() >= quorate_executor::patience::patient(START_TIMEOUT) =>
+            {
+                return Err(error);
+            }
             Err(_) => {}
             Ok(ended) => {
                 return Err(Error::Unexpected(format!(

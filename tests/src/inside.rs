@@ -34,7 +34,7 @@ impl Said {
     /// Waits until `wanted` has been said; false if it is not within the time.
     #[must_use]
     pub fn wait_for(&self, wanted: &str, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + quorate_executor::patience::patient(within);
         let mut said = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         while !String::from_utf8_lossy(&said).contains(wanted) {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -83,7 +83,7 @@ impl Load {
     #[must_use]
     pub fn wait_for_progress(&self, more: u64, within: Duration) -> bool {
         let wanted = self.shared.checked.load(Ordering::SeqCst) + more;
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + quorate_executor::patience::patient(within);
         let mut failures = failures(&self.shared);
         while self.shared.checked.load(Ordering::SeqCst) < wanted {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -103,7 +103,7 @@ impl Load {
     /// Waits until every client has come to an end by itself, because something went wrong for it.
     #[must_use]
     pub fn wait_for_failure_of_all(&self, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + quorate_executor::patience::patient(within);
         let mut failures = failures(&self.shared);
         while failures.wrong.len() + failures.ended.len() < self.clients.len() {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -203,7 +203,7 @@ impl Process {
         within: Duration,
         mut ready: impl FnMut(&mut State) -> Option<T>,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + quorate_executor::patience::patient(within);
         let mut state = self.shared.state();
         loop {
             if let Some(result) = ready(&mut state) {

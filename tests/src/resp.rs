@@ -110,7 +110,7 @@ impl Client {
     /// # Errors
     /// When none comes in time, the connection ends within it, or the bytes are no reply.
     pub fn reply(&mut self) -> Result<Vec<u8>, Error> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + quorate_executor::patience::patient(self.timeout);
         // A reply that is not whole is looked at again only when it may be: a large value would else be scanned for
         // each chunk of it.
         let mut wanted = 1;
@@ -181,7 +181,7 @@ impl Client {
     /// # Errors
     /// When it does not end it in time.
     pub fn rest(&mut self) -> Result<Vec<u8>, Error> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + quorate_executor::patience::patient(self.timeout);
         loop {
             match self.fill(deadline) {
                 Ok(0) => break,

@@ -38,7 +38,7 @@ pub fn is_whole(state: &Value) -> bool {
 /// # Errors
 /// When it takes longer than `within`, or the set has ended.
 pub fn wait_whole(set: &Set, within: Duration) -> Result<Value, Error> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + quorate_executor::patience::patient(within);
     loop {
         // Before the state is asked for: whatever changes it afterwards is another line.
         let lines = set.process().lines().len();
@@ -138,7 +138,7 @@ impl<'a> Watch<'a> {
         within: Duration,
         wanted: impl Fn(&Value) -> bool,
     ) -> Result<Vec<Value>, Error> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + quorate_executor::patience::patient(within);
         let mut given = Vec::new();
         loop {
             let lines = self.set.process().lines().len();

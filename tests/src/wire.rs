@@ -27,8 +27,8 @@ impl Wire {
         let connect = || {
             let stream = TcpStream::connect_timeout(&address, SILENCE)?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(SILENCE))?;
-            stream.set_write_timeout(Some(SILENCE))?;
+            stream.set_read_timeout(Some(quorate_executor::patience::patient(SILENCE)))?;
+            stream.set_write_timeout(Some(quorate_executor::patience::patient(SILENCE)))?;
             Ok(stream)
         };
         let what = format!("the connection to {address}");

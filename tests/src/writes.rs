@@ -216,7 +216,7 @@ impl Writers {
     /// # Errors
     /// When something wrong was answered, a connection has ended, or it takes too long.
     pub fn wait_for(&self, more: usize) -> Result<(), Error> {
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + quorate_executor::patience::patient(LONG);
         let mut progress = self.shared.progress();
         let wanted = progress.acknowledged + more;
         loop {

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use quorate_executor::exit::ExitCode;
+use quorate_executor::patience::patient;
 use quorate_tests::load::Load;
 use quorate_tests::one_at_a_time;
 use quorate_tests::resp::{Client, shown, words};
@@ -77,6 +78,7 @@ fn masked(kind: &[&str], victim: usize, within: Duration, reason: &str) {
         "{seen:?}"
     );
     assert!(line.contains(reason), "{line}");
+    let within = patient(within);
     assert!(
         after <= within,
         "told after {after:?}, not within {within:?}"

@@ -145,7 +145,7 @@ fn a_killed_set_leaves_a_recording_without_its_last_moments() {
         assert!(load.wait_for_progress(3000 + 1000 * round, LONG));
         let length = || std::fs::metadata(&file).unwrap().len();
         let before = length();
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + quorate_executor::patience::patient(LONG);
         while length() == before {
             assert!(Instant::now() < deadline, "nothing is written any more");
             std::thread::yield_now();
@@ -178,7 +178,7 @@ fn a_long_recording_is_bounded_and_replayed_from_the_middle() {
     let set = set.start().unwrap();
     let first = directory.path().join("run.rec.000001");
     let load = Load::start(set.address(), 20, 3);
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + quorate_executor::patience::patient(LONG);
     let (mut there, mut gone) = (false, false);
     while !gone {
         assert!(Instant::now() < deadline, "the first file is not deleted");

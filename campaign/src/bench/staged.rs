@@ -61,9 +61,13 @@ impl Bench {
             surroundings,
             judge,
             limits: Limits {
-                spin: Duration::from_millis(campaign.limits.cpu_ms),
-                stall: Duration::from_millis(campaign.limits.lag_ms),
-                wall: WALL,
+                spin: quorate_executor::patience::patient(Duration::from_millis(
+                    campaign.limits.cpu_ms,
+                )),
+                stall: quorate_executor::patience::patient(Duration::from_millis(
+                    campaign.limits.lag_ms,
+                )),
+                wall: quorate_executor::patience::patient(WALL),
             },
             record: None,
         })

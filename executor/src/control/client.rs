@@ -26,8 +26,12 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Client, ControlError> {
         let io = |error| ControlError::io(path, error);
         let stream = UnixStream::connect(path).map_err(io)?;
-        stream.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(io)?;
-        stream.set_write_timeout(Some(REPLY_TIMEOUT)).map_err(io)?;
+        stream
+            .set_read_timeout(Some(crate::patience::patient(REPLY_TIMEOUT)))
+            .map_err(io)?;
+        stream
+            .set_write_timeout(Some(crate::patience::patient(REPLY_TIMEOUT)))
+            .map_err(io)?;
         let reader = BufReader::new(stream.try_clone().map_err(io)?);
         Ok(Client {
             path: path.to_owned(),

@@ -228,7 +228,7 @@ impl<'a, 'r> Bench<'a, 'r> {
             return Ok((Cause::Outside, None));
         }
         let suspects = suspects(&self.healthy, Some(&self.before), &self.found);
-        let until = Instant::now() + TRIAL_TIME;
+        let until = Instant::now() + crate::patience::patient(TRIAL_TIME);
         let mut best: Option<(Suspect, Proof)> = None;
         for suspect in suspects.iter().take(MAX_TRIALS) {
             if Instant::now() > until {
@@ -321,7 +321,7 @@ impl<'a, 'r> Bench<'a, 'r> {
     /// Tries every bit of every register.
     fn registers(&mut self, atlas: &Atlas<'_>) -> Result<Option<(Cause, Option<Spoil>)>, LabError> {
         (self.case.progress)("trying the bits of the registers");
-        let until = Instant::now() + REGISTER_TIME;
+        let until = Instant::now() + crate::patience::patient(REGISTER_TIME);
         let mut best = None;
         // Those that every code needs come first.
         let first = ["rsp", "rip", "rbp", "rbx", "rdx", "rax"];

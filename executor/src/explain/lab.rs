@@ -245,7 +245,7 @@ impl<'r> Lab<'r> {
         spoil: Spoil,
         until: u64,
     ) -> Result<Ended, LabError> {
-        self.limit = Some(PATIENCE);
+        self.limit = Some(crate::patience::patient(PATIENCE));
         let ended = self.run(from, spoil, until, None);
         self.limit = None;
         ended
@@ -298,7 +298,7 @@ impl<'r> Lab<'r> {
         spoil: Spoil,
         count: u64,
     ) -> Result<Vec<Vec<Output>>, LabError> {
-        self.limit = (!matches!(spoil, Spoil::Nothing)).then_some(PATIENCE);
+        self.limit = (!matches!(spoil, Spoil::Nothing)).then(|| crate::patience::patient(PATIENCE));
         let all = self.outputs_of(from, spoil, count);
         self.limit = None;
         all

@@ -117,13 +117,13 @@ impl Shared {
                     parts: parts.into_iter().map(|(r, part)| (r, part.write)).collect(),
                 });
             }
-            if hold.since.elapsed() > PATIENCE {
+            if hold.since.elapsed() > crate::patience::patient(PATIENCE) {
                 let why = resting
                     .err()
                     .unwrap_or_else(|| "a checkpoint takes too long".to_owned());
                 return Err(format!(
                     "the set did not come to rest within {} s: {why}",
-                    PATIENCE.as_secs()
+                    crate::patience::patient(PATIENCE).as_secs()
                 ));
             }
             drop(self.wait_changed(inner, POLL));
@@ -220,7 +220,7 @@ impl Inner {
             return Err(format!("boundary {boundary} is not decided yet"));
         }
         let waiting = self.hold.as_ref().map(|hold| hold.since.elapsed());
-        if waiting.is_none_or(|waiting| waiting < PATIENCE_RECOVERING) {
+        if waiting.is_none_or(|waiting| waiting < crate::patience::patient(PATIENCE_RECOVERING)) {
             let coming = |slot: &Slot| {
                 slot.is_member() && !slot.is_voting() && slot.recovery.may_come_back()
             };

@@ -230,7 +230,7 @@ impl Shared {
     /// # Errors
     /// Why there is none: the replica is to ask again.
     pub fn ask_donor(&self, me: usize, donor: usize) -> Result<Donation, String> {
-        let patience = Instant::now() + DONOR_PATIENCE;
+        let patience = Instant::now() + crate::patience::patient(DONOR_PATIENCE);
         let mut inner = self.inner();
         let from = inner.slots[me].pin.unwrap_or(0);
         loop {

@@ -229,7 +229,7 @@ impl Shared {
         // A guest that has never waited is still starting: a client that connects now is kept waiting instead of
         // being refused. A guest that never waits gets its input nevertheless.
         let booting = !inner.slots.iter().any(|slot| slot.has_waited)
-            && self.started.elapsed() < BOOT_PATIENCE;
+            && self.started.elapsed() < crate::patience::patient(BOOT_PATIENCE);
         let (entry, bytes) =
             inner
                 .writer

@@ -111,9 +111,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            spin: Duration::from_millis(400),
-            stall: Duration::from_millis(500),
-            wall: Duration::from_secs(60),
+            spin: crate::patience::patient(Duration::from_millis(400)),
+            stall: crate::patience::patient(Duration::from_millis(500)),
+            wall: crate::patience::patient(Duration::from_secs(60)),
         }
     }
 }

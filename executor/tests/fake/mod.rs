@@ -380,7 +380,7 @@ struct Seen {
 
 impl Seen {
     fn wait<T>(&self, what: &str, mut look: impl FnMut(&mut Outcome) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + quorate_executor::patience::patient(PATIENCE);
         let mut outcome = self.outcome.lock().unwrap();
         loop {
             if let Some(found) = look(&mut outcome) {
@@ -572,7 +572,7 @@ impl Fake {
 
     /// Sends frames and waits for each answer until the state of the set is as wished.
     pub fn talk_until(&self, what: &str, matches: impl Fn(&Status) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + quorate_executor::patience::patient(PATIENCE);
         while !matches(&self.set.status()) {
             assert!(
                 Instant::now() < deadline,
@@ -601,7 +601,7 @@ impl Fake {
     }
 
     pub fn wait_for_status(&self, what: &str, matches: impl Fn(&Status) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + quorate_executor::patience::patient(PATIENCE);
         while !matches(&self.set.status()) {
             assert!(
                 Instant::now() < deadline,
@@ -613,7 +613,7 @@ impl Fake {
     }
 
     pub fn wait_until_dropped(&self, replica: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + quorate_executor::patience::patient(PATIENCE);
         while self.dropped.load(Ordering::SeqCst) & (1 << replica) == 0 {
             assert!(
                 Instant::now() < deadline,

@@ -134,7 +134,7 @@ impl Pair {
     /// Asks both until both give `reply`; anything else that they say meanwhile is `before`.
     fn until(&mut self, line: &str, before: &[u8], reply: &[u8]) {
         for client in [&mut self.native, &mut self.set] {
-            let deadline = std::time::Instant::now() + LONG;
+            let deadline = std::time::Instant::now() + quorate_executor::patience::patient(LONG);
             loop {
                 let now = client.call(&words(line)).unwrap();
                 if now == reply {

@@ -222,7 +222,7 @@ fn waiting_commands() {
     waiting[3].send(&words("XREAD BLOCK 0 STREAMS x $"));
     // They must be waiting before something is pushed.
     for client in [&mut pusher.native, &mut pusher.set] {
-        let deadline = std::time::Instant::now() + crate::LONG;
+        let deadline = std::time::Instant::now() + quorate_executor::patience::patient(crate::LONG);
         while !String::from_utf8_lossy(&client.call(&words("INFO clients")).unwrap())
             .contains("blocked_clients:4\r")
         {
