@@ -165,3 +165,106 @@ fn system_bus(windows: &[Window], code: &mut Vec<u8>) {
     .to_aml_bytes(&mut devices);
     code.extend(Scope::raw("\\_SB_".into(), devices));
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use quorate_devices::{DiskConfig, VirtioConfig, VirtioSet};
+
+    fn windows(disks: usize) -> Vec<Window> {
+        let disk = DiskConfig {
+            bytes: 4096,
+            read_only: false,
+            id: String::new(),
+        };
+        let set = VirtioSet::new(&VirtioConfig {
+            input_seed: [0; 32],
+            disks: vec![disk; disks],
+            interrupts: true,
+        });
+        set.unwrap().windows()
+    }
+
+    fn word(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    /// The table at a guest-physical address, with its length and checksum checked as a kernel does.
+    fn table(all: &[u8], at: u64) -> &[u8] {
+        let at = usize::try_from(at - ACPI).unwrap();
+        let len = u32::from_le_bytes(all[at + 4..at + 8].try_into().unwrap()) as usize;
+        let table = &all[at..at + len];
+        assert_eq!(table.iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)), 0);
+        table
+    }
+
+    #[test]
+    fn a_kernel_finds_every_table_from_the_first() {
+        let all = tables(3, &windows(8)).unwrap();
+        assert!(all.len() < 0x1_0000);
+        assert_eq!(&all[..8], b"RSD PTR ");
+        let sum = |bytes: &[u8]| bytes.iter().fold(0_u8, |sum, b| sum.wrapping_add(*b));
+        assert_eq!((sum(&all[..20]), sum(&all[..36])), (0, 0));
+        let xsdt = table(&all, word(&all, 24));
+        assert_eq!(&xsdt[..4], b"XSDT");
+        let [fadt, madt] = [36, 44].map(|at| table(&all, word(xsdt, at)));
+        assert_eq!((&fadt[..4], &madt[..4]), (&b"FACP"[..], &b"APIC"[..]));
+        let dsdt = table(&all, word(fadt, 140));
+        assert_eq!(&dsdt[..4], b"DSDT");
+        // Hardware-reduced, with a reset register, which is the sleep control register as well (ACPI 6.5, table 5.9).
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
+        let register = [1, 8, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0];
+        assert_eq!((&fadt[116..128], fadt[128]), (&register[..], POWER_RESET));
+        assert_eq!(fadt[244..256], register);
+        // Three processors with the numbers that CPUID gives them, one I/O interrupt controller from line 0 on.
+        let cpu = |n: u8| [0, 8, n, n, 1, 0, 0, 0];
+        let io = [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0];
+        assert_eq!(madt[44..], [&cpu(0)[..], &cpu(1), &cpu(2), &io].concat());
+    }
+
+    /// The bytes of `_CRS` of a virtio device: Memory32Fixed and an extended interrupt (ACPI 6.5, 6.4.3.4 and 6.4.3.6).
+    #[test]
+    fn every_virtio_device_has_its_window_and_a_line_of_its_own() {
+        let windows = windows(8);
+        let all = tables(1, &windows).unwrap();
+        let mut lines = vec![SERIAL_GSI, POWER_BUTTON_GSI];
+        for window in &windows {
+            let gsi = gsi(window.slot).unwrap();
+            assert!(gsi < 24 && !lines.contains(&gsi), "line {gsi} twice");
+            lines.push(gsi);
+            let mut resources = vec![0x86, 9, 0, 1];
+            resources.extend((window.base as u32).to_le_bytes());
+            resources.extend((MMIO_STRIDE as u32).to_le_bytes());
+            resources.extend([0x89, 6, 0, 0b11, 1]);
+            resources.extend(gsi.to_le_bytes());
+            let found = all
+                .windows(resources.len())
+                .filter(|part| *part == resources);
+            assert_eq!(found.count(), 1, "window {}", window.slot);
+        }
+        let ids = all.windows(8).filter(|part| part == b"LNRO0005");
+        assert_eq!(ids.count(), windows.len());
+    }
+
+    /// For a developer: `QUORATE_ACPI_OUT=dir cargo test -p quorate-vmm acpi`, then `iasl -d dir/*`.
+    #[test]
+    fn tables_can_be_written_out() {
+        let Ok(to) = std::env::var("QUORATE_ACPI_OUT") else {
+            return;
+        };
+        let all = tables(2, &windows(2)).unwrap();
+        let xsdt = table(&all, word(&all, 24));
+        let fadt = table(&all, word(xsdt, 36));
+        let found = [
+            ("xsdt", xsdt),
+            ("facp", fadt),
+            ("apic", table(&all, word(xsdt, 44))),
+            ("dsdt", table(&all, word(fadt, 140))),
+        ];
+        for (name, bytes) in found {
+            std::fs::write(format!("{to}/{name}.dat"), bytes).unwrap();
+        }
+    }
+}

@@ -27,12 +27,46 @@ const KVM_LEAF: u32 = 0x4000_0001;
 /// which have the host write to guest memory.
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 24;
 
+/// Leaf 1, ECX: FMA, XSAVE, AVX, F16C. Leaf 7: AVX2 in EBX, protection keys in ECX. Leaf 0x8000_0001, ECX: XOP, FMA4.
+const LEAF1_ECX_XSAVE: u32 = 1 << 12 | 1 << 26 | 1 << 28 | 1 << 29;
+const LEAF7_EBX_XSAVE: u32 = 1 << 5;
+const LEAF7_ECX_XSAVE: u32 = 1 << 3;
+const EXTENDED_ECX_XSAVE: u32 = 1 << 11 | 1 << 16;
+
 /// What KVM supports.
 pub(crate) fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
     let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(MachineError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-    Ok(cpuid.as_slice().to_vec())
+    let mut entries = cpuid.as_slice().to_vec();
+    if emulated_host() {
+        without_xsave(&mut entries);
+    }
+    Ok(entries)
+}
+
+/// Whether this host is itself emulated by QEMU, as in the SVM lane. There XSETBV of a nested guest never reaches KVM (seen with QEMU 7.2):
+/// KVM goes on with the XCR0 that it knows, and the guest's AVX instructions fault.
+fn emulated_host() -> bool {
+    // "TCGTCGTCGTCG", in the order EBX, ECX, EDX.
+    const TCG: [u32; 3] = [0x5447_4354, 0x4354_4743, 0x4743_5447];
+    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+    [leaf.ebx, leaf.ecx, leaf.edx] == TCG
+}
+
+fn without_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
+    entries.retain(|entry| entry.function != 0xd);
+    for entry in entries {
+        match entry.function {
+            1 => entry.ecx &= !LEAF1_ECX_XSAVE,
+            7 => {
+                entry.ebx &= !LEAF7_EBX_XSAVE;
+                entry.ecx &= !LEAF7_ECX_XSAVE;
+            }
+            0x8000_0001 => entry.ecx &= !EXTENDED_ECX_XSAVE,
+            _ => {}
+        }
+    }
 }
 
 /// CPUID of one processor. Each is a package of its own, which needs the same few leaves on all makes of processors.

@@ -51,9 +51,6 @@ pub(crate) const POWER_RESET: u8 = 1;
 pub(crate) const SLEEP_OFF: u8 = 5;
 /// Written to [`POWER`]: off. ACPI 6.5, 4.8.3.7: the type in bits 2 to 4, and the enable bit.
 pub(crate) const POWER_OFF: u8 = SLEEP_OFF << 2 | 1 << 5;
-/// 32 bits written here are the status of the appliance's program: the exit code in bits 0 to 7, the number of the signal that ended
-/// it in bits 8 to 15.
-pub(crate) const EXIT: u16 = 0xf4;
 /// Interrupt line of the generic event device, which stands for the power button.
 pub(crate) const POWER_BUTTON_GSI: u32 = 9;
 

@@ -3,6 +3,7 @@
 use super::map::{
     EXIT, KEYBOARD, KEYBOARD_RESET, POWER, POWER_OFF, POWER_RESET, POWER_STATUS, SERIAL,
 };
+use quorate_abi::linux::{EXIT_PORT, wait_status};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io;
@@ -94,12 +95,12 @@ impl Ports {
 
     /// `out`. A port where nothing is takes everything.
     pub(crate) fn write(&mut self, port: u16, data: &[u8]) -> Asked {
-        if port == EXIT
-            && let &[code, signal, ..] = data
+        if port == EXIT_PORT
+            && let Ok(value) = <[u8; 4]>::try_from(data)
         {
             // The first counts: a program ends once.
-            self.status
-                .get_or_insert(u64::from(code) << 8 | u64::from(signal & 0x7f));
+            let status = wait_status(u32::from_le_bytes(value));
+            self.status.get_or_insert(status.into());
             return Asked::Output;
         }
         let &[value] = data else {
