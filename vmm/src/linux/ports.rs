@@ -1,8 +1,6 @@
 //! What is behind I/O ports: the serial console, and the two ways to turn the machine off or have it begin again.
 
-use super::map::{
-    EXIT, KEYBOARD, KEYBOARD_RESET, POWER, POWER_OFF, POWER_RESET, POWER_STATUS, SERIAL,
-};
+use super::map::{KEYBOARD, KEYBOARD_RESET, POWER, POWER_OFF, POWER_RESET, POWER_STATUS, SERIAL};
 use quorate_abi::linux::{EXIT_PORT, wait_status};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
