@@ -12,20 +12,28 @@
 //! | R7 replay | `stream::core`: who comes back is compared from its position on |
 //! | R10 memory | [`StreamLimits`], [`DIGESTS_KEPT`], [`DIFFERENCES_KEPT`], [`REQUESTS_KEPT`] |
 
+mod console;
+mod datagram;
 mod difference;
 mod mask;
 mod pool;
 mod stream;
 mod voters;
 
+pub use console::{CONSOLE_LINE, ConsoleMatcher};
+pub use datagram::{DatagramMatcher, FlowDatagram};
 pub use difference::{
     DIFFERENCE_EXCERPT_BYTES, DIFFERENCES_KEPT, Departure, Difference, REQUEST_EXCERPT_BYTES,
     REQUESTS_KEPT, Request, Side, Undecided,
 };
-pub use mask::MaskSet;
+pub use mask::{
+    HEADER_BOUND, MAX_MASKS, MIN_TOKEN, Mask, MaskError, MaskRule, MaskSet, PATTERN_BOUND,
+    TRANSLATIONS_KEPT, Translation, Translator,
+};
 pub use pool::index::{AsIs, ContentHash, ContentMap, content_hash};
 pub use pool::{Confirmed, ENTRY_OVERHEAD, Pool, PoolFull, PoolLimits, PoolStats, Pushed};
 pub use stream::{
-    DIGEST_STEP, DIGESTS_KEPT, EndOfStream, Full, StreamLimits, StreamMatcher, StreamStats, Taken,
+    DIGEST_STEP, DIGESTS_KEPT, EndOfStream, Full, MARKS_OF_MASKS, StreamLimits, StreamMatcher,
+    StreamStats, Taken,
 };
 pub use voters::{Policy, Role, Voters, VotersError};

@@ -109,7 +109,7 @@ pub(crate) struct Core {
     pub(super) agreed_end: Option<EndOfStream>,
     /// Nobody can serve this connection any more: it was ended for that.
     pub(super) abandoned: bool,
-    taken: u64,
+    pub(super) taken: u64,
     end_told: bool,
     pub(super) requests: Requests,
     pub(crate) reports: Reports,
@@ -367,6 +367,15 @@ impl Core {
                 counts_from: like.symbols().max(like.counts_from),
                 ..like
             };
+        }
+        self.prune();
+        self.settle();
+    }
+
+    /// A replica takes part in this connection no longer, without having differed.
+    pub(super) fn leave_out(&mut self, index: usize) {
+        if let Some(r) = self.replicas.get_mut(index) {
+            r.lost_at.get_or_insert(r.said);
         }
         self.prune();
         self.settle();

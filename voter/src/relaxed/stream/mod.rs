@@ -5,16 +5,20 @@ mod core;
 mod differ;
 mod history;
 mod judge;
+mod masked;
 
 use crate::ids::ReplicaId;
 use crate::relaxed::difference::{Difference, Undecided};
-use crate::relaxed::mask::MaskSet;
+use crate::relaxed::mask::{MaskSet, Translation};
 use crate::relaxed::voters::Voters;
 
-pub(crate) use core::Core;
 pub use history::{DIGEST_STEP, DIGESTS_KEPT};
+pub use masked::MARKS_OF_MASKS;
 
 use thiserror::Error;
+
+use self::core::Core;
+use masked::Masked;
 
 /// Bounds of one connection (R10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,24 +85,57 @@ pub struct StreamStats {
 ///
 /// One copy of the bytes is kept, which the replica that is ahead extends and the others are compared with in place
 /// (R2); only replicas that differ get copies of their own. What a quorum has said is released in order (R3).
+///
+/// With masks, what they hide may differ; then positions are those of the rewritten stream (see `docs/relaxed.md`), the same for
+/// all who agree, and what was held back of a line or a value is not counted. So positions are this matcher's own: compare them with
+/// each other, and give [`StreamMatcher::enter`] what [`StreamMatcher::position`] said.
 #[derive(Clone, Debug)]
 pub struct StreamMatcher {
-    core: Core,
+    inner: Inner,
+}
+
+#[derive(Clone, Debug)]
+enum Inner {
+    Plain(Core),
+    Masked(Box<Masked>),
 }
 
 impl StreamMatcher {
     /// A new connection on which no replica has said anything.
     #[must_use]
-    pub fn new(voters: &Voters, limits: StreamLimits, _mask: Option<&MaskSet>) -> Self {
-        Self {
-            core: Core::new(voters, limits),
+    pub fn new(voters: &Voters, limits: StreamLimits, mask: Option<&MaskSet>) -> Self {
+        let inner = match mask.filter(|mask| !mask.is_empty()) {
+            Some(mask) => Inner::Masked(Box::new(Masked::new(voters, limits, mask))),
+            None => Inner::Plain(Core::new(voters, limits)),
+        };
+        Self { inner }
+    }
+
+    fn core(&self) -> &Core {
+        match &self.inner {
+            Inner::Plain(core) => core,
+            Inner::Masked(masked) => &masked.core,
+        }
+    }
+
+    /// Does something with the state, and says whether there is something new to fetch.
+    fn with(&mut self, what: impl FnOnce(&mut Core) -> bool) -> bool {
+        match &mut self.inner {
+            Inner::Plain(core) => what(core),
+            Inner::Masked(masked) => {
+                let news = what(&mut masked.core);
+                masked.settled(news)
+            }
         }
     }
 
     /// The same, with the caller's number for the connection, which differences carry.
     #[must_use]
     pub fn for_connection(mut self, connection: u64) -> Self {
-        self.core.connection = connection;
+        match &mut self.inner {
+            Inner::Plain(core) => core.connection = connection,
+            Inner::Masked(masked) => masked.core.connection = connection,
+        }
         self
     }
 
@@ -107,59 +144,105 @@ impl StreamMatcher {
     /// # Errors
     /// [`Full`] if not one byte could be taken.
     pub fn push(&mut self, replica: ReplicaId, bytes: &[u8]) -> Result<Taken, Full> {
-        self.core.push(replica, bytes)
+        match &mut self.inner {
+            Inner::Plain(core) => core.push(replica, bytes),
+            Inner::Masked(masked) => masked.push(replica, bytes),
+        }
     }
 
     /// A replica's stream ends where it is. A second end of the same stream is forgotten. True if there is something
     /// new to fetch.
     pub fn end(&mut self, replica: ReplicaId, how: EndOfStream) -> bool {
-        self.core.end(replica, how)
+        match &mut self.inner {
+            Inner::Plain(core) => core.end(replica, how),
+            Inner::Masked(masked) => masked.end(replica, how),
+        }
+    }
+
+    /// Masks hold back what may be the beginning of something hidden: a line without an end, for patterns, or a header's
+    /// value. This lets it pass as it is, for a replica that has been quiet for a while: a prompt, say. Nothing is hidden in the
+    /// rest of that line then. True if there is something new to fetch.
+    pub fn flush(&mut self, replica: ReplicaId) -> bool {
+        match &mut self.inner {
+            Inner::Plain(_) => false,
+            Inner::Masked(masked) => masked.flush(replica),
+        }
+    }
+
+    /// Bytes of a replica that masks hold back.
+    #[must_use]
+    pub fn held_back(&self, replica: ReplicaId) -> usize {
+        match &self.inner {
+            Inner::Plain(_) => 0,
+            Inner::Masked(masked) => masked.held(replica),
+        }
     }
 
     /// Appends what was released since the last call; then tells the agreed end, once.
     pub fn take_released(&mut self, into: &mut Vec<u8>) -> Option<EndOfStream> {
-        self.core.take_released(into)
+        match &mut self.inner {
+            Inner::Plain(core) => core.take_released(into),
+            Inner::Masked(masked) => masked.take_released(into),
+        }
+    }
+
+    /// What replicas call the tokens that were released, for [`crate::relaxed::Translator::learn`]; each once.
+    pub fn translations(&mut self) -> Vec<Translation> {
+        match &mut self.inner {
+            Inner::Plain(_) => Vec::new(),
+            Inner::Masked(masked) => masked.translations(),
+        }
     }
 
     /// A replica was stopped. What it has said still counts where it said it; the quorum does not shrink (R2).
     /// True if there is something new to fetch.
     pub fn leave(&mut self, replica: ReplicaId) -> bool {
-        self.core.leave(replica, false)
+        self.with(|core| core.leave(replica, false))
     }
 
     /// The same, by a crash, which is reported as a [`Difference`] with the request it was about to answer.
     pub fn crashed(&mut self, replica: ReplicaId) -> bool {
-        self.core.leave(replica, true)
+        self.with(|core| core.leave(replica, true))
     }
 
     /// A replica is back, with `position` bytes of output said; what it says from there on is compared with what was
     /// released (R7), and counts beyond that. What it said beyond `position` before it left is forgotten. A replica
-    /// that comes back beyond what was released, at a place where it never was, is left out of this connection.
+    /// that comes back beyond what was released, at a place where it never was, is left out of this connection; so is one that
+    /// comes back in the middle of a masked stream where [`StreamMatcher::mark`] was not called.
     pub fn enter(&mut self, replica: ReplicaId, position: u64) {
-        self.core.enter(replica, position);
+        match &mut self.inner {
+            Inner::Plain(core) => core.enter(replica, position),
+            Inner::Masked(masked) => masked.enter(replica, position),
+        }
     }
 
     /// A replica is back as a copy of `source`: it has said what that one has, but counts only from there on.
     pub fn enter_like(&mut self, replica: ReplicaId, source: ReplicaId) {
-        self.core.enter_like(replica, source);
+        match &mut self.inner {
+            Inner::Plain(core) => core.enter_like(replica, source),
+            Inner::Masked(masked) => masked.enter_like(replica, source),
+        }
     }
 
     /// A checkpoint of this replica was taken just now: digests will begin at its position too, so that nothing is left
-    /// uncompared if it comes back there late.
+    /// uncompared if it comes back there late, and the state of its masks is remembered, for the last [`MARKS_OF_MASKS`] of them.
     pub fn mark(&mut self, replica: ReplicaId) {
-        self.core.mark(replica);
+        match &mut self.inner {
+            Inner::Plain(core) => core.mark(replica),
+            Inner::Masked(masked) => masked.mark(replica),
+        }
     }
 
     /// Bytes that a replica has said.
     #[must_use]
     pub fn position(&self, replica: ReplicaId) -> u64 {
-        self.core.position(replica)
+        self.core().position(replica)
     }
 
     /// Bytes released so far.
     #[must_use]
     pub fn released(&self) -> u64 {
-        self.core.released()
+        self.core().released()
     }
 
     /// Bytes that were released and that a replica has not said yet.
@@ -171,41 +254,50 @@ impl StreamMatcher {
     /// Others have said more than what is released, and the release may depend on this replica, which has not.
     #[must_use]
     pub fn waits_for(&self, replica: ReplicaId) -> bool {
-        self.core.waits_for(replica)
+        self.core().waits_for(replica)
     }
 
     /// The replica takes part in this connection: it is running and has not differed.
     #[must_use]
     pub fn takes_part(&self, replica: ReplicaId) -> bool {
-        self.core.takes_part(replica)
+        self.core().takes_part(replica)
     }
 
-    /// Patience with a replica is over on this connection: under [`crate::relaxed::Policy::Primary`] the primary's word is no longer
-    /// held back for it. What it says later is still compared. Reported as a [`Difference`] if it owes an answer.
+    /// Patience with a replica is over on this connection: under [`crate::relaxed::Policy::Primary`] the primary's word is no
+    /// longer held back for it. What it says later is still compared. Reported as a [`Difference`] if it owes an answer.
     /// True if there is something new to fetch.
     pub fn give_up_on(&mut self, replica: ReplicaId) -> bool {
-        self.core.give_up_on(replica)
+        self.with(|core| core.give_up_on(replica))
     }
 
     /// The client sent `bytes`, which begin at byte `position` of its stream: for reports.
     pub fn note_input(&mut self, position: u64, bytes: &[u8]) {
-        self.core.note_input(position, bytes);
+        self.with(|core| {
+            core.note_input(position, bytes);
+            false
+        });
     }
 
     /// Replicas that departed from what was released, each once.
     pub fn differences(&mut self) -> Vec<Difference> {
-        self.core.reports.take()
+        match &mut self.inner {
+            Inner::Plain(core) => core.reports.take(),
+            Inner::Masked(masked) => masked.reports.take(),
+        }
     }
 
     /// Whether nothing more can be released as things are, and who said what.
     #[must_use]
     pub fn undecided(&self) -> Option<Undecided> {
-        self.core.undecided()
+        match &self.inner {
+            Inner::Plain(core) => core.undecided(),
+            Inner::Masked(masked) => masked.undecided(),
+        }
     }
 
     /// Numbers.
     #[must_use]
     pub fn stats(&self) -> StreamStats {
-        self.core.stats()
+        self.core().stats()
     }
 }
