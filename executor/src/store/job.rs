@@ -173,7 +173,11 @@ impl Spill {
         }
     }
 
-    fn file(&self) -> io::Result<Arc<File>> {
+    /// The file.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn file(&self) -> io::Result<Arc<File>> {
         let mut slot = lock(&self.file);
         if let Some(file) = &*slot {
             return Ok(file.clone());

@@ -41,5 +41,7 @@ mod versions;
 
 pub use disk::{Disk, MAX_REPLICAS};
 pub use error::StoreError;
+pub(crate) use file::Base;
 pub use file::create;
+pub(crate) use job::Spill;
 pub use spec::{Backend, Bounds, DiskSpec, DiskStats, Notice, OnError};

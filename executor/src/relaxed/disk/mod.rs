@@ -1,0 +1,187 @@
+//! The disks of a relaxed set: docs/relaxed-disks.md says what they promise.
+//!
+//! Each replica has a *view*: the base file, with what is its own over it. What it writes is its own at once; what a quorum has written
+//! to a sector is released (R2) and goes to the base file, and is then nobody's own who wrote the same. Whoever has not
+//! written it keeps what was there before (R6). The vote is [`quorate_voter::relaxed::BlockMatcher`]; a flush completes when that says
+//! that nothing of its replica is open and an `fdatasync` has succeeded since (R4).
+//!
+//! | where | what it holds |
+//! | --- | --- |
+//! | base file | what a quorum wrote, up to `redo` |
+//! | `redo` | released, not in the base file yet; written in the order of release |
+//! | `view` | per replica and per checkpoint: contents that differ from the base file |
+//!
+//! **R10**: [`RelaxedBounds`] has all bounds and what happens at each.
+
+mod disk;
+mod ext4;
+mod spec;
+mod state;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod tree;
+mod view;
+
+use std::sync::Arc;
+
+use quorate_devices::{Completion, DiskPosition, DiskReads, Entry, Output};
+
+pub use disk::{MAX_RANGES, NotifyRelaxed, RelaxedDisk, ViewSnapshot};
+pub use spec::{
+    Held, Mode, RelaxedBounds, RelaxedNotice, RelaxedReport, RelaxedSpec, RelaxedStats,
+    UnconfirmedRange,
+};
+
+use crate::store::StoreError;
+
+/// All disks of a set, in the order of their numbers; as [`crate::disks::Disks`] is for lockstep.
+#[derive(Default)]
+pub struct RelaxedDisks(Vec<Arc<RelaxedDisk>>);
+
+impl RelaxedDisks {
+    /// The disks in the order of their numbers.
+    #[must_use]
+    pub fn new(disks: Vec<Arc<RelaxedDisk>>) -> Self {
+        Self(disks)
+    }
+
+    /// Takes in what a replica asks of its disks. Does not wait for the vote.
+    ///
+    /// # Errors
+    /// When the replica may not go on; says why.
+    pub fn submit(&self, replica: usize, outputs: &[Output]) -> Result<(), String> {
+        for output in outputs {
+            if let Output::Block(request) = output {
+                let disk = self.0.get(usize::from(request.disk)).ok_or_else(|| {
+                    format!("a request for disk {}, which there is not", request.disk)
+                })?;
+                disk.submit(replica, request)
+                    .map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`RelaxedDisk::has_due`].
+    #[must_use]
+    pub fn has_due(&self, replica: usize) -> bool {
+        self.0.iter().any(|disk| disk.has_due(replica))
+    }
+
+    /// See [`RelaxedDisk::waits`].
+    #[must_use]
+    pub fn waits(&self, replica: usize) -> bool {
+        self.0.iter().any(|disk| disk.waits(replica))
+    }
+
+    /// See [`RelaxedDisk::settled`].
+    #[must_use]
+    pub fn settled(&self, replica: usize) -> bool {
+        self.0.iter().all(|disk| disk.settled(replica))
+    }
+
+    /// See [`RelaxedDisk::has_room`].
+    #[must_use]
+    pub fn has_room(&self, replica: usize) -> bool {
+        self.0.iter().all(|disk| disk.has_room(replica))
+    }
+
+    /// What is complete for the replica.
+    #[must_use]
+    pub fn due(&self, replica: usize) -> Vec<Completion> {
+        self.0.iter().flat_map(|disk| disk.due(replica)).collect()
+    }
+
+    /// The replica has been given an entry.
+    pub fn delivered(&self, replica: usize, entry: &Entry) {
+        if !entry.completions.is_empty() {
+            for disk in &self.0 {
+                disk.delivered(replica, &entry.completions);
+            }
+        }
+    }
+
+    /// The replica's own view, for the data of reads (R6).
+    #[must_use]
+    pub fn reads(&self, replica: usize) -> RelaxedReads<'_> {
+        RelaxedReads {
+            disks: self,
+            replica,
+        }
+    }
+
+    /// The replica was stopped.
+    pub fn leave(&self, replica: usize) {
+        for disk in &self.0 {
+            disk.leave(replica);
+        }
+    }
+
+    /// A replica's views of all disks, for a checkpoint.
+    #[must_use]
+    pub fn snapshot(&self, replica: usize) -> Vec<ViewSnapshot> {
+        self.0.iter().map(|disk| disk.snapshot(replica)).collect()
+    }
+
+    /// See [`RelaxedDisk::enter`]. A disk that has no position among these begins at its first request; an empty list of snapshots means
+    /// the disks as they are now.
+    ///
+    /// # Errors
+    /// The first disk that cannot do that; the replica has then left all of them.
+    pub fn enter(
+        &self,
+        replica: usize,
+        snapshots: &[ViewSnapshot],
+        positions: &[DiskPosition],
+    ) -> Result<(), StoreError> {
+        for (at, disk) in self.0.iter().enumerate() {
+            let start = DiskPosition {
+                disk: disk.number(),
+                ..DiskPosition::default()
+            };
+            let position = positions.iter().find(|p| p.disk == disk.number());
+            let entered = disk.enter(replica, snapshots.get(at), position.unwrap_or(&start));
+            if let Err(error) = entered {
+                for disk in &self.0[..at] {
+                    disk.leave(replica);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`RelaxedDisk::report`].
+    #[must_use]
+    pub fn report(&self, ended: bool) -> Vec<RelaxedReport> {
+        self.0.iter().map(|disk| disk.report(ended)).collect()
+    }
+
+    /// Waits until all that was released is on stable storage (R4), and lets go of the files.
+    ///
+    /// # Errors
+    /// The first disk on which that failed; the others are closed nevertheless.
+    pub fn close(&self) -> Result<(), StoreError> {
+        let mut result = Ok(());
+        for disk in &self.0 {
+            result = result.and(disk.close());
+        }
+        result
+    }
+}
+
+/// A replica's own view of the disks.
+pub struct RelaxedReads<'d> {
+    disks: &'d RelaxedDisks,
+    replica: usize,
+}
+
+impl DiskReads for RelaxedReads<'_> {
+    fn take(&mut self, disk: u8, seq: u64) -> Result<Vec<u8>, String> {
+        match self.disks.0.get(usize::from(disk)) {
+            Some(disk) => disk.take(self.replica, seq),
+            None => Err(format!("read {seq} of disk {disk}: there is no such disk")),
+        }
+    }
+}
