@@ -41,7 +41,7 @@
 //! # path = "data.img"               # relative to this file; default: NAME.img in the appliance's state directory
 //! # on_error = "stop"               # or "report": the guest gets an I/O error
 //! # relaxed = "vote"                # or "private": each replica keeps its own copy, nothing is ever released
-//! # unconfirmed = "report"          # or "stop": end the set when sectors stay that no majority wrote alike
+//! # unconfirmed = "hold"            # flushes wait for a majority; "report": what stays unconfirmed is kept off the disk and reported
 //!
 //! [[tmpfs]]                         # none, or several
 //! path = "/var/tmp"

@@ -70,11 +70,12 @@ pub enum DiskVote {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unconfirmed {
-    /// Hold them back and report them.
+    /// A flush waits for them, and after the lag timeout somebody is stopped: the minority, or, without a majority, the set
+    /// (or the flush fails, with `on_error = "report"`).
     #[default]
+    Hold,
+    /// A flush goes on without them; they stay with the replica that wrote them, off the disk, and are reported.
     Report,
-    /// End the set and say why.
-    Stop,
 }
 
 impl DiskSpec {
@@ -84,7 +85,7 @@ impl DiskSpec {
         self.relaxed.unwrap_or_default()
     }
 
-    /// What the relaxed discipline does about sectors that stay unconfirmed; default report.
+    /// What the relaxed discipline does about sectors that stay unconfirmed; default hold.
     #[must_use]
     pub fn on_unconfirmed(&self) -> Unconfirmed {
         self.unconfirmed.unwrap_or_default()

@@ -2,7 +2,7 @@
 //! comes out.
 //!
 //! No thread, clock or I/O: time is told, in nanoseconds on any monotonic scale. One matcher per channel:
-//! [`StreamMatcher`] for a connection.
+//! [`StreamMatcher`] for a connection, [`BlockMatcher`] for a disk.
 //!
 //! | rule | where |
 //! | --- | --- |
@@ -12,6 +12,7 @@
 //! | R7 replay | `stream::core`: who comes back is compared from its position on |
 //! | R10 memory | [`StreamLimits`], [`DIGESTS_KEPT`], [`DIFFERENCES_KEPT`], [`REQUESTS_KEPT`] |
 
+mod block;
 mod console;
 mod datagram;
 mod difference;
@@ -20,6 +21,10 @@ mod pool;
 mod stream;
 mod voters;
 
+pub use block::{
+    BlockFinding, BlockLimits, BlockMatcher, Digest, Digester, TooFarAhead, Unconfirmed,
+    UnconfirmedBy, UnconfirmedPolicy, Wrote,
+};
 pub use console::{CONSOLE_LINE, ConsoleMatcher};
 pub use datagram::{DatagramMatcher, FlowDatagram};
 pub use difference::{

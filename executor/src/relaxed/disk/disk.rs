@@ -401,11 +401,7 @@ impl RelaxedDisk {
             return Ok(());
         }
         let begins = done.is_none();
-        let read = Read {
-            range: range.clone(),
-            done,
-            id,
-        };
+        let read = Read { done, id };
         r.reads.insert(seq, read);
         if begins {
             state.begin.push_back((replica, seq, id, range));
@@ -622,11 +618,7 @@ impl RelaxedDisk {
                     state.next_id += 1;
                     let start = outstanding.sector * SECTOR;
                     let range = start..start + u64::from(outstanding.bytes);
-                    let read = Read {
-                        range: range.clone(),
-                        done: None,
-                        id,
-                    };
+                    let read = Read { done: None, id };
                     state.replicas[replica].reads.insert(seq, read);
                     state.begin.push_back((replica, seq, id, range));
                 }
@@ -731,7 +723,10 @@ impl RelaxedDisk {
         core.work.notify_all();
         core.reads.notify_all();
         while !state.redo.is_empty() && state.failure.is_none() {
-            state = core.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = core
+                .quiet
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         let failure = state.failure.clone();
         let dirty = std::mem::replace(&mut state.synced, u64::MAX) != state.written;

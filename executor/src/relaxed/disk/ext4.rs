@@ -62,7 +62,13 @@ impl Map {
         let groups = table
             .chunks_exact(size as usize)
             .map(|d| {
-                let high = |at: usize| if wide && size >= 64 { word(d, at) << 32 } else { 0 };
+                let high = |at: usize| {
+                    if wide && size >= 64 {
+                        word(d, at) << 32
+                    } else {
+                        0
+                    }
+                };
                 [
                     word(d, 0) | high(0x20),
                     word(d, 4) | high(0x24),
@@ -100,7 +106,11 @@ impl Map {
         if block > self.first_block && block <= self.first_block + self.descriptors {
             return "group descriptors".to_owned();
         }
-        if self.journal.iter().any(|(first, n)| (*first..first + n).contains(&block)) {
+        if self
+            .journal
+            .iter()
+            .any(|(first, n)| (*first..first + n).contains(&block))
+        {
             return "journal".to_owned();
         }
         for (group, [blocks, inodes, table]) in self.groups.iter().enumerate() {

@@ -43,7 +43,6 @@ pub struct Flush {
 
 /// A read that its replica has not been told of.
 pub struct Read {
-    pub range: Range<u64>,
     pub done: Option<Result<Vec<u8>, String>>,
     /// Tells it from an earlier one of the same number, before the replica came back.
     pub id: u64,
@@ -262,7 +261,10 @@ impl State {
         for (block, wanted) in blocks(range) {
             let lacks = |view: &View| wanted & !view.mask(block) != 0;
             let needed = self.replicas.iter().any(|r| r.live && lacks(&r.view))
-                || self.snapshots.values().any(|s| s.view.as_ref().is_some_and(lacks));
+                || self
+                    .snapshots
+                    .values()
+                    .any(|s| s.view.as_ref().is_some_and(lacks));
             if !needed {
                 continue;
             }
@@ -324,7 +326,10 @@ impl State {
     fn forget_equal(&mut self, base: &Base, block: u64) {
         let kept = |view: &View| view.mask(block) != 0;
         let needed = self.replicas.iter().any(|r| kept(&r.view))
-            || self.snapshots.values().any(|s| s.view.as_ref().is_some_and(kept));
+            || self
+                .snapshots
+                .values()
+                .any(|s| s.view.as_ref().is_some_and(kept));
         if !needed {
             return;
         }
@@ -363,7 +368,12 @@ impl State {
             cause,
             stop,
         });
-        let waiting: Vec<(usize, u64)> = self.syncs.drain(..).map(|(_, r, s)| (r, s)).collect();
+        // Whoever waits for a vote or for stable storage is told now: neither will come.
+        self.syncs.clear();
+        let members = self.replicas.iter().enumerate();
+        let waiting: Vec<(usize, u64)> = members
+            .flat_map(|(r, replica)| replica.flushes.keys().map(move |seq| (r, *seq)))
+            .collect();
         for (replica, seq) in waiting {
             self.flushed(replica, seq, BlockStatus::IoError, 0);
         }
@@ -450,14 +460,21 @@ impl State {
                 self.told(replica, cause);
             }
             BlockFinding::GivenUp { replica, sectors } => {
-                if self.told_ns.is_some_and(|told| now_ns < told + TELL_AGAIN_NS) {
+                if self
+                    .told_ns
+                    .is_some_and(|told| now_ns < told + TELL_AGAIN_NS)
+                {
                     return;
                 }
                 self.told_ns = Some(now_ns);
                 let text = format!(
                     "disk {name}: a flush of {replica} went on without {} {} that no quorum wrote: {}; kept by the replica, not on the disk",
                     sectors.len(),
-                    if sectors.len() == 1 { "sector" } else { "sectors" },
+                    if sectors.len() == 1 {
+                        "sector"
+                    } else {
+                        "sectors"
+                    },
                     places(&sectors)
                 );
                 self.told(replica, text);

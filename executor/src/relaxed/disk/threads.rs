@@ -66,7 +66,10 @@ fn work(core: &Core) {
             continue;
         }
         let written = state.written;
-        let syncs = state.syncs.front().is_some_and(|(upto, ..)| *upto <= written);
+        let syncs = state
+            .syncs
+            .front()
+            .is_some_and(|(upto, ..)| *upto <= written);
         if syncs && state.failure.is_none() {
             state.stats.syncs += 1;
             drop(state);
@@ -74,7 +77,9 @@ fn work(core: &Core) {
             state = lock(&core.state);
             match result {
                 Ok(()) => state.synced = state.synced.max(written),
-                Err(error) => state.io_failed(&core.base, "putting writes on stable storage", &error),
+                Err(error) => {
+                    state.io_failed(&core.base, "putting writes on stable storage", &error)
+                }
             }
             let now_ns = core.now_ns();
             while let Some((upto, replica, seq)) = state.syncs.front().copied()
@@ -102,7 +107,10 @@ fn work(core: &Core) {
             // A little later than it says: a judgement is about what has not come.
             let wait = judge.map(|at| at.saturating_sub(core.now_ns()).max(1_000_000));
             state = match wait {
-                None => core.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => core
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(ns) => {
                     let waited = core.work.wait_timeout(state, Duration::from_nanos(ns));
                     waited.unwrap_or_else(PoisonError::into_inner).0
@@ -132,7 +140,10 @@ fn starved(core: &Core, state: &mut MutexGuard<'_, State>) {
 
 /// What the next writes replace is read before the locks are taken, so that under them it comes from the host's memory.
 fn warm(core: &Core) {
-    let next = lock(&core.state).redo.front().map(|redo| redo.range.clone());
+    let next = lock(&core.state)
+        .redo
+        .front()
+        .map(|redo| redo.range.clone());
     if let Some(range) = next {
         let mut buffer = vec![0; (range.end - range.start) as usize];
         if !core.base.read_now(&mut buffer, range.start) {
@@ -149,7 +160,10 @@ fn read(core: &Core) {
             if state.stop {
                 return;
             }
-            state = core.reads.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = core
+                .reads
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
             continue;
         };
         drop(state);

@@ -132,9 +132,15 @@ mod tests {
         let mut copies = Vec::new();
         let mut x = 1u64;
         for i in 0..4000u64 {
-            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            x = x
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             // Near each other, and all over the largest disk.
-            let block = if x & 1 == 0 { (x >> 40) % 300 } else { (x >> 20) % (1 << 28) };
+            let block = if x & 1 == 0 {
+                (x >> 40) % 300
+            } else {
+                (x >> 20) % (1 << 28)
+            };
             let value = (x >> 8 & 3 != 0).then_some(i);
             tree.put(block, value);
             match value {

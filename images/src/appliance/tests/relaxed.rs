@@ -48,7 +48,7 @@ name = "data"
 size = "4K"
 filesystem = "none"
 relaxed = "private"
-unconfirmed = "stop"
+unconfirmed = "report"
 [[disk]]
 name = "other"
 size = "4K"
@@ -77,11 +77,11 @@ filesystem = "none"
     };
     assert_eq!(
         (data.vote(), data.on_unconfirmed()),
-        (DiskVote::Private, Unconfirmed::Stop)
+        (DiskVote::Private, Unconfirmed::Report)
     );
     assert_eq!(
         (other.vote(), other.on_unconfirmed()),
-        (DiskVote::Vote, Unconfirmed::Report)
+        (DiskVote::Vote, Unconfirmed::Hold)
     );
 }
 

@@ -269,13 +269,7 @@ impl BlockMatcher {
     }
 
     /// Who has this content here, beyond what was released to them, as bits; the writer `me` with them.
-    fn who_says(
-        sector: &Sector,
-        voters: &Voters,
-        running: u16,
-        me: usize,
-        digest: Digest,
-    ) -> u16 {
+    fn who_says(sector: &Sector, voters: &Voters, running: u16, me: usize, digest: Digest) -> u16 {
         let mut who = 1 << me;
         for (r, own) in sector.own.iter().enumerate() {
             if r != me
@@ -452,11 +446,7 @@ impl BlockMatcher {
 
     /// A replica that had left is back. `differs` are the sectors in which its view is not what was released, with what was: it writes
     /// its past there again, and agrees when it has come to that (R7). It waits for nothing there until it has.
-    pub fn enter(
-        &mut self,
-        replica: ReplicaId,
-        differs: impl IntoIterator<Item = (u64, Digest)>,
-    ) {
+    pub fn enter(&mut self, replica: ReplicaId, differs: impl IntoIterator<Item = (u64, Digest)>) {
         let me = usize::from(replica.0);
         let count = self.members.len();
         let Some(member) = self.members.get_mut(me).filter(|m| !m.runs) else {
