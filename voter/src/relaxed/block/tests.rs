@@ -233,13 +233,19 @@ fn who_runs_away_is_slowed_and_then_stopped() {
         ..limits(UnconfirmedPolicy::Hold)
     };
     let mut rig = Rig::with(&voters, bounded);
-    (0..10).for_each(|s| drop(rig.w(0, s, 1)));
+    for s in 0..10 {
+        rig.w(0, s, 1);
+    }
     assert!(!rig.matcher.has_room(ReplicaId(0)));
-    (10..20).for_each(|s| drop(rig.w(0, s, 1)));
+    for s in 10..20 {
+        rig.w(0, s, 1);
+    }
     let digest = rig.digester.of(&[1]);
     assert!(rig.matcher.write(ReplicaId(0), 20, digest, 0).is_err());
     // Replica 2 is behind in what the others agree on.
-    (0..20).for_each(|s| drop(rig.w(1, s, 1)));
+    for s in 0..20 {
+        rig.w(1, s, 1);
+    }
     assert!(rig.matcher.has_room(ReplicaId(0)));
     let behind = BlockFinding::Behind {
         replica: ReplicaId(2),
