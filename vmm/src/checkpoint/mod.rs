@@ -15,7 +15,7 @@
 
 pub(crate) mod file;
 mod identity;
-mod memory;
+pub(crate) mod memory;
 mod pages;
 pub(crate) mod persist;
 mod read;
@@ -26,16 +26,16 @@ mod track;
 
 pub use file::CheckpointError;
 pub(crate) use identity::{Identity, Image};
-pub(crate) use state::{Offers, write_msrs};
+pub(crate) use state::{Offers, VcpuState, write_msrs};
 pub use take::{Pause, Restore, Restored};
+pub(crate) use take::{micros, next_number};
 pub use track::Precopy;
-pub(crate) use track::{Tracking, set_slot};
+pub(crate) use track::{Tracking, forget_translations, manual_log, set_slot};
 
 use crate::registers::Registers;
 use memory::Memory;
 use quorate_devices::{DeviceSetState, DiskPosition};
 use serde::{Deserialize, Serialize};
-use state::VcpuState;
 use std::fmt;
 use std::sync::Arc;
 

@@ -153,6 +153,7 @@ impl Sections {
                 Err(_) => None,
             },
             debugregs: plain("debugregs", get("debugregs")?)?,
+            lapic: None,
             msrs: msrs_from_bytes(get("msrs")?)?,
             events: plain("events", get("events")?)?,
         };

@@ -9,19 +9,21 @@
 //!    process never asks for the features whose state is larger (`arch_prctl`).
 //! 5. `XCRS`, where the host's processor has them.
 //! 6. `DEBUGREGS`.
-//! 7. `MSRS`: those of [`msrs`].
-//! 8. `VCPU_EVENTS` last: everything before may complete or change what waits to be delivered.
+//! 7. `LAPIC`, of a Linux machine. The embedded guest has no interrupt controller.
+//! 8. `MSRS`: those that were found. Of a Linux machine the deadline of its timer comes last: KVM starts the timer with it, and needs
+//!    the clock and the LAPIC for that.
+//! 9. `VCPU_EVENTS` last: everything before may complete or change what waits to be delivered.
 //!
 //! Put back in the same order: the mode (SREGS) before what KVM checks against it (MSRs, FPU), and VCPU_EVENTS last, since KVM_SET_REGS
 //! drops exceptions that wait and KVM_SET_SREGS sets an interrupt that waits. CPUID is not state: it was set before the first
 //! KVM_RUN, cannot be changed after it, and is compared as part of the machine's identity.
 //!
-//! There is no interrupt controller, so there is no LAPIC state; CPUID offers neither VMX nor SVM, so there is no nested state.
+//! CPUID offers neither VMX nor SVM, so there is no nested state.
 
 use crate::error::MachineError;
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
-    kvm_xcrs, kvm_xsave,
+    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
@@ -34,6 +36,7 @@ pub(crate) struct VcpuState {
     pub xsave: kvm_xsave,
     pub xcrs: Option<kvm_xcrs>,
     pub debugregs: kvm_debugregs,
+    pub lapic: Option<kvm_lapic_state>,
     pub msrs: Vec<(u32, u64)>,
     pub events: kvm_vcpu_events,
 }
@@ -42,6 +45,7 @@ pub(crate) struct VcpuState {
 #[derive(Clone, Debug)]
 pub(crate) struct Offers {
     xcrs: bool,
+    lapic: bool,
     msrs: Vec<u32>,
 }
 
@@ -64,6 +68,23 @@ const NOT_STATE: [(u32, u32); 9] = [
     (0x309, 0x30c),
 ];
 
+/// As [`NOT_STATE`], for a Linux machine, whose clock is part of its state.
+const NOT_STATE_OF_LINUX: [(u32, u32); 7] = [
+    // The offset of the time-stamp counter follows from the counter.
+    (0x3b, 0x3b),
+    (0xe7, 0xe8),
+    // KVM's clock has each of its registers twice; the old ones (0x11, 0x12) would turn the old form on. The wall clock is an order to
+    // write, as above.
+    (0x11, 0x12),
+    (0x4b56_4d00, 0x4b56_4d00),
+    (0x4000_0000, 0x4000_01ff),
+    (0xc1, 0xd8),
+    (0x309, 0x30c),
+];
+
+/// The deadline of the local interrupt controller's timer.
+const TSC_DEADLINE: u32 = 0x6e0;
+
 /// What the guest reaches without being in KVM's list everywhere: SYSENTER, PAT, CPUID faulting, SYSCALL, KERNEL_GS_BASE. EFER and
 /// the FS and GS bases are among the system registers.
 const ALWAYS: [u32; 11] = [
@@ -83,6 +104,23 @@ const ALWAYS: [u32; 11] = [
 impl Offers {
     /// Asks KVM. The vCPU must be set up and not have run yet.
     pub(crate) fn find(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, MachineError> {
+        Self::find_but(kvm, vcpu, false, &NOT_STATE)
+    }
+
+    /// As [`Offers::find`], for a processor with an interrupt controller and a clock of its own.
+    pub(crate) fn find_for_linux(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, MachineError> {
+        let mut offers = Self::find_but(kvm, vcpu, true, &NOT_STATE_OF_LINUX)?;
+        // Stable: all others keep their order, the time-stamp counter among the first.
+        offers.msrs.sort_by_key(|&msr| msr == TSC_DEADLINE);
+        Ok(offers)
+    }
+
+    fn find_but(
+        kvm: &Kvm,
+        vcpu: &VcpuFd,
+        lapic: bool,
+        not_state: &[(u32, u32)],
+    ) -> Result<Self, MachineError> {
         for (cap, name) in [
             (Cap::MpState, "KVM_CAP_MP_STATE"),
             (Cap::Xsave, "KVM_CAP_XSAVE"),
@@ -95,20 +133,21 @@ impl Offers {
         }
         Ok(Self {
             xcrs: kvm.check_extension(Cap::Xcrs),
-            msrs: find_msrs(kvm, vcpu)?,
+            lapic,
+            msrs: find_msrs(kvm, vcpu, not_state)?,
         })
     }
 }
 
 /// The MSRs of KVM's list that this vCPU has: those that KVM gives and takes back. What cannot be set, the guest cannot have
 /// changed.
-fn find_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, MachineError> {
+fn find_msrs(kvm: &Kvm, vcpu: &VcpuFd, not_state: &[(u32, u32)]) -> Result<Vec<u32>, MachineError> {
     let list = kvm
         .get_msr_index_list()
         .map_err(MachineError::kvm("KVM_GET_MSR_INDEX_LIST"))?;
     let mut wanted: Vec<u32> = list.as_slice().iter().copied().chain(ALWAYS).collect();
     wanted.retain(|msr| {
-        !NOT_STATE
+        !not_state
             .iter()
             .any(|(first, last)| (first..=last).contains(&msr))
     });
@@ -201,6 +240,10 @@ impl VcpuState {
                 false => None,
             },
             debugregs: vcpu.get_debug_regs().map_err(E::kvm("KVM_GET_DEBUGREGS"))?,
+            lapic: match offers.lapic {
+                true => Some(vcpu.get_lapic().map_err(E::kvm("KVM_GET_LAPIC"))?),
+                false => None,
+            },
             msrs: read_msrs(vcpu, &offers.msrs).map_err(|(_, error)| error)?,
             events: vcpu
                 .get_vcpu_events()
@@ -225,6 +268,9 @@ impl VcpuState {
         }
         vcpu.set_debug_regs(&self.debugregs)
             .map_err(E::kvm("KVM_SET_DEBUGREGS"))?;
+        if let Some(lapic) = &self.lapic {
+            vcpu.set_lapic(lapic).map_err(E::kvm("KVM_SET_LAPIC"))?;
+        }
         write_msrs(vcpu, &self.msrs).map_err(|(_, error)| error)?;
         vcpu.set_vcpu_events(&self.events)
             .map_err(E::kvm("KVM_SET_VCPU_EVENTS"))

@@ -69,6 +69,21 @@ impl Tracking {
         }
     }
 
+    /// Starts to log. `pristine`: the guest has not run, and memory holds what was put there through the bitmaps.
+    pub(crate) fn begin(
+        vm: &VmFd,
+        memory: &GuestMemory,
+        manual: bool,
+        pristine: bool,
+    ) -> Result<Self, MachineError> {
+        for (number, slot) in (0..).zip(&memory.slots) {
+            set_slot(vm, number, slot, true)?;
+        }
+        // The bitmaps of what the VMM writes are as old as the memory is.
+        let base = pristine.then(|| (0, Memory::pristine(memory)));
+        Ok(Self::new(memory, manual, base))
+    }
+
     /// Reads the logs.
     fn read(&mut self, vm: &VmFd, memory: &GuestMemory) -> Result<(), MachineError> {
         for (at, slot) in memory.slots.iter().enumerate() {
@@ -362,24 +377,13 @@ impl Machine {
         if self.tracking.is_some() {
             return Ok(());
         }
-        // Older kernels do not have it, which is no error.
-        let manual = kvm_enable_cap {
-            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-            args: [KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into(), 0, 0, 0],
-            ..kvm_enable_cap::default()
-        };
-        let manual = self.vm.enable_cap(&manual).is_ok();
-        self.track_dirty_with(manual)
+        self.track_dirty_with(manual_log(&self.vm))
     }
 
     /// `manual`: pages stay in KVM's log until they are taken out of it.
     pub(crate) fn track_dirty_with(&mut self, manual: bool) -> Result<(), MachineError> {
-        for (number, slot) in (0..).zip(&self.memory.slots) {
-            set_slot(&self.vm, number, slot, true)?;
-        }
-        // The bitmaps of what the VMM writes are as old as the memory is.
-        let base = self.pristine.then(|| (0, Memory::pristine(&self.memory)));
-        self.tracking = Some(Tracking::new(&self.memory, manual, base));
+        let tracking = Tracking::begin(&self.vm, &self.memory, manual, self.pristine)?;
+        self.tracking = Some(tracking);
         Ok(())
     }
 
@@ -417,9 +421,24 @@ impl Machine {
     /// way to that effect which every backend has, and any slot will do: KVM drops all that it has derived, whatever slot it is of. So
     /// it is one of a single page where nothing else is, which is put there for the purpose; the guest does not run meanwhile.
     pub(crate) fn forget_translations(&self) -> Result<(), MachineError> {
-        let number = self.memory.slots.len() as u32;
-        let slot = &self.memory.spare;
-        set_region(&self.vm, number, slot, slot.len, false)?;
-        set_region(&self.vm, number, slot, 0, false)
+        forget_translations(&self.vm, &self.memory)
     }
+}
+
+/// See [`Machine::forget_translations`].
+pub(crate) fn forget_translations(vm: &VmFd, memory: &GuestMemory) -> Result<(), MachineError> {
+    let number = memory.slots.len() as u32;
+    let slot = &memory.spare;
+    set_region(vm, number, slot, slot.len, false)?;
+    set_region(vm, number, slot, 0, false)
+}
+
+/// Has pages stay in KVM's log until they are taken out of it. False if KVM cannot: older kernels, which is no error.
+pub(crate) fn manual_log(vm: &VmFd) -> bool {
+    let manual = kvm_enable_cap {
+        cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+        args: [KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into(), 0, 0, 0],
+        ..kvm_enable_cap::default()
+    };
+    vm.enable_cap(&manual).is_ok()
 }

@@ -9,8 +9,9 @@ use super::loader;
 use super::map::{POWER_BUTTON_GSI, SERIAL_GSI, gsi};
 use super::ports::Ports;
 use super::shared::{Final, Shared, Signals, event};
+use super::state::Identity;
 use super::vcpu::{self, Vcpu};
-use crate::checkpoint::set_slot;
+use crate::checkpoint::{Offers, Tracking, set_slot};
 use crate::crash::{CrashKind, CrashReport};
 use crate::error::MachineError;
 use crate::kick::Kicker;
@@ -101,7 +102,12 @@ pub struct LinuxMachine {
     pub(super) shared: Shared,
     pub(super) memory: GuestMemory,
     lines: Vec<Line>,
-    console: LinuxConsole,
+    pub(super) console: LinuxConsole,
+    pub(super) identity: Arc<Identity>,
+    pub(super) offers: Offers,
+    pub(super) tracking: Option<Tracking>,
+    /// The guest has not run, and nothing was put back: memory holds what the loader put there.
+    pub(super) pristine: bool,
     /// It cannot run any more, unless a checkpoint is put back.
     pub(super) ended: bool,
     /// The first thing to do is to look at everything and to interrupt everybody: what was on its way is not in a checkpoint.
@@ -153,7 +159,7 @@ impl LinuxMachine {
             set_slot(&vm, index, slot, false)?;
         }
         let supported = cpuid::supported(kvm)?;
-        let mut vcpus = Vec::new();
+        let mut vcpus = Vec::<Vcpu>::new();
         for number in 0..config.cpus {
             let fd = vm
                 .create_vcpu(number.into())
@@ -169,7 +175,15 @@ impl LinuxMachine {
         let lines = lines(&vm, &windows)?;
         let ports = Ports::new(line(&vm, SERIAL_GSI)?);
         let shared = Shared::new(memory.ram.clone(), devices, ports, Arc::new(signals));
+        let offers = match vcpus.first() {
+            Some(first) => Offers::find_for_linux(kvm, &first.fd)?,
+            None => return Err(LinuxFault::Cpus(0).into()),
+        };
         Ok(Self {
+            identity: Arc::new(Identity::of(config, &supported)),
+            offers,
+            tracking: None,
+            pristine: true,
             vcpus,
             vm,
             shared,
@@ -215,6 +229,7 @@ impl LinuxMachine {
                 text: String::new(),
             });
         }
+        self.pristine = false;
         let Self {
             vcpus,
             shared,

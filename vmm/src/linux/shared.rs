@@ -203,6 +203,12 @@ impl Shared {
         lock(&self.end).is_some()
     }
 
+    /// A checkpoint was put back: what was wished of the machine before was of another life.
+    pub(crate) fn forget_end(&self) {
+        *lock(&self.end) = None;
+        self.signals.wishes.store(0, Ordering::SeqCst);
+    }
+
     pub(crate) fn take_end(&self) -> Option<Final> {
         lock(&self.end).take()
     }
