@@ -108,13 +108,7 @@ impl Guest {
 
     pub fn start_queue(&mut self, slot: u64, index: u32, size: u16) -> Queue {
         let base = QUEUES + (slot * 2 + u64::from(index)) * QUEUE_BYTES;
-        let queue = Queue {
-            base,
-            size,
-            next_avail: 0,
-            next_used: 0,
-            next_descriptor: 0,
-        };
+        let queue = Queue::at(base, size);
         self.write(slot, register::QUEUE_SEL, index).unwrap();
         assert!(u32::from(size) <= self.read(slot, register::QUEUE_NUM_MAX));
         self.write(slot, register::QUEUE_NUM, size.into()).unwrap();
@@ -158,25 +152,14 @@ impl Guest {
 
     /// Puts a head into the available ring.
     pub fn offer(&self, queue: &mut Queue, head: u16) {
-        let place = queue.available() + 4 + u64::from(queue.next_avail % queue.size) * 2;
-        self.mem.write_obj(head, GuestAddress(place)).unwrap();
-        queue.next_avail = queue.next_avail.wrapping_add(1);
-        self.mem
-            .write_obj(queue.next_avail, GuestAddress(queue.available() + 2))
-            .unwrap();
+        let next = queue.next_descriptor;
+        queue.offer_in(&self.mem, head);
+        queue.next_descriptor = next;
     }
 
     /// Takes the next used chain: its head and the bytes written.
     pub fn reap(&self, queue: &mut Queue) -> Option<(u32, u32)> {
-        let index: u16 = self.mem.read_obj(GuestAddress(queue.used() + 2)).unwrap();
-        if index == queue.next_used {
-            return None;
-        }
-        let place = queue.used() + 4 + u64::from(queue.next_used % queue.size) * 8;
-        queue.next_used = queue.next_used.wrapping_add(1);
-        let head = self.mem.read_obj(GuestAddress(place)).unwrap();
-        let len = self.mem.read_obj(GuestAddress(place + 4)).unwrap();
-        Some((head, len))
+        queue.reap_in(&self.mem)
     }
 
     pub fn put(&self, addr: u64, bytes: &[u8]) {
@@ -207,6 +190,45 @@ impl Guest {
 }
 
 impl Queue {
+    /// A queue whose rings lie from `base` on.
+    pub fn at(base: u64, size: u16) -> Self {
+        Self {
+            base,
+            size,
+            next_avail: 0,
+            next_used: 0,
+            next_descriptor: 0,
+        }
+    }
+
+    /// As if so many chains had been offered and given back.
+    pub fn go_on_at(&mut self, index: u16) {
+        (self.next_avail, self.next_used) = (index, index);
+    }
+
+    /// Puts a head into the available ring, and goes on with the descriptor behind it.
+    pub fn offer_in(&mut self, mem: &GuestMemoryMmap<()>, head: u16) {
+        let place = self.available() + 4 + u64::from(self.next_avail % self.size) * 2;
+        mem.write_obj(head, GuestAddress(place)).unwrap();
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.next_descriptor = (head + 1) % self.size;
+        mem.write_obj(self.next_avail, GuestAddress(self.available() + 2))
+            .unwrap();
+    }
+
+    /// Takes the next used chain: its head and the bytes written.
+    pub fn reap_in(&mut self, mem: &GuestMemoryMmap<()>) -> Option<(u32, u32)> {
+        let index: u16 = mem.read_obj(GuestAddress(self.used() + 2)).unwrap();
+        if index == self.next_used {
+            return None;
+        }
+        let place = self.used() + 4 + u64::from(self.next_used % self.size) * 8;
+        self.next_used = self.next_used.wrapping_add(1);
+        let head = mem.read_obj(GuestAddress(place)).unwrap();
+        let len = mem.read_obj(GuestAddress(place + 4)).unwrap();
+        Some((head, len))
+    }
+
     /// The descriptor that the next chain starts with.
     pub fn next_head(&self) -> u16 {
         self.next_descriptor

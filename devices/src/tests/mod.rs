@@ -6,6 +6,7 @@ mod block_life;
 mod disk_driver;
 mod driver;
 mod hostile;
+mod interrupts;
 mod io;
 mod registers;
 

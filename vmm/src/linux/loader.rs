@@ -130,9 +130,7 @@ fn bzimage(file: &[u8], memory: &GuestMemory) -> Result<Kernel, LinuxFault> {
     }
     // What the kernel prefers: there it does not have to move itself out of the way first.
     let start = header.pref_address;
-    let end = u64::from(header.init_size)
-        .checked_add(start)
-        .ok_or_else(|| LinuxFault::Damaged("its size is too large".into()))?;
+    let end = start.saturating_add(header.init_size.into());
     fits(start, end, memory)?;
     // The compressed kernel is less than what it unpacks to, or its header lies.
     let stored = file.len() as u64;

@@ -180,7 +180,10 @@ impl LinuxMachine {
             None => return Err(LinuxFault::Cpus(0).into()),
         };
         Ok(Self {
-            identity: Arc::new(Identity::of(config, &supported)),
+            identity: Arc::new(Identity::of(
+                config,
+                cpuid::of_cpu(&supported, 0)?.as_slice(),
+            )),
             offers,
             tracking: None,
             pristine: true,

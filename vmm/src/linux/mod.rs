@@ -18,6 +18,9 @@ mod ports;
 mod refusal;
 mod shared;
 mod state;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;
 mod vcpu;
 
 pub use config::{LinuxConfig, LinuxConsole, MAX_LINUX_CPUS};

@@ -35,14 +35,14 @@ pub(crate) struct Identity {
     cpus: u8,
     console: LinuxConsole,
     disks: Vec<DiskConfig>,
-    /// Of what KVM supports, of which all processors' CPUID is made.
+    /// Of the first processor's; the others differ in their numbers only.
     cpuid: [u8; 32],
 }
 
 impl Identity {
-    pub(crate) fn of(config: &LinuxConfig, supported: &[kvm_cpuid_entry2]) -> Self {
+    pub(crate) fn of(config: &LinuxConfig, cpuid: &[kvm_cpuid_entry2]) -> Self {
         let mut leaves = blake3::Hasher::new();
-        for leaf in supported {
+        for leaf in cpuid {
             for word in [
                 leaf.function,
                 leaf.index,
