@@ -12,6 +12,7 @@
 //! # file = "prebuilt.qimg"
 //! # without = ["perl"]              # packages taken as installed: neither they nor what only they need go in
 //! # suite = "trixie"                # the packages are those of this suite of Debian, not of the machine's package sources
+//! # sources = [{ package = "redis", patches = ["a.patch"], script = "build", needs = ["libjemalloc-dev"] }] # compiled from Debian's sources
 //! # epoch = 1767225600              # time of files that come from the host; package files are not later than it
 //! # files = [{ path = "/etc/redis.conf", content = "save ''\n", mode = 0o644 }, { path = "/etc/b", source = "b.txt" }, { path = "/bin/sh", link = "busybox" }]
 //!
@@ -142,6 +143,8 @@ pub use replicas::{ReplicaSpec, Role};
 pub const APPLIANCE_VERSION: i64 = 1;
 /// Upper bound of the appliance file in bytes.
 pub const MAX_FILE: u64 = 1 << 20;
+/// Most `sources` of an image (R10).
+pub const MAX_SOURCES: usize = 16;
 /// Largest number of replicas.
 pub const MAX_REPLICAS: u8 = 9;
 /// Time of files that come from the host when the appliance gives no `epoch`: 2026-01-01T00:00:00Z. One constant, so that the
@@ -212,9 +215,32 @@ pub struct ImageSpec {
     pub without: Vec<String>,
     /// Suite of Debian that the packages come from; by default what the machine's own package sources have.
     pub suite: Option<String>,
+    /// Programs compiled from source packages, put on top of the packages' files.
+    pub sources: Vec<SourceSpec>,
     /// Time of files that come from the host, seconds since 1970; default [`DEFAULT_EPOCH`]. When it is given, files of
     /// packages are not later than it either.
     pub epoch: Option<i64>,
+}
+
+/// One of `sources` of `[image]`: a program that is compiled from a source package of Debian's, with patches of one's own.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceSpec {
+    /// The source package.
+    #[serde(deserialize_with = "check::package")]
+    pub package: String,
+    /// Its version; default the newest of the suite.
+    #[serde(default, deserialize_with = "check::package_version")]
+    pub version: Option<String>,
+    /// Patches (for `patch -p1`) besides Debian's own, in this order; relative to the appliance file.
+    #[serde(default)]
+    pub patches: Vec<PathBuf>,
+    /// The program that builds it, run in the source's directory; what it puts into `$OUT` goes into the image. Relative to the
+    /// appliance file.
+    pub script: PathBuf,
+    /// Packages that the script finds unpacked in `$SYSROOT`, with what they depend on.
+    #[serde(default, deserialize_with = "check::packages")]
+    pub needs: Vec<String>,
 }
 
 /// Where an image's files come from. Relative paths are relative to the appliance file ([`Appliance::resolve`]).
@@ -446,6 +472,8 @@ struct RawImage {
     without: Vec<String>,
     #[serde(default, deserialize_with = "check::suite")]
     suite: Option<String>,
+    #[serde(default)]
+    sources: Vec<SourceSpec>,
     epoch: Option<i64>,
 }
 
@@ -476,6 +504,13 @@ impl TryFrom<RawImage> for ImageSpec {
         if !raw.without.is_empty() && !matches!(source, ImageSource::Packages(_)) {
             return Err("without goes with packages only".to_owned());
         }
+        if !raw.sources.is_empty() && !matches!(source, ImageSource::Packages(_)) {
+            return Err("sources goes with packages only".to_owned());
+        }
+        if raw.sources.len() > MAX_SOURCES {
+            let count = raw.sources.len();
+            return Err(format!("{count} sources: {MAX_SOURCES} are the most"));
+        }
         if raw.suite.is_some() && !matches!(source, ImageSource::Packages(_)) {
             return Err("suite goes with packages only".to_owned());
         }
@@ -487,6 +522,7 @@ impl TryFrom<RawImage> for ImageSpec {
             files: raw.files,
             without: raw.without,
             suite: raw.suite,
+            sources: raw.sources,
             epoch: raw.epoch,
         })
     }

@@ -8,8 +8,9 @@ use std::time::SystemTime;
 use crate::appliance::{Appliance, ExtraFile, FileContent, ImageSource, Program};
 pub use crate::cache::default_cache_dir;
 use crate::cache::{image_path, lock_cache, persist, prune_images, prune_packages};
-pub use crate::debian::Package;
+use crate::compile::Recipe;
 use crate::debian::{self, Lock, Wanted};
+pub use crate::debian::{Package, Source};
 use crate::error::BuildError;
 use crate::linux::LinuxBoot;
 use crate::tree::{Kind, Meta, Tree, TreeError};
@@ -43,6 +44,11 @@ pub enum Progress<'a> {
         index: usize,
         /// How many there are.
         total: usize,
+    },
+    /// Compiling a program from a source package; it can take minutes.
+    Compiling {
+        /// The source package.
+        what: &'a str,
     },
     /// Writing the image.
     Writing,
@@ -81,6 +87,8 @@ pub struct BuiltImage {
     pub length: u64,
     /// Debian packages in it, in the order they were unpacked.
     pub packages: Vec<Package>,
+    /// Source packages that programs in it are compiled from.
+    pub sources: Vec<Source>,
     /// When the packages were resolved, as Debian's snapshot archive writes it; empty if there are none.
     pub resolved: String,
     /// Whether it was there already.
@@ -138,10 +146,17 @@ pub fn build(appliance: &Appliance, options: &BuildOptions<'_>) -> Result<BuiltI
                 appliance.image.epoch,
                 options.progress,
             )?;
+            let recipes = recipes(appliance, &lock)?;
+            for recipe in &recipes {
+                recipe.add(appliance, cache, &mut tree, options.progress)?;
+            }
             add_extras(&mut tree, appliance, &extras)?;
-            let key = key(appliance, &Inputs::Packages(&lock.packages), &extras);
+            let inputs = Inputs::Packages(&lock.packages, &recipes);
+            let key = key(appliance, &inputs, &extras);
+            drop(recipes);
             let origin = Origin {
                 packages: lock.packages,
+                sources: lock.sources,
                 resolved: lock.resolved,
                 ..Origin::default()
             };
@@ -177,7 +192,12 @@ pub fn write_lock(
         return Ok(None);
     };
     let wanted = wanted(appliance, names);
-    let lock = Lock::new(wanted, image.resolved.clone(), image.packages.clone());
+    let lock = Lock::new(
+        wanted,
+        image.resolved.clone(),
+        image.packages.clone(),
+        image.sources.clone(),
+    );
     let same = Lock::read(&path, wanted).is_some_and(|old| old == lock);
     if same {
         return Ok(None);
@@ -190,6 +210,7 @@ pub fn write_lock(
 #[derive(Default)]
 struct Origin {
     packages: Vec<Package>,
+    sources: Vec<Source>,
     resolved: String,
     process: Option<oci::Process>,
 }
@@ -211,6 +232,7 @@ fn built(
         digest: info.digest,
         length: info.length,
         packages: origin.packages,
+        sources: origin.sources,
         resolved: origin.resolved,
         cached,
         program,
@@ -223,7 +245,15 @@ fn wanted<'a>(appliance: &'a Appliance, names: &'a [String]) -> Wanted<'a> {
         names,
         without: &appliance.image.without,
         suite: appliance.image.suite.as_deref(),
+        sources: &appliance.image.sources,
     }
+}
+
+/// What is compiled for the image.
+fn recipes<'a>(appliance: &'a Appliance, lock: &'a Lock) -> Result<Vec<Recipe<'a>>, BuildError> {
+    let specs = appliance.image.sources.iter().zip(&lock.sources);
+    let read = |(spec, source)| Recipe::read(appliance, spec, source);
+    specs.map(read).collect()
 }
 
 /// The packages by the lock file beside the appliance or, if there is none, by the cache's own.
@@ -262,11 +292,15 @@ fn find(
     let Some((lock, _)) = locked(appliance, cache, names)? else {
         return Ok(None);
     };
-    let key = key(appliance, &Inputs::Packages(&lock.packages), extras);
+    let recipes = recipes(appliance, &lock)?;
+    let inputs = Inputs::Packages(&lock.packages, &recipes);
+    let key = key(appliance, &inputs, extras);
+    drop(recipes);
     match verify(&image_path(cache, appliance, &key)) {
         Ok(info) => {
             let origin = Origin {
                 packages: lock.packages,
+                sources: lock.sources,
                 resolved: lock.resolved,
                 ..Origin::default()
             };
@@ -298,7 +332,7 @@ fn packages(
                 prune_packages(cache)?;
                 return Ok(lock);
             }
-            Some((lock, Where::Cache)) if debian::all_there(&lock.packages, cache) => {
+            Some((lock, Where::Cache)) if debian::has_all(&lock, cache) => {
                 return Ok(lock);
             }
             _ => {}
@@ -307,7 +341,14 @@ fn packages(
     let packages = debian::fetch(wanted, cache, options.update, options.progress)?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let day = debian::snapshot_day(now.map_or(0, |now| now.as_secs()));
-    let lock = Lock::new(wanted, day, packages);
+    let sources = debian::fetch_sources(
+        wanted.sources,
+        wanted.suite,
+        cache,
+        options.update,
+        options.progress,
+    )?;
+    let lock = Lock::new(wanted, day, packages, sources);
     lock.write(&own)?;
     prune_packages(cache)?;
     Ok(lock)
@@ -315,7 +356,7 @@ fn packages(
 
 /// What an image is made from.
 enum Inputs<'a> {
-    Packages(&'a [Package]),
+    Packages(&'a [Package], &'a [Recipe<'a>]),
     /// The OCI image's id.
     Oci(&'a str),
 }
@@ -338,10 +379,13 @@ fn key(appliance: &Appliance, inputs: &Inputs<'_>, extras: &[Extra<'_>]) -> Stri
         field(mount.target.as_bytes());
     }
     match inputs {
-        Inputs::Packages(packages) => {
+        Inputs::Packages(packages, recipes) => {
             for package in *packages {
                 field(package.file.as_bytes());
                 field(package.sha256.as_bytes());
+            }
+            for recipe in *recipes {
+                field(recipe.key.as_bytes());
             }
         }
         Inputs::Oci(id) => field(id.as_bytes()),

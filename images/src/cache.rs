@@ -114,6 +114,12 @@ pub(crate) fn prune_packages(cache: &Path) -> Result<(), BuildError> {
             remove(&path);
         }
     }
+    for path in oldest(&cache.join("sources"), Path::is_file, 0) {
+        let file = path.file_name().and_then(|f| f.to_str()).unwrap_or("");
+        if !named.contains(file) {
+            remove(&path);
+        }
+    }
     Ok(())
 }
 

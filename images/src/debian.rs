@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::appliance::SourceSpec;
 use crate::build::Progress;
 use crate::error::BuildError;
 use crate::skeleton;
@@ -13,12 +14,18 @@ use crate::tree::Tree;
 mod apt;
 mod deb;
 mod lock;
+mod source;
 mod stubs;
 mod suite;
 
-pub(crate) use apt::tail;
+pub(crate) use apt::{deb_path, tail};
+pub use source::Source;
+pub(crate) use source::path as source_path;
 
 pub(crate) use lock::{Lock, Wanted, snapshot_day};
+
+/// What a compiler of the host brings along itself: packages of headers and libraries are taken without them.
+const HOSTS: [&str; 4] = ["libc6", "libc6-dev", "libgcc-s1", "libstdc++6"];
 
 /// A package in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,18 +77,67 @@ pub(crate) fn fetch(
     Ok(packages)
 }
 
+/// Finds and downloads the source packages that `specs` name, and what they need. The suite is the machine's if none is given.
+pub(crate) fn fetch_sources(
+    specs: &[SourceSpec],
+    suite: Option<&str>,
+    cache: &Path,
+    refresh: bool,
+    progress: &dyn Fn(Progress<'_>),
+) -> Result<Vec<Source>, BuildError> {
+    if specs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let own;
+    let from = match suite {
+        Some(suite) => suite,
+        None => {
+            own = suite::machines()?;
+            &own
+        }
+    };
+    let mut sources = Vec::new();
+    for spec in specs {
+        let apt = apt::Apt::new(cache, "", Some(from))?;
+        let wanted = spec.version.clone().unwrap_or_default();
+        let files = source::fetch(&apt, &spec.package, &wanted, cache, refresh, progress)?;
+        let needs = if spec.needs.is_empty() {
+            Vec::new()
+        } else {
+            // The compiler and its C library are the host's.
+            let wanted = Wanted {
+                names: &spec.needs,
+                without: &HOSTS.map(str::to_owned),
+                suite,
+                sources: &[],
+            };
+            fetch(wanted, cache, refresh, progress)?
+        };
+        sources.push(Source {
+            name: spec.package.clone(),
+            wanted,
+            files,
+            needs,
+        });
+    }
+    Ok(sources)
+}
+
 /// Downloads those of `packages`, by the lock file, that are not in the cache.
 pub(crate) fn obtain(
     lock: &Lock,
     cache: &Path,
     progress: &dyn Fn(Progress<'_>),
 ) -> Result<(), BuildError> {
-    let packages = &lock.packages;
-    if all_there(packages, cache) {
+    let packages: Vec<&Package> = lock.all_packages().collect();
+    let apt = apt::Apt::new(cache, "", None)?;
+    for source in &lock.sources {
+        source::obtain(&apt, &source.files, cache, &lock.resolved, progress)?;
+    }
+    if all_there(packages.iter().copied(), cache) {
         return Ok(());
     }
-    let apt = apt::Apt::new(cache, "", None)?;
-    for (index, package) in packages.iter().enumerate() {
+    for (index, package) in packages.iter().copied().enumerate() {
         let path = apt::deb_path(cache, package);
         if !path.exists() {
             let percent = (index * 100 / packages.len().max(1)) as u8;
@@ -122,9 +178,20 @@ pub(crate) fn unpack(
     Ok(tree)
 }
 
+/// Whether all the files that `lock` names are in the cache and whole.
+pub(crate) fn has_all(lock: &Lock, cache: &Path) -> bool {
+    let whole = |file: &Package| deb::check(&source::path(cache, file), file).is_ok();
+    all_there(lock.all_packages(), cache)
+        && lock
+            .sources
+            .iter()
+            .flat_map(|source| &source.files)
+            .all(whole)
+}
+
 /// Whether all the packages' files are in the cache and whole. Damaged ones are removed: apt-get itself looks at the size only,
 /// and would take them for downloaded.
-pub(crate) fn all_there(packages: &[Package], cache: &Path) -> bool {
+pub(crate) fn all_there<'a>(packages: impl IntoIterator<Item = &'a Package>, cache: &Path) -> bool {
     let mut all = true;
     for package in packages {
         let path = apt::deb_path(cache, package);

@@ -99,6 +99,22 @@ pub enum BuildError {
         /// The end of what apt-helper wrote.
         output: String,
     },
+    /// The host lacks what programs are compiled with.
+    #[error(
+        "sources of [image] are compiled on this machine, and what that needs is missing: apt-get install {packages}"
+    )]
+    NoCompiler {
+        /// Debian's packages that have it.
+        packages: String,
+    },
+    /// A program cannot be compiled.
+    #[error("source package {what}: {reason}")]
+    Compile {
+        /// The source package.
+        what: String,
+        /// Which step failed and what it wrote.
+        reason: String,
+    },
     /// A package file is malformed.
     #[error("{}: not a package that can be unpacked: {reason}", path.display())]
     Package {

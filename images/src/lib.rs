@@ -7,6 +7,7 @@
 pub mod appliance;
 mod build;
 mod cache;
+mod compile;
 mod debian;
 pub mod disks;
 mod error;
@@ -26,10 +27,12 @@ pub use appliance::{
     Appliance, Console, DiskSpec, DiskVote, ExtraFile, FileContent, Filesystem, GuestPort, Id,
     ImageSource, ImageSpec, Initramfs, KernelSource, LayoutPolicy, LinuxSpec, MachineSpec,
     MaskRule, MaskSpec, Mount, NetworkSpec, NoQuorum, OnDifference, OnError, Policy, Program,
-    Relaxed, ReplicaSpec, Role, Root, SyncChannel, TmpfsSpec, Unconfirmed, User, VersionPolicy,
+    Relaxed, ReplicaSpec, Role, Root, SourceSpec, SyncChannel, TmpfsSpec, Unconfirmed, User,
+    VersionPolicy,
 };
 pub use build::{
-    BuildOptions, BuiltImage, Package, Progress, build, cached, default_cache_dir, write_lock,
+    BuildOptions, BuiltImage, Package, Progress, Source, build, cached, default_cache_dir,
+    write_lock,
 };
 pub use disks::{DiskError, PreparedDisk};
 pub use error::{ApplianceError, BuildError};

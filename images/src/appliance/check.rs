@@ -265,6 +265,23 @@ pub(super) fn packages<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D
     })
 }
 
+/// Name of one package.
+pub(super) fn package<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    checked(d, |name: String| package_or_why(&name).map(|()| name))
+}
+
+/// Version of a package by Debian policy 5.6.12.
+pub(super) fn package_version<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    checked(d, |version: String| {
+        let good = |c: char| c.is_ascii_alphanumeric() || ".+-~:".contains(c);
+        let digit = |c: char| c.is_ascii_digit();
+        if !version.starts_with(digit) || version.len() > MAX_NAME || !version.chars().all(good) {
+            return Err(format!("`{version}` is not a version of a Debian package"));
+        }
+        Ok(Some(version))
+    })
+}
+
 /// Name of a suite of Debian.
 pub(super) fn suite<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     checked(d, |name: String| {

@@ -20,7 +20,7 @@ const SNAPSHOT: &str = "https://snapshot.debian.org";
 const MAX_OUTPUT: usize = 2000;
 
 /// The file of `package` in the cache.
-pub(super) fn deb_path(cache: &Path, package: &Package) -> PathBuf {
+pub(crate) fn deb_path(cache: &Path, package: &Package) -> PathBuf {
     cache.join("debs").join(&package.file)
 }
 
@@ -111,6 +111,33 @@ impl Apt {
         self.resolve_and_download(&self.private_lists, names, progress)
     }
 
+    /// What apt-get says of the files of source package `wanted` (`NAME` or `NAME=VERSION`).
+    pub(super) fn source_files(
+        &self,
+        wanted: &str,
+        refresh: bool,
+        progress: &dyn Fn(Progress<'_>),
+    ) -> Result<String, BuildError> {
+        let ask = || {
+            let mut ask = self.command(&self.private_lists);
+            ask.args(["-qq", "--print-uris", "source", "--", wanted]);
+            // So that what is in the working directory does not count as downloaded.
+            ask.current_dir(&self.no_archives);
+            run(ask, "find the source package", &|_| {})
+        };
+        if !refresh
+            && has_lists(&self.private_lists)
+            && let Ok(output) = ask()
+        {
+            return Ok(output);
+        }
+        progress(Progress::UpdatingLists);
+        let mut update = self.command(&self.private_lists);
+        update.arg("update");
+        run(update, "fetch the package lists", &|_| {})?;
+        ask()
+    }
+
     fn resolve_and_download(
         &self,
         lists: &Path,
@@ -162,6 +189,20 @@ impl Apt {
 
     /// Downloads a package by the lock file: from where it was then, else from Debian's archive of all that ever was, as of `day`.
     pub(super) fn download(&self, package: &Package, day: &str) -> Result<(), BuildError> {
+        self.download_to(package, &deb_path(&self.cache, package), day)
+    }
+
+    /// As [`Apt::download`], into the file `to`.
+    pub(super) fn download_to(
+        &self,
+        package: &Package,
+        to: &Path,
+        day: &str,
+    ) -> Result<(), BuildError> {
+        if let Some(directory) = to.parent() {
+            fs::create_dir_all(directory)
+                .map_err(BuildError::io("make the directory", directory))?;
+        }
         let mut last = String::new();
         for uri in std::iter::once(package.uri.clone()).chain(snapshot_uri(
             &package.uri,
@@ -172,7 +213,7 @@ impl Apt {
             command
                 .arg("download-file")
                 .arg(&uri)
-                .arg(deb_path(&self.cache, package))
+                .arg(to)
                 .arg(format!("SHA256:{}", package.sha256));
             match run(command, "download a package", &|_| {}) {
                 Ok(_) => return Ok(()),

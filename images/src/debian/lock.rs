@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Package;
+use super::{Package, Source};
+use crate::appliance::SourceSpec;
 use crate::error::BuildError;
 
 /// Version of the lock file and of the way it is arrived at (stub list, apt options).
@@ -26,6 +27,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) without: &'a [String],
     /// The suite that they come from, if not the machine's.
     pub(crate) suite: Option<&'a str>,
+    /// What is compiled from source packages.
+    pub(crate) sources: &'a [SourceSpec],
 }
 
 /// Contents of a lock file.
@@ -44,10 +47,18 @@ pub(crate) struct Lock {
     pub(crate) resolved: String,
     /// What they came to.
     pub(crate) packages: Vec<Package>,
+    /// Source packages that programs are compiled from, in the order of the appliance's `sources`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sources: Vec<Source>,
 }
 
 impl Lock {
-    pub(crate) fn new(wanted: Wanted<'_>, resolved: String, packages: Vec<Package>) -> Self {
+    pub(crate) fn new(
+        wanted: Wanted<'_>,
+        resolved: String,
+        packages: Vec<Package>,
+        sources: Vec<Source>,
+    ) -> Self {
         Self {
             version: LOCK_VERSION,
             names: wanted.names.to_vec(),
@@ -55,7 +66,14 @@ impl Lock {
             suite: wanted.suite.map(str::to_owned),
             resolved,
             packages,
+            sources,
         }
+    }
+
+    /// The packages of the image and those that its sources need.
+    pub(crate) fn all_packages(&self) -> impl Iterator<Item = &Package> {
+        let needs = self.sources.iter().flat_map(|source| &source.needs);
+        self.packages.iter().chain(needs)
     }
 
     /// Where the lock for these names lies: `locks/FIRST-KEY.toml` in the cache.
@@ -64,6 +82,7 @@ impl Lock {
             names,
             without,
             suite,
+            sources,
         } = wanted;
         let mut hasher = blake3::Hasher::new();
         for list in [names, without] {
@@ -74,6 +93,16 @@ impl Lock {
             hasher.update(b"\0");
         }
         hasher.update(suite.unwrap_or_default().as_bytes());
+        for spec in sources {
+            let version = spec.version.as_deref().unwrap_or_default();
+            for word in [&spec.package, version]
+                .into_iter()
+                .chain(spec.needs.iter().map(String::as_str))
+            {
+                hasher.update(b"\0");
+                hasher.update(word.as_bytes());
+            }
+        }
         let key = hasher.finalize().to_hex();
         let first = names.first().map_or("none", String::as_str);
         let key = key.get(..16).unwrap_or_default();
@@ -89,8 +118,14 @@ impl Lock {
         let same = lock.version == LOCK_VERSION
             && lock.names == wanted.names
             && lock.without == wanted.without
-            && lock.suite.as_deref() == wanted.suite;
+            && lock.suite.as_deref() == wanted.suite
+            && lock.sources.len() == wanted.sources.len()
+            && lock.sources.iter().zip(wanted.sources).all(|(is, wanted)| {
+                is.name == wanted.package
+                    && is.wanted == wanted.version.as_deref().unwrap_or_default()
+            });
         let safe = lock.packages.iter().all(Package::is_safe)
+            && lock.sources.iter().all(Source::is_safe)
             && lock.resolved.bytes().all(|b| b.is_ascii_alphanumeric());
         (same && safe).then_some(lock)
     }

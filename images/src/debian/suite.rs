@@ -12,12 +12,32 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 /// The same for security updates.
 const SECURITY: &str = "http://deb.debian.org/debian-security";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Says what the machine runs (os-release(5)).
+const OS_RELEASE: &str = "/etc/os-release";
 /// Suites that have neither updates nor security updates of their own.
 const ROLLING: &[&str] = &["sid", "unstable", "experimental"];
 
 /// A sources.list(5) for `suite` with its updates, for packages and source packages.
 pub(super) fn sources_list(suite: &str) -> Result<String, BuildError> {
     Ok(text(suite, &mirrors()?))
+}
+
+/// The suite of the machine's own package sources.
+pub(super) fn machines() -> Result<String, BuildError> {
+    let text = std::fs::read_to_string(OS_RELEASE).map_err(BuildError::io("read", OS_RELEASE))?;
+    codename(&text).ok_or_else(|| {
+        BuildError::AptOutput(format!(
+            "{OS_RELEASE} names no VERSION_CODENAME: give `suite` in [image]"
+        ))
+    })
+}
+
+fn codename(text: &str) -> Option<String> {
+    let value = |line: &str| line.strip_prefix("VERSION_CODENAME=").map(str::to_owned);
+    let name = text.lines().find_map(value)?;
+    let name = name.trim_matches('"');
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (!name.is_empty() && name.chars().all(good)).then(|| name.to_owned())
 }
 
 /// Main mirror and the one of security updates.
@@ -76,6 +96,18 @@ mod tests {
         assert_eq!((main.as_str(), security.as_str()), expected);
         let (main, security) = choose("http://x.org/a b/debian\n");
         assert_eq!((main.as_str(), security.as_str()), (MIRROR, SECURITY));
+    }
+
+    #[test]
+    fn the_machines_suite() {
+        let name = |text: &str| codename(text);
+        assert_eq!(
+            name("ID=x\nVERSION_CODENAME=bookworm\n").as_deref(),
+            Some("bookworm")
+        );
+        assert_eq!(name("VERSION_CODENAME=\"a\"").as_deref(), Some("a"));
+        assert_eq!(name("VERSION_CODENAME=../a"), None);
+        assert_eq!(name("ID=arch\n"), None);
     }
 
     #[test]
