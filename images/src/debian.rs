@@ -24,8 +24,15 @@ pub(crate) use source::path as source_path;
 
 pub(crate) use lock::{Lock, Wanted, snapshot_day};
 
-/// What a compiler of the host brings along itself: packages of headers and libraries are taken without them.
-const HOSTS: [&str; 4] = ["libc6", "libc6-dev", "libgcc-s1", "libstdc++6"];
+/// What the host's compiler brings along itself: among what a source needs, these are left out.
+const HOSTS: &[&str] = &[
+    "libc6",
+    "libc6-dev",
+    "libc-dev-bin",
+    "linux-libc-dev",
+    "libgcc-s1",
+    "libstdc++6",
+];
 
 /// A package in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,14 +111,15 @@ pub(crate) fn fetch_sources(
         let needs = if spec.needs.is_empty() {
             Vec::new()
         } else {
-            // The compiler and its C library are the host's.
             let wanted = Wanted {
                 names: &spec.needs,
-                without: &HOSTS.map(str::to_owned),
+                without: &[],
                 suite,
                 sources: &[],
             };
-            fetch(wanted, cache, refresh, progress)?
+            let mut needs = fetch(wanted, cache, refresh, progress)?;
+            needs.retain(|package| !HOSTS.contains(&package.name.as_str()));
+            needs
         };
         sources.push(Source {
             name: spec.package.clone(),
