@@ -47,8 +47,10 @@ pub struct Document {
 pub struct Documents {
     /// Where they are.
     pub directory: PathBuf,
-    /// All of them, in the order of their names.
+    /// All that are compared, in the order of their names.
     pub all: Vec<Document>,
+    /// All that are there.
+    every: Vec<Document>,
 }
 
 impl Documents {
@@ -72,8 +74,26 @@ impl Documents {
             }
             File::create(&complete).map_err(failed)?;
         }
-        println!("  {COUNT} files, {total} bytes, in {}", directory.display());
-        Ok(Documents { directory, all })
+        let every = all.clone();
+        let mut all = all;
+        // In the SVM lane: all sizes at which something changes, and some of the others (`crate::shortened`).
+        let others = crate::shortened(COUNT, 20);
+        if others < COUNT {
+            let edges = 1 + LARGE.1 + EDGES.len();
+            all.truncate((edges + others).max(INDEX + 1));
+            all.retain(|document| document.length < LARGE.0);
+        }
+        let total: usize = all.iter().map(|document| document.length).sum();
+        println!(
+            "  {} files, {total} bytes, in {}",
+            all.len(),
+            directory.display()
+        );
+        Ok(Documents {
+            directory,
+            all,
+            every,
+        })
     }
 
     /// The first one that is at least `length` bytes long.
@@ -81,7 +101,7 @@ impl Documents {
     /// # Errors
     /// When there is none.
     pub fn at_least(&self, length: usize) -> Result<&Document, Error> {
-        self.all
+        self.every
             .iter()
             .filter(|document| document.length >= length)
             .min_by_key(|document| document.length)

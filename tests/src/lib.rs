@@ -62,6 +62,21 @@ pub enum Error {
     Unexpected(String),
 }
 
+/// How often a test that counts does what it counts: `full` times, or a [`SHORT`]th of that, but at least `least` times.
+///
+/// In the SVM lane nothing is left out for being long; it is done less often. `scripts/lane/suites` names each.
+#[must_use]
+pub fn shortened(full: usize, least: usize) -> usize {
+    let divisor = std::env::var(SHORT)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    (full / std::cmp::Ord::max(divisor, 1)).max(least.min(full))
+}
+
+/// The environment variable: by what [`shortened`] divides.
+pub const SHORT: &str = "QUORATE_TEST_SHORT";
+
 /// Held by a test while it runs: sets share the host's cores, and times are measured. It also prints what the test does.
 pub fn one_at_a_time(what: &str) -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());

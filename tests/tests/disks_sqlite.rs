@@ -12,7 +12,9 @@ use quorate_tests::set::{Options, quorate_run};
 use quorate_tests::{disk, one_at_a_time};
 
 /// Inserts in all, and in a transaction.
-const INSERTS: usize = 100_000;
+fn inserts() -> usize {
+    quorate_tests::shortened(100_000, 5 * TRANSACTION) / TRANSACTION * TRANSACTION
+}
 const TRANSACTION: usize = 1000;
 /// For all inserts in three replicas.
 const LONG: Duration = Duration::from_secs(300);
@@ -31,7 +33,8 @@ fn script(journal: &str) -> (String, String) {
          CREATE INDEX by_text ON rows (text);\n"
     );
     let (mut sum, mut bytes) = (0, 0);
-    for id in 0..INSERTS {
+    let inserts = inserts();
+    for id in 0..inserts {
         if id % TRANSACTION == 0 {
             text.push_str("BEGIN;\n");
         }
@@ -50,7 +53,7 @@ fn script(journal: &str) -> (String, String) {
     }
     text.push_str(SUMMARY);
     text.push_str("PRAGMA integrity_check;\n");
-    let expected = format!("{journal}\n{INSERTS}|{sum}|{bytes}|{INSERTS}\nok\n");
+    let expected = format!("{journal}\n{inserts}|{sum}|{bytes}|{inserts}\nok\n");
     (text, expected)
 }
 
@@ -67,7 +70,8 @@ fn host_sqlite(database: &Path, statements: &str) -> String {
 
 fn inserts(journal: &str) {
     let _turn = one_at_a_time(&format!(
-        "sqlite3 in three replicas: {INSERTS} inserts, journal_mode={journal}"
+        "sqlite3 in three replicas: {} inserts, journal_mode={journal}",
+        inserts()
     ));
     let directory = disk::directory().unwrap();
     let path = directory.path().join("data.img");

@@ -150,8 +150,6 @@ fn large_collections_change_their_form_alike() {
 }
 
 /// Random commands, one by one and as streams.
-const ONE_BY_ONE: usize = 3000;
-const STREAMS: usize = 60;
 const STREAM: usize = 250;
 
 #[test]
@@ -161,13 +159,13 @@ fn thousands_of_random_commands() {
     let both = Both::start();
     let mut pair = both.connect();
     let mut by_rule = [0usize; 2];
-    for _ in 0..ONE_BY_ONE {
+    for _ in 0..quorate_tests::shortened(3000, 100) {
         let line = generator::line(&mut random);
         let rule = rule(&line);
         by_rule[usize::from(rule != Rule::Bytes)] += 1;
         pair.alike_bytes(&command(&line), rule);
     }
-    for _ in 0..STREAMS {
+    for _ in 0..quorate_tests::shortened(60, 4) {
         let mut stream = Vec::new();
         while stream.len() < STREAM {
             if random.below(20) == 0 {

@@ -29,8 +29,8 @@ fn values_of_one_byte_to_64_mib() {
         65_536,
         (1 << 20) - 1,
         1 << 20,
-        5_000_000,
-        64 << 20,
+        quorate_tests::shortened(5_000_000, 1_500_000),
+        quorate_tests::shortened(64 << 20, 2 << 20),
     ] {
         let value = random.bytes(len);
         pair.same_words(&[b"SET", &b"v"[..], &value]);
@@ -45,7 +45,7 @@ fn values_of_one_byte_to_64_mib() {
     }
     pair.same("DEL v");
     // The largest again as one of many elements, and there and back at once.
-    let value = random.bytes(8 << 20);
+    let value = random.bytes(quorate_tests::shortened(8 << 20, 1 << 20));
     pair.stream(&[
         (
             command(&[b"RPUSH", &b"l"[..], &value, b"small", &value]),

@@ -9,8 +9,13 @@ use quorate_tests::wire::Wire;
 
 use crate::{Both, Server, agree};
 
-const CONNECTIONS: usize = 200;
-const ROUNDS: usize = 5;
+fn connections() -> usize {
+    quorate_tests::shortened(200, 16)
+}
+
+fn rounds() -> usize {
+    quorate_tests::shortened(5, 1)
+}
 /// Larger files would only show that reading files takes time.
 const LARGEST: usize = 300_000;
 
@@ -31,13 +36,14 @@ fn nginx_with_workers_serves_200_connections_at_once() {
 
 fn at_once(server: Server) {
     let _turn = one_at_a_time(&format!(
-        "{server:?}: {CONNECTIONS} keep-alive connections at once"
+        "{server:?}: {} keep-alive connections at once",
+        connections()
     ));
     let both = Both::start(server);
     let [native, set] = both.addresses().map(|address| {
-        let all_connected = Barrier::new(CONNECTIONS);
+        let all_connected = Barrier::new(connections());
         std::thread::scope(|scope| {
-            let clients: Vec<_> = (0..CONNECTIONS)
+            let clients: Vec<_> = (0..connections())
                 .map(|number| {
                     let (all_connected, both) = (&all_connected, &both);
                     scope.spawn(move || client(both, address, number, all_connected))
@@ -77,7 +83,7 @@ fn client(
         .iter()
         .filter(|document| document.length <= LARGEST)
         .collect();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds() {
         let document = served[random.below(served.len())];
         let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", document.name);
         wire.send(request.as_bytes()).unwrap();
