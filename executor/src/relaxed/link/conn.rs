@@ -47,6 +47,8 @@ pub(super) struct Lists {
     pub(super) ack: bool,
     /// Bytes counted in the endpoint's total.
     pub(super) counted: usize,
+    /// It is counted as unsettled there.
+    pub(super) unsettled: bool,
 }
 
 /// What a connection works with that is not its own.
@@ -178,9 +180,23 @@ impl Conn {
 
     // What the outside does.
 
-    /// The client's stream goes on. False: it has ended before, or there is no room.
+    /// The client's stream has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.finish.is_some()
+    }
+
+    /// The event that tells that it is over before its time.
+    pub(super) fn lost(&self) -> FromGuest {
+        let conn = self.id;
+        match self.phase {
+            Phase::New | Phase::SynSent => FromGuest::Refused { conn },
+            Phase::Open => FromGuest::Reset { conn },
+        }
+    }
+
+    /// The client's stream goes on. False: there is no room.
     pub(super) fn push(&mut self, number: u64, bytes: Arc<[u8]>, now: u64) -> bool {
-        if self.finish.is_some() || self.unsent() + bytes.len() > MAX_UNSENT {
+        if self.unsent() + bytes.len() > MAX_UNSENT {
             return false;
         }
         self.end += bytes.len() as u64;
@@ -215,6 +231,20 @@ impl Conn {
     /// Bytes for the guest that it has not acknowledged.
     pub(super) fn unsent(&self) -> usize {
         (self.end - self.acked) as usize
+    }
+
+    /// The guest has accepted it, and nothing of the client's stream waits for anything but a shut window.
+    pub(super) fn settled(&self) -> bool {
+        if self.phase != Phase::Open {
+            return false;
+        }
+        if self.sent == self.end {
+            return self
+                .finish
+                .is_none_or(|finish| !finish.reset && self.fin_sent);
+        }
+        // Acknowledgements that are under way may open the window further.
+        self.edge <= self.sent && self.sent == self.acked
     }
 
     /// Nothing is on its way to the guest, and it owes no acknowledgement.
@@ -516,7 +546,7 @@ impl Conn {
                 cx.counters.resets_by_guest += 1;
                 // Who has ended both ways does not care any more.
                 if !(self.fin_received && self.finish.is_some()) {
-                    cx.events.push(FromGuest::Reset { conn: self.id });
+                    cx.events.push(self.lost());
                 }
                 return Reaction::Gone;
             }
@@ -644,7 +674,7 @@ impl Conn {
             if self.tries > MAX_TRIES {
                 cx.counters.timeouts += 1;
                 if !(self.fin_received && self.finish.is_some()) {
-                    cx.events.push(FromGuest::Reset { conn: self.id });
+                    cx.events.push(self.lost());
                 }
                 return Reaction::Abort;
             }

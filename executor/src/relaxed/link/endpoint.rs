@@ -32,6 +32,8 @@ pub struct Link {
     // Rebuilt, not saved.
     pub(super) event_bytes: usize,
     pub(super) unsent_total: usize,
+    /// Connections that are not [`Conn::settled`].
+    pub(super) unsettled: usize,
     /// Connections that can send, by the place of what they can send.
     pub(super) ready: BTreeMap<u64, u16>,
     pub(super) held: BTreeMap<u64, u16>,
@@ -64,6 +66,7 @@ impl Link {
             counters: LinkCounters::default(),
             event_bytes: 0,
             unsent_total: 0,
+            unsettled: 0,
             ready: BTreeMap::new(),
             held: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -114,12 +117,12 @@ impl Link {
         self.expire();
         let full = frames.len().saturating_add(room);
         let before = frames.len();
-        while frames.len() < full
-            && let Some(reply) = self.replies.pop_front()
-        {
-            frames.push(reply);
-        }
         while frames.len() < full {
+            // A reset takes the place of the input that led to it.
+            if let Some(reply) = self.replies.pop_front() {
+                frames.push(reply);
+                continue;
+            }
             // Not past the first bytes of a connection that the guest has not accepted yet.
             let barrier = self.held.keys().next().filter(|_| self.may_hold);
             let barrier = barrier.copied().unwrap_or(u64::MAX);
@@ -208,6 +211,15 @@ impl Link {
         !self.has_frames() && self.conns.values().all(Conn::is_quiet)
     }
 
+    /// Without another input, and whatever the guest answers, there is nothing more for it: no handshake is under way, nothing
+    /// waits to be sent. What waits for a shut window does not count, nor what the guest has not acknowledged yet.
+    pub fn settled(&self) -> bool {
+        self.ready.is_empty()
+            && self.datagrams.is_empty()
+            && self.replies.is_empty()
+            && self.unsettled == 0
+    }
+
     /// Connections now.
     pub fn connections(&self) -> usize {
         self.conns.len()
@@ -255,11 +267,15 @@ impl Link {
         };
         let fits = self.unsent_total + bytes.len() <= MAX_UNSENT_TOTAL;
         self.with(port, |conn, cx| {
+            if conn.has_ended() {
+                cx.counters.late_inputs += 1;
+                return ((), Reaction::Nothing);
+            }
             if fits && conn.push(number, bytes, cx.now) {
                 return ((), Reaction::Nothing);
             }
             cx.counters.overruns += 1;
-            cx.events.push(FromGuest::Reset { conn: id });
+            cx.events.push(conn.lost());
             ((), Reaction::Abort)
         });
     }
@@ -404,15 +420,25 @@ impl Link {
     // Keeping the lists.
 
     fn expire(&mut self) {
-        while let Some(&(at, port)) = self.timers.first() {
-            if at > self.now {
-                break;
+        loop {
+            let mut due = Vec::new();
+            while let Some(&(at, port)) = self.timers.first()
+                && at <= self.now
+            {
+                self.timers.pop_first();
+                if let Some(conn) = self.conns.get_mut(&port) {
+                    conn.lists.armed = None;
+                    due.push((conn.deadline(), port));
+                }
             }
-            self.timers.pop_first();
-            self.with(port, |conn, cx| {
-                conn.lists.armed = None;
-                ((), conn.tick(cx))
-            });
+            if due.is_empty() {
+                return;
+            }
+            // By their true times: some of the timers were there before their connection put off its deadline.
+            due.sort_unstable();
+            for (_, port) in due {
+                self.with(port, |conn, cx| ((), conn.tick(cx)));
+            }
         }
     }
 
@@ -471,6 +497,10 @@ impl Link {
             lists.ack = true;
             self.acks.push_back(port);
         }
+        let unsettled = !over && !conn.settled();
+        let lists = &mut conn.lists;
+        self.unsettled = self.unsettled - usize::from(lists.unsettled) + usize::from(unsettled);
+        lists.unsettled = unsettled;
         self.unsent_total = self.unsent_total - lists.counted + unsent;
         lists.counted = unsent;
         if over && let Some(conn) = self.conns.remove(&port) {

@@ -32,6 +32,11 @@ pub struct LinkState {
 }
 
 impl LinkState {
+    /// The time that the endpoint was told last.
+    pub fn now_ns(&self) -> u64 {
+        self.now
+    }
+
     /// Bytes that it holds, roughly.
     pub fn size(&self) -> usize {
         let streams: usize = self.conns.iter().map(Conn::unsent).sum();
@@ -96,6 +101,7 @@ impl Link {
             counters: state.counters,
             event_bytes: 0,
             unsent_total: 0,
+            unsettled: 0,
             ready: BTreeMap::new(),
             held: BTreeMap::new(),
             timers: BTreeSet::new(),
