@@ -488,7 +488,7 @@ impl Running {
     }
 }
 
-fn recovery(given: &quorate_images::appliance::Recovery, options: &Options) -> RecoveryConfig {
+pub(crate) fn recovery(given: &quorate_images::appliance::Recovery, options: &Options) -> RecoveryConfig {
     let interval = options
         .checkpoint_interval
         .unwrap_or(Duration::from_millis(given.checkpoint_interval_ms));
@@ -505,7 +505,7 @@ fn recovery(given: &quorate_images::appliance::Recovery, options: &Options) -> R
     }
 }
 
-fn published(appliance: &Appliance) -> Result<Vec<Publish>, Failure> {
+pub(crate) fn published(appliance: &Appliance) -> Result<Vec<Publish>, Failure> {
     let parse = |text: &String| {
         text.parse().map_err(|error| {
             let path = appliance.path.display();
@@ -518,7 +518,7 @@ fn published(appliance: &Appliance) -> Result<Vec<Publish>, Failure> {
     appliance.network.publish.iter().map(parse).collect()
 }
 
-fn memory(given: Option<u64>, appliance: &Appliance) -> Result<u64, Failure> {
+pub(crate) fn memory(given: Option<u64>, appliance: &Appliance) -> Result<u64, Failure> {
     use quorate_abi::map::{MAX_RAM, MIN_RAM};
     const UNIT: u64 = 2 << 20;
     let (bytes, code, origin) = match given {
@@ -547,7 +547,7 @@ fn memory(given: Option<u64>, appliance: &Appliance) -> Result<u64, Failure> {
     ))
 }
 
-fn image(
+pub(crate) fn image(
     appliance: &Appliance,
     options: &Options,
     progress: &dyn Fn(Progress<'_>),
@@ -564,7 +564,7 @@ fn image(
     quorate_images::build(appliance, &build).map_err(|error| Failure::new(ExitCode::Image, error))
 }
 
-fn disks(appliance: &Appliance, options: &Options) -> Result<Vec<PreparedDisk>, Failure> {
+pub(crate) fn disks(appliance: &Appliance, options: &Options) -> Result<Vec<PreparedDisk>, Failure> {
     let failed = |error| Failure::new(ExitCode::Disk, error);
     if appliance.disks.is_empty() && options.disks.is_empty() {
         return Ok(Vec::new());
@@ -591,7 +591,7 @@ fn disks(appliance: &Appliance, options: &Options) -> Result<Vec<PreparedDisk>, 
     quorate_images::disks::prepare(&appliance, &state_dir).map_err(failed)
 }
 
-fn program(appliance: &Appliance) -> ProgramSpec {
+pub(crate) fn program(appliance: &Appliance) -> ProgramSpec {
     let program = &appliance.program;
     ProgramSpec {
         argv: program.command.clone(),
@@ -618,7 +618,7 @@ fn program(appliance: &Appliance) -> ProgramSpec {
     }
 }
 
-fn gateway_failure(error: GatewayError) -> Failure {
+pub(crate) fn gateway_failure(error: GatewayError) -> Failure {
     let code = match error {
         GatewayError::InUse { .. }
         | GatewayError::NoPermission { .. }

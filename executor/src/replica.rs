@@ -229,23 +229,9 @@ fn act<V: Vcpu>(
 
 /// Applies an injected fault. False: the replica is to leave.
 fn open(shared: &Shared, me: usize, vcpu: &mut impl Vcpu, mail: Mail, tamper: &mut Tamper) -> bool {
-    let result = match mail.fault {
-        Fault::WrongOutput => {
-            tamper.output = true;
-            Ok("its next frame or console output is changed".to_owned())
-        }
-        Fault::WrongWrite => {
-            tamper.write = true;
-            Ok("its next block write is changed".to_owned())
-        }
-        Fault::Slow { millis, boundaries } => {
-            tamper.slow = (Duration::from_millis(millis), boundaries);
-            Ok(format!(
-                "it waits {millis} ms before each of its next {boundaries} boundaries"
-            ))
-        }
-        Fault::Freeze => Ok("its thread stalls".to_owned()),
-        ref fault => vcpu.inject(fault, mail.random),
+    let result = match tamper.prepare(&mail.fault) {
+        Some(done) => Ok(done),
+        None => vcpu.inject(&mail.fault, mail.random),
     };
     let applied = result.is_ok();
     let freeze = mail.fault == Fault::Freeze;
@@ -259,7 +245,7 @@ fn open(shared: &Shared, me: usize, vcpu: &mut impl Vcpu, mail: Mail, tamper: &m
 
 /// Injected faults that wait for an occasion.
 #[derive(Debug, Default)]
-struct Tamper {
+pub(crate) struct Tamper {
     output: bool,
     write: bool,
     /// How long, and at how many boundaries more.
@@ -267,8 +253,28 @@ struct Tamper {
 }
 
 impl Tamper {
+    /// Takes a fault that is not one of the machine, and says what will come of it; `None` for one of the machine.
+    pub(crate) fn prepare(&mut self, fault: &Fault) -> Option<String> {
+        Some(match *fault {
+            Fault::WrongOutput => {
+                self.output = true;
+                "its next frame or console output is changed".to_owned()
+            }
+            Fault::WrongWrite => {
+                self.write = true;
+                "its next block write is changed".to_owned()
+            }
+            Fault::Slow { millis, boundaries } => {
+                self.slow = (Duration::from_millis(millis), boundaries);
+                format!("it waits {millis} ms before each of its next {boundaries} boundaries")
+            }
+            Fault::Freeze => "its thread stalls".to_owned(),
+            _ => return None,
+        })
+    }
+
     /// Changes the outputs of replica `me` where that is due.
-    fn outputs(&mut self, me: usize, outputs: &mut [Output]) {
+    pub(crate) fn outputs(&mut self, me: usize, outputs: &mut [Output]) {
         if !self.output && !self.write {
             return;
         }
@@ -289,7 +295,7 @@ impl Tamper {
     }
 
     /// How long to wait at this boundary.
-    fn wait(&mut self) -> Option<Duration> {
+    pub(crate) fn wait(&mut self) -> Option<Duration> {
         let (wait, left) = &mut self.slow;
         *left = left.checked_sub(1)?;
         Some(*wait)

@@ -61,6 +61,8 @@ impl Core {
             console_dropped: outside.console_dropped,
             recovery: recovery(&inner, self.shared.config(), inner.vote.history()),
             disks: disks.into_iter().map(disk).collect(),
+            discipline: "lockstep".to_owned(),
+            relaxed: None,
             replicas: inner
                 .slots
                 .iter()
@@ -152,6 +154,7 @@ fn replica(number: usize, slot: &Slot, foremost: u64) -> ReplicaStatus {
                 effect: effect(fault, *restarts, slot).to_owned(),
             })
             .collect(),
+        relaxed: None,
     }
 }
 

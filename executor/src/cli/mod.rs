@@ -8,6 +8,7 @@ mod doctor;
 mod explain;
 mod gdb;
 mod progress;
+mod relaxed;
 mod replay;
 mod run;
 mod table;
@@ -115,6 +116,12 @@ struct RunArgs {
     /// Seconds that the guest program gets to end when it is asked to
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     stop_grace: u64,
+    /// Relaxed sets: write each request that a replica answered differently to FILE, one JSON object per line
+    #[arg(long, value_name = "FILE")]
+    differences: Option<PathBuf>,
+    /// Try to run Linux guests although this host's KVM is not fit for them
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     record: RecordArgs,
 }

@@ -18,7 +18,7 @@ use crate::exit::{ExitCode, Failure};
 use crate::launch::{Hooks, Options, Plan, describe};
 use crate::record::{Header, Limits, Recorder};
 use crate::save::Saved;
-use crate::set::{SetHandle, Summary};
+use crate::set::Summary;
 
 /// Smallest segment of a recording: several blocks.
 const MIN_SEGMENT: u64 = 1 << 20;
@@ -26,6 +26,18 @@ const MIN_SEGMENT: u64 = 1 << 20;
 const LAST_LINES: usize = 10;
 
 pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+    if let Some(path) = &args.appliance {
+        let appliance = load(path)?;
+        if appliance.is_relaxed() {
+            return super::relaxed::run(args, &appliance);
+        }
+    }
+    if args.differences.is_some() {
+        return Err(Failure::new(
+            ExitCode::Usage,
+            "--differences is for relaxed sets; in lockstep a replica that differs is stopped, and the event says how",
+        ));
+    }
     let saved = match &args.from {
         Some(directory) => {
             Some(Saved::open(directory).map_err(|error| Failure::new(ExitCode::Disk, error))?)
@@ -149,7 +161,8 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     }
     say(&format!("control socket {}", path.display()));
 
-    let signals = watch(signals, running.set.handle())?;
+    let set = running.set.handle();
+    let signals = watch(signals, move |now| set.stop(now))?;
     let summary = running.wait();
     signals.end();
     notices.finish();
@@ -196,31 +209,34 @@ fn warn_of_memory(plan: &Plan) {
     }
 }
 
-fn control_failure(error: ControlError) -> Failure {
+pub(super) fn control_failure(error: ControlError) -> Failure {
     Failure::new(ExitCode::Control, error)
 }
 
-struct Watching {
+pub(super) struct Watching {
     handle: signal_hook::iterator::Handle,
     thread: JoinHandle<()>,
 }
 
 impl Watching {
-    fn end(self) {
+    pub(super) fn end(self) {
         self.handle.close();
         let _ = self.thread.join();
     }
 }
 
 /// The first signal asks the guest program to end, the second ends the set at once.
-fn watch(mut signals: Signals, set: SetHandle) -> Result<Watching, Failure> {
+pub(super) fn watch(
+    mut signals: Signals,
+    stop: impl Fn(bool) + Send + 'static,
+) -> Result<Watching, Failure> {
     let handle = signals.handle();
     let thread = std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             let mut asked = false;
             for _ in signals.forever() {
-                set.stop(asked);
+                stop(asked);
                 asked = true;
             }
         })

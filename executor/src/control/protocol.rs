@@ -182,10 +182,50 @@ pub struct Status {
     /// The disks, in the order of their numbers.
     #[serde(default)]
     pub disks: Vec<DiskStatus>,
+    /// `lockstep` or `relaxed`; empty from sets of an older version, which are lockstep.
+    #[serde(default)]
+    pub discipline: String,
+    /// What only a relaxed set has.
+    #[serde(default)]
+    pub relaxed: Option<RelaxedStatus>,
     /// The replicas.
     pub replicas: Vec<ReplicaStatus>,
     /// The last events, oldest first; the keys depend on the event.
     pub events: Vec<serde_json::Value>,
+}
+
+/// What only a relaxed set has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RelaxedStatus {
+    /// `majority` or `primary-with-fallback`.
+    pub policy: String,
+    /// Inputs so far: connections opened and ended, pieces of client data, datagrams.
+    pub inputs: u64,
+    /// Batches of these.
+    pub batches: u64,
+    /// What is kept of the inputs, for replicas that are behind or may begin again, bytes.
+    pub log_bytes: u64,
+    /// Connections that are compared; some may be over and wait for a slow replica.
+    pub channels: u64,
+    /// Differences that are not in the file of `--differences`.
+    pub differences_unwritten: u64,
+}
+
+/// What only a replica of a relaxed set has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RelaxedReplica {
+    /// The name of its version.
+    pub version: String,
+    /// `voter`, `primary` or `canary`.
+    pub role: String,
+    /// Inputs that it has not been given.
+    pub behind_inputs: u64,
+    /// Bytes that were released and that it has not said, over all connections.
+    pub behind_bytes: u64,
+    /// Bytes that it has said and that are not released, over all connections.
+    pub unconfirmed_bytes: u64,
+    /// Requests that it answered differently.
+    pub differences: u64,
 }
 
 /// What recovery has done.
@@ -240,7 +280,7 @@ pub struct CheckpointStatus {
 }
 
 /// State of one replica.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ReplicaStatus {
     /// Its number, from 0.
     pub replica: usize,
@@ -271,6 +311,9 @@ pub struct ReplicaStatus {
     pub layout: BTreeMap<String, String>,
     /// Faults injected, with what became of each.
     pub injected: Vec<InjectedStatus>,
+    /// What only a replica of a relaxed set has.
+    #[serde(default)]
+    pub relaxed: Option<RelaxedReplica>,
 }
 
 /// State of one disk.
@@ -425,6 +468,7 @@ mod tests {
                 detail: String::new(),
                 effect: String::new(),
             }],
+            relaxed: Some(RelaxedReplica::default()),
         };
         let disk = DiskStatus {
             disk: String::new(),
@@ -444,6 +488,7 @@ mod tests {
         };
         let status = Status {
             replicas: vec![replica],
+            relaxed: Some(RelaxedStatus::default()),
             disks: vec![disk],
             ..Status::default()
         };
@@ -452,6 +497,8 @@ mod tests {
             &json,
             &json["replicas"][0],
             &json["replicas"][0]["checkpoints"],
+            &json["replicas"][0]["relaxed"],
+            &json["relaxed"],
             &json["recovery"],
             &json["recovery"]["recoveries"],
             &json["disks"][0],

@@ -23,13 +23,13 @@ const SLEEPING: u8 = 1;
 const NOTIFIED: u8 = 2;
 
 /// Wakes the gateway thread, with a system call only if it sleeps.
-pub(super) struct Waker {
+pub(crate) struct Waker {
     state: AtomicU8,
     event: EventFd,
 }
 
 impl Waker {
-    pub(super) fn new() -> std::io::Result<Waker> {
+    pub(crate) fn new() -> std::io::Result<Waker> {
         Ok(Waker {
             state: AtomicU8::new(RUNNING),
             event: EventFd::new(EFD_NONBLOCK)?,
@@ -37,7 +37,7 @@ impl Waker {
     }
 
     /// Call after the work has been made visible.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         if self.state.swap(NOTIFIED, Ordering::AcqRel) == SLEEPING {
             // Registered edge-triggered and never read. An error would mean that the counter is at its maximum,
             // and then the descriptor is readable anyway.
@@ -46,14 +46,14 @@ impl Waker {
     }
 
     /// The gateway thread is about to wait. False: work has arrived since [`Waker::awake`], do not wait.
-    pub(super) fn prepare_sleep(&self) -> bool {
+    pub(crate) fn prepare_sleep(&self) -> bool {
         self.state
             .compare_exchange(RUNNING, SLEEPING, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
 
     /// The gateway thread looks at its queues after this call.
-    pub(super) fn awake(&self) {
+    pub(crate) fn awake(&self) {
         self.state.swap(RUNNING, Ordering::AcqRel);
     }
 }

@@ -30,7 +30,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use event_loop::EventLoop;
-use ingress::{Mailbox, Waker};
+use ingress::Mailbox;
+pub(crate) use ingress::Waker;
 use udp::Udp;
 
 pub use flow::{FLOW_RX_BUFFER, FLOW_TX_BUFFER};
@@ -216,31 +217,10 @@ impl Gateway {
     /// # Errors
     /// Names the port that cannot be bound, and what to do.
     pub fn start(config: GatewayConfig, notify: Notify) -> Result<Gateway, GatewayError> {
-        if config.publish.len() > MAX_PUBLISHED {
-            return Err(GatewayError::TooManyPublished(config.publish.len()));
-        }
         if !(1..=LIMIT_MAX_CONNECTIONS).contains(&config.max_connections) {
             return Err(GatewayError::MaxConnections(config.max_connections));
         }
-        let mut addresses = Vec::new();
-        let mut listeners = Vec::new();
-        let mut udp = Vec::new();
-        for publish in config.publish.clone() {
-            let bound = match publish.protocol {
-                Protocol::Tcp => listen(publish.host).map(|(socket, address)| {
-                    listeners.push((socket, publish.guest_port));
-                    address
-                }),
-                Protocol::Udp => bind_udp(publish.host).map(|(socket, address)| {
-                    udp.push((socket, publish.guest_port));
-                    address
-                }),
-            };
-            match bound {
-                Ok(address) => addresses.push((publish, address)),
-                Err(error) => return Err(bind_error(publish, error)),
-            }
-        }
+        let bound = bind(&config.publish)?;
         raise_descriptor_limit(config.max_connections);
         let waker = Arc::new(Waker::new()?);
         let shared = Arc::new(Shared {
@@ -255,8 +235,8 @@ impl Gateway {
         let event_loop = EventLoop::new(
             shared.clone(),
             notify,
-            listeners,
-            Udp::new(udp),
+            bound.tcp,
+            Udp::new(bound.udp),
             &config,
             seed,
         )?;
@@ -265,7 +245,7 @@ impl Gateway {
             .spawn(move || event_loop.run())?;
         Ok(Gateway {
             shared,
-            addresses,
+            addresses: bound.addresses,
             thread: Some(thread),
         })
     }
@@ -317,6 +297,54 @@ impl Drop for Gateway {
     }
 }
 
+/// Published ports with their sockets, which do not block.
+pub(crate) struct Bound {
+    /// Where they really are.
+    pub(crate) addresses: Vec<(Publish, SocketAddr)>,
+    /// Listeners with the guest's ports.
+    pub(crate) tcp: Vec<(TcpListener, u16)>,
+    /// Sockets with the guest's ports.
+    pub(crate) udp: Vec<(UdpSocket, u16)>,
+}
+
+/// Binds published ports.
+///
+/// # Errors
+/// Names the port that cannot be bound, and what to do.
+pub(crate) fn bind(publish: &[Publish]) -> Result<Bound, GatewayError> {
+    if publish.len() > MAX_PUBLISHED {
+        return Err(GatewayError::TooManyPublished(publish.len()));
+    }
+    let mut all = Bound {
+        addresses: Vec::new(),
+        tcp: Vec::new(),
+        udp: Vec::new(),
+    };
+    for publish in publish.iter().cloned() {
+        let bound = match publish.protocol {
+            Protocol::Tcp => listen(publish.host).map(|(socket, address)| {
+                all.tcp.push((socket, publish.guest_port));
+                address
+            }),
+            Protocol::Udp => bind_udp(publish.host).map(|(socket, address)| {
+                all.udp.push((socket, publish.guest_port));
+                address
+            }),
+        };
+        match bound {
+            Ok(address) => all.addresses.push((publish, address)),
+            Err(error) => return Err(bind_error(publish, error)),
+        }
+    }
+    Ok(all)
+}
+
+/// Makes the close of this socket a reset.
+pub(crate) fn reset_on_close(socket: &impl std::os::fd::AsFd) {
+    // If it fails the socket has gone already, and the reason with it.
+    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO));
+}
+
 fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address)?;
     // The standard library's backlog is 128: too few when hundreds of clients connect at once.
@@ -346,7 +374,7 @@ fn bind_error(publish: Publish, error: io::Error) -> GatewayError {
 
 /// The usual soft limit of 1024 is below the default of `max_connections`. If it cannot be raised, clients
 /// beyond it wait, as at `max_connections`.
-fn raise_descriptor_limit(max_connections: usize) {
+pub(crate) fn raise_descriptor_limit(max_connections: usize) {
     let wanted = max_connections as u64 + OTHER_DESCRIPTORS;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= wanted) {

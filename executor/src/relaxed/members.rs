@@ -1,0 +1,369 @@
+//! What replicas' threads and the operator ask of the hub, and what is looked at by the clock.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorate_voter::relaxed::Policy;
+
+use super::hub::{Hub, Inner, Place, id};
+use super::link::ConnId;
+use crate::events::{End, Event};
+use crate::exit::{ExitCode, Failure};
+use crate::inject::{Applied, FAULTS_KEPT, FAULTS_WAITING};
+use crate::replica::Kick;
+use crate::shared::Mail;
+
+/// How often [`Hub::tick`] is to be called.
+pub const TICK: Duration = Duration::from_millis(100);
+/// How long the host's clock may have to be fair to all: a connection on which nothing can be decided is looked at again before it is
+/// said that there is no majority.
+const UNDECIDED_FOR: u64 = 500_000_000;
+
+impl Hub {
+    /// A replica's machine is there.
+    pub fn built(&self, me: usize, kick: Kick, layout: Vec<(&'static str, u64)>) {
+        let mut inner = self.lock();
+        if let Some(member) = inner.members.get_mut(me) {
+            member.kick = Some(kick);
+            member.layout = layout;
+            member.place = Place::Running;
+        }
+        self.ring_all();
+    }
+
+    /// Waits until every machine is there; false: the set has ended instead.
+    pub fn all_built(&self, me: usize) -> bool {
+        loop {
+            if let Some(bell) = self.bells.get(me) {
+                bell.hush();
+            }
+            {
+                let inner = self.lock();
+                if inner.end.is_some() {
+                    return false;
+                }
+                let missing = |member: &super::hub::Member| {
+                    member.alive && member.place == Place::Starting
+                };
+                if !inner.members.iter().any(missing) {
+                    return true;
+                }
+            }
+            match self.bells.get(me) {
+                Some(bell) => bell.wait(None),
+                None => return false,
+            }
+        }
+    }
+
+    /// A machine cannot be made.
+    pub fn failed(&self, failure: Failure) {
+        let mut inner = self.lock();
+        self.end(
+            &mut inner,
+            End::Failed {
+                code: failure.code,
+                detail: failure.message,
+            },
+        );
+    }
+
+    /// A replica's run has ended by itself.
+    pub fn fell(&self, me: usize, reason: String, crashed: bool) {
+        let mut inner = self.lock();
+        self.stop_replica(&mut inner, me, reason, crashed);
+    }
+
+    /// Its thread has run the guest for so long.
+    pub(super) fn ran(&self, me: usize, time: Duration) {
+        if let Some(member) = self.lock().members.get_mut(me) {
+            member.ran += time;
+        }
+    }
+
+    /// Whether a replica's thread is to come back.
+    pub(super) fn must_leave(&self, me: usize) -> bool {
+        let inner = self.lock();
+        inner.end.is_some() || inner.members.get(me).is_none_or(|member| !member.alive)
+    }
+
+    /// The next fault that waits for a replica.
+    pub(super) fn mail(&self, me: usize) -> Option<Mail> {
+        self.lock().members.get_mut(me)?.mail.pop_front()
+    }
+
+    /// Records what became of a fault, and tells who asked.
+    pub(super) fn injected(&self, me: usize, mail: Mail, result: Result<String, String>) {
+        let mut inner = self.lock();
+        let Some(member) = inner.members.get_mut(me) else {
+            return;
+        };
+        let boundary = member.exchanges;
+        let result = result.map(|detail| Applied {
+            replica: me,
+            boundary,
+            detail: format!("{}: {detail}", mail.fault),
+        });
+        if let Ok(applied) = &result {
+            if member.injected.len() == FAULTS_KEPT {
+                member.injected.remove(0);
+            }
+            let restarts = member.restarts;
+            member.injected.push((mail.fault, applied.clone(), restarts));
+            self.tell(Event::Injected {
+                replica: me,
+                boundary,
+                detail: applied.detail.clone(),
+            });
+        }
+        drop(inner);
+        // Nobody may be waiting any more.
+        let _ = mail.reply.try_send(result);
+    }
+
+    /// Posts a fault.
+    ///
+    /// # Errors
+    /// When there is no such replica, it is stopped, or too many faults wait for it.
+    pub(super) fn post(&self, me: usize, mail: Mail) -> Result<(), String> {
+        let mut inner = self.lock();
+        let Some(member) = inner.members.get_mut(me) else {
+            return Err(format!("there is no replica {me}"));
+        };
+        if !member.alive {
+            return Err(format!("replica {me} is stopped"));
+        }
+        if member.mail.len() >= FAULTS_WAITING {
+            return Err(format!("{FAULTS_WAITING} faults already wait for replica {me}"));
+        }
+        member.faults += 1;
+        member.mail.push_back(mail);
+        if let Some(kick) = &member.kick {
+            kick();
+        }
+        if let Some(bell) = self.bells.get(me) {
+            bell.ring();
+        }
+        Ok(())
+    }
+
+    /// Lets the thread wait, at most so long and while the replica is in.
+    pub(super) fn pause(&self, me: usize, wait: Duration) {
+        let until = Instant::now() + wait;
+        while !self.must_leave(me) {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.bells.get(me) {
+                Some(bell) if !left.is_zero() => bell.wait(Some(left)),
+                _ => return,
+            }
+        }
+    }
+
+    /// Stalls the thread until the replica is stopped or the set ends.
+    pub(super) fn freeze(&self, me: usize) {
+        while !self.must_leave(me) {
+            match self.bells.get(me) {
+                Some(bell) => bell.wait(None),
+                None => return,
+            }
+        }
+    }
+
+    /// The operator stops a replica.
+    ///
+    /// # Errors
+    /// When there is none, or it is stopped.
+    pub(super) fn kill(&self, me: usize) -> Result<(), String> {
+        let mut inner = self.lock();
+        match inner.members.get(me) {
+            None => Err(format!(
+                "there is no replica {me}; they are 0 to {}",
+                inner.members.len().saturating_sub(1)
+            )),
+            Some(member) if !member.alive => Err(format!("replica {me} is stopped already")),
+            Some(_) => {
+                self.stop_replica(&mut inner, me, "killed by the operator".to_owned(), false);
+                Ok(())
+            }
+        }
+    }
+
+    /// The operator ends the set: the guests' programs are asked to end, or at once.
+    pub fn stop(&self, now: bool, grace: Duration) {
+        let mut inner = self.lock();
+        if inner.end.is_some() {
+            return;
+        }
+        self.tell(Event::StopRequested { now });
+        if now || inner.no_quorum.is_some() {
+            return self.end(&mut inner, End::Stopped);
+        }
+        inner.terminate = true;
+        inner.stop_deadline.get_or_insert(Instant::now() + grace);
+        self.ring_all();
+    }
+
+    pub(super) fn ready_if_all_were_idle(&self, inner: &mut Inner) {
+        if inner.ready.is_some() {
+            return;
+        }
+        let waiting = |member: &super::hub::Member| member.alive && !member.was_idle;
+        if inner.members.iter().any(waiting) {
+            return;
+        }
+        let after = self.clock.elapsed();
+        inner.ready = Some(after);
+        let running = inner.members.iter().filter(|member| member.alive).count();
+        self.tell(Event::Ready {
+            after_ms: after.as_millis() as u64,
+            replicas: running,
+        });
+    }
+
+    /// Looks at what only time can tell: laggards, answers that wait too long, ends that were asked for. A host that stands still
+    /// blames nobody: the clock that is asked goes on by a quarter of a second between two ticks at most.
+    pub fn tick(&self) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if inner.end.is_some() {
+            return;
+        }
+        let now = inner.fair.tick(Instant::now());
+        if inner.stop_deadline.is_some_and(|at| at <= Instant::now()) {
+            return self.end(inner, End::Stopped);
+        }
+        if inner.lines.tick(now) {
+            self.console_news(inner);
+        }
+        for me in 0..inner.members.len() {
+            // A prompt has no end of line. Without room it stays, for the next tick.
+            let _ = inner.lines.flush(id(me), now);
+        }
+        self.console_news(inner);
+        let ports: Vec<u16> = inner.datagrams.keys().copied().collect();
+        for port in ports {
+            let matcher = inner.datagrams.get_mut(&port);
+            if matcher.is_some_and(|matcher| matcher.tick(now)) {
+                self.datagram_news(inner, port);
+            }
+        }
+        self.look_at_channels(inner, now);
+        self.look_at_laggards(inner, now);
+    }
+
+    fn look_at_channels(&self, inner: &mut Inner, now: u64) {
+        let patience = self.settings.patience.as_nanos() as u64;
+        let primary = match self.settings.voters.policy() {
+            Policy::Primary { replica } => Some(usize::from(replica.0)),
+            Policy::Majority => None,
+        };
+        let members = inner.members.len();
+        let mut lost: Vec<ConnId> = Vec::new();
+        let mut given_up: Vec<ConnId> = Vec::new();
+        for (conn, channel) in &mut inner.channels {
+            let released = channel.matcher.released();
+            let ahead = (0..members).any(|me| channel.matcher.position(id(me)) > released);
+            if !ahead {
+                channel.waits_since = None;
+                continue;
+            }
+            let since = *channel.waits_since.get_or_insert(now);
+            if primary.is_some() && now - since >= patience {
+                given_up.push(*conn);
+                channel.waits_since = Some(now);
+            }
+            if now - since >= UNDECIDED_FOR && !channel.undecided {
+                lost.push(*conn);
+            }
+        }
+        for conn in given_up {
+            let Some(channel) = inner.channels.get_mut(&conn) else {
+                continue;
+            };
+            let mut news = false;
+            for me in (0..members).filter(|me| Some(*me) != primary) {
+                if channel.matcher.waits_for(id(me)) {
+                    news |= channel.matcher.give_up_on(id(me));
+                }
+            }
+            if news {
+                self.news(inner, conn);
+            }
+        }
+        for conn in lost {
+            let Some(channel) = inner.channels.get_mut(&conn) else {
+                continue;
+            };
+            if let Some(undecided) = channel.matcher.undecided() {
+                channel.undecided = true;
+                self.undecided(inner, &undecided);
+            }
+        }
+    }
+
+    /// Who has input to take or owes an answer that others have given, and does not move for the lag timeout, is stopped (R5),
+    /// unless those who are left would be too few.
+    fn look_at_laggards(&self, inner: &mut Inner, now: u64) {
+        let timeout = self.settings.lag_timeout.as_nanos() as u64;
+        let members = inner.members.len();
+        let mut late = Vec::new();
+        for me in 0..members {
+            let others_are_ahead = inner.log.position(me) < inner.log.end();
+            let owes = inner.channels.values().any(|channel| {
+                let matcher = &channel.matcher;
+                matcher.takes_part(id(me)) && matcher.behind(id(me)) > 0
+                    || matcher.waits_for(id(me))
+            });
+            let Some(member) = inner.members.get_mut(me).filter(|member| member.alive) else {
+                continue;
+            };
+            let running = member.place == Place::Running || member.place == Place::Idle;
+            if !running || !(others_are_ahead || owes) {
+                member.lags_since = None;
+                continue;
+            }
+            // A replica that comes on is slow, not stuck; one that owes answers must give them all the same.
+            let done = match owes {
+                true => 0,
+                false => member.exchanges,
+            };
+            match member.lags_since {
+                Some((since, then)) if then == done || owes => {
+                    if now - since >= timeout {
+                        late.push((me, now - since));
+                    }
+                }
+                _ => member.lags_since = Some((now, done)),
+            }
+        }
+        let alive = inner.members.iter().filter(|member| member.alive).count();
+        if late.len() == alive {
+            // Nobody can say who is right: the host is slow, or all of them hang.
+            return;
+        }
+        for (me, for_ns) in late {
+            let reason = format!(
+                "it said nothing for {} ms while the others went on",
+                for_ns / 1_000_000
+            );
+            self.stop_replica(inner, me, reason, false);
+        }
+    }
+}
+
+/// Ticks until the set has ended.
+pub(super) fn tick(hub: &Arc<Hub>) {
+    loop {
+        hub.over.wait(Some(TICK));
+        if hub.lock().end.is_some() {
+            hub.over.ring();
+            return;
+        }
+        hub.tick();
+    }
+}
+
+/// How the command ends when a thread cannot be made.
+pub(super) fn no_thread(error: &std::io::Error) -> Failure {
+    Failure::new(ExitCode::Host, format!("no thread for a replica: {error}"))
+}

@@ -1,0 +1,510 @@
+//! One replica's side of the world: its own network endpoint, its place in the input log, its clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quorate_abi::sync::{FLAG_TERMINATE, WAIT_FOREVER, WAIT_NONE};
+use quorate_devices::{DiskReads, Entry, NoDisks, Output};
+use quorate_voter::relaxed::EndOfStream;
+
+use super::bell::Bell;
+use super::hub::{Hub, Inner, Place};
+use super::link::{ConnId, FromGuest, Link, LinkConfig, LinkState, RestoreLinkError, ToGuest};
+use super::log::{Batch, Due};
+use crate::sync::lock;
+
+/// Frames that a guest is given at once (R10): what its receive queue holds. More wait in the link.
+pub const ENTRY_FRAMES: usize = 256;
+/// How much later an answer of the link comes than what it answers, on the guest's clock. Not the host's time, which would differ from
+/// replica to replica.
+pub const STEP_NS: u64 = 1_000;
+/// How far the clock of a guest that is busy or talks to its link alone may fall behind the host's.
+pub const CLOCK_LAG_NS: u64 = 10_000_000;
+/// Boundaries in a row at which a guest was busy, after which it gets input all the same: a guest that is never idle would get none.
+pub const BUSY_BOUNDARIES: u32 = 16;
+
+/// The replica must go: it was stopped, or the set has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop;
+
+/// What an embedded guest does next.
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// Takes this and runs on.
+    Resume(Arc<Entry>),
+    /// Looks at its mail and comes back.
+    Look,
+    /// Goes.
+    Leave,
+}
+
+/// Bytes of a stream that did not fit into its matcher. Bounded by the link's receive window.
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    end: Option<EndOfStream>,
+}
+
+#[derive(Debug)]
+struct State {
+    link: Link,
+    /// The guest's clock.
+    clock_ns: u64,
+    waiting: HashMap<ConnId, Waiting>,
+    /// Client bytes that the link had not got rid of when it was looked at last.
+    unsent: BTreeMap<ConnId, u64>,
+    /// Boundaries in a row at which the guest was busy.
+    busy: u32,
+    frames: Vec<Vec<u8>>,
+    /// What may be the beginning of a token that is translated, by connection.
+    tails: HashMap<ConnId, Vec<u8>>,
+}
+
+/// All that a port knows, for a checkpoint of its guest; its place in the log is beside it.
+#[derive(Clone, Debug)]
+pub struct PortState {
+    /// The endpoint.
+    pub link: LinkState,
+    /// The guest's clock, ns.
+    pub clock_ns: u64,
+    /// The batch that comes next.
+    pub next: u64,
+    unsent: BTreeMap<ConnId, u64>,
+}
+
+/// See the module.
+pub struct Port {
+    hub: Arc<Hub>,
+    me: usize,
+    /// What a wall clock shows when the guests' monotonic clock shows 0, ns since 1970.
+    realtime_ns: u64,
+    bell: Arc<Bell>,
+    state: Mutex<State>,
+}
+
+impl Port {
+    /// The port of replica `me`, at the beginning of the log.
+    #[must_use]
+    pub fn new(hub: &Arc<Hub>, me: usize, realtime_ns: u64, link: LinkConfig) -> Option<Port> {
+        Some(Port {
+            hub: Arc::clone(hub),
+            me,
+            realtime_ns,
+            bell: Arc::clone(hub.bells.get(me)?),
+            state: Mutex::new(State {
+                link: Link::new(link),
+                clock_ns: 0,
+                waiting: HashMap::new(),
+                unsent: BTreeMap::new(),
+                busy: 0,
+                frames: Vec::new(),
+                tails: HashMap::new(),
+            }),
+        })
+    }
+
+    /// The replica.
+    #[must_use]
+    pub fn replica(&self) -> usize {
+        self.me
+    }
+
+    /// What it belongs to.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Where the data of disk reads come from.
+    pub fn reads(&self) -> impl DiskReads + use<> {
+        NoDisks
+    }
+
+    /// Called whenever there may be something for the guest; must not block.
+    pub fn on_input(&self, call: Box<dyn Fn() + Send + Sync>) {
+        self.bell.also(call);
+    }
+
+    /// All that there is to save. To be called when the guest stands still and its outputs were given away.
+    #[must_use]
+    pub fn save(&self) -> PortState {
+        let state = lock(&self.state);
+        let hub = self.hub.lock();
+        PortState {
+            link: state.link.save(),
+            clock_ns: state.clock_ns,
+            next: hub.log.position(self.me),
+            unsent: state.unsent.clone(),
+        }
+    }
+
+    /// Goes on from what was saved; the log must have been told ([`super::log::InputLog::enter`]).
+    ///
+    /// # Errors
+    /// When the state is none.
+    pub fn restore(&self, saved: PortState) -> Result<(), RestoreLinkError> {
+        let mut state = lock(&self.state);
+        state.link = Link::restore(saved.link, saved.clock_ns)?;
+        state.clock_ns = saved.clock_ns;
+        state.unsent = saved.unsent;
+        state.waiting.clear();
+        state.frames.clear();
+        state.tails.clear();
+        state.busy = 0;
+        Ok(())
+    }
+
+    /// Gives the guest's outputs away. Never blocks on the vote. False: the replica is to go.
+    fn put(&self, state: &mut State, hub: &mut Inner, outputs: Vec<Output>) -> bool {
+        let now = state.clock_ns;
+        let mut exit = None;
+        let mut bytes = 0;
+        for output in outputs {
+            match output {
+                Output::Frame(frame) => {
+                    bytes += frame.len();
+                    state.link.frame(&frame, now);
+                }
+                Output::Console(text) => {
+                    bytes += text.len();
+                    self.hub.console_said(hub, self.me, &text);
+                }
+                Output::Exit { status } => exit = Some(status),
+                // Free-running guests make system calls of their own.
+                Output::Fingerprint { .. } => {}
+                Output::Block(_) => {}
+            }
+        }
+        let said = state.link.events();
+        if let Some(member) = hub.members.get_mut(self.me) {
+            member.exchanges += 1;
+            member.output_bytes += bytes as u64;
+        }
+        for what in said {
+            self.said(state, hub, what);
+        }
+        self.retry(state, hub);
+        self.acknowledged(state, hub);
+        if let Some(status) = exit {
+            self.hub.exited(hub, self.me, status);
+            return false;
+        }
+        true
+    }
+
+    fn said(&self, state: &mut State, hub: &mut Inner, what: FromGuest) {
+        match what {
+            FromGuest::Opened { .. } => {}
+            FromGuest::Data { conn, bytes } => {
+                if let Some(waiting) = state.waiting.get_mut(&conn) {
+                    waiting.bytes.extend_from_slice(&bytes);
+                    return;
+                }
+                let taken = self.hub.push(hub, self.me, conn, &bytes);
+                state.link.taken(conn, taken);
+                if taken < bytes.len() {
+                    let bytes = bytes.get(taken..).unwrap_or_default().to_vec();
+                    state.waiting.insert(conn, Waiting { bytes, end: None });
+                }
+            }
+            FromGuest::Shut { conn } => self.ended(state, hub, conn, EndOfStream::Shut),
+            FromGuest::Reset { conn } => self.ended(state, hub, conn, EndOfStream::Reset),
+            FromGuest::Refused { conn } => self.ended(state, hub, conn, EndOfStream::Refused),
+            FromGuest::Datagram { flow, bytes } => {
+                self.hub.datagram_said(hub, self.me, flow, &bytes);
+            }
+        }
+    }
+
+    fn ended(&self, state: &mut State, hub: &mut Inner, conn: ConnId, how: EndOfStream) {
+        match state.waiting.get_mut(&conn) {
+            Some(waiting) => {
+                waiting.end.get_or_insert(how);
+            }
+            None => self.hub.push_end(hub, self.me, conn, how),
+        }
+    }
+
+    /// Offers again what had no room.
+    fn retry(&self, state: &mut State, hub: &mut Inner) {
+        let again = match hub.members.get_mut(self.me) {
+            Some(member) if !member.retry.is_empty() => std::mem::take(&mut member.retry),
+            _ => return,
+        };
+        for conn in again {
+            let Some(mut waiting) = state.waiting.remove(&conn) else {
+                continue;
+            };
+            let taken = self.hub.push(hub, self.me, conn, &waiting.bytes);
+            state.link.taken(conn, taken);
+            if taken < waiting.bytes.len() {
+                waiting.bytes.drain(..taken);
+                state.waiting.insert(conn, waiting);
+            } else if let Some(how) = waiting.end {
+                self.hub.push_end(hub, self.me, conn, how);
+            }
+        }
+    }
+
+    /// Tells what the guest has acknowledged of what clients sent.
+    fn acknowledged(&self, state: &mut State, hub: &mut Inner) {
+        let link = &state.link;
+        state.unsent.retain(|conn, before| {
+            let now = link.unsent(*conn) as u64;
+            if now < *before {
+                self.hub.acknowledged(hub, self.me, *conn, *before - now);
+                *before = now;
+            }
+            now > 0
+        });
+    }
+
+    /// An input as this replica is to see it: with its own tokens in place of those that the client got.
+    fn translated(&self, state: &mut State, hub: &Inner, what: &ToGuest) -> Option<ToGuest> {
+        let me = super::hub::id(self.me);
+        match what {
+            ToGuest::Data { conn, bytes } if !hub.translator.is_empty() => {
+                let tail = state.tails.entry(*conn).or_default();
+                let bytes = hub.translator.inbound(me, tail, bytes);
+                (!bytes.is_empty()).then(|| ToGuest::Data {
+                    conn: *conn,
+                    bytes: bytes.into(),
+                })
+            }
+            ToGuest::Shut { conn } => {
+                let rest = state.tails.remove(conn).filter(|rest| !rest.is_empty());
+                if let Some(rest) = rest {
+                    let bytes = rest.into();
+                    let conn = *conn;
+                    state.link.input(ToGuest::Data { conn, bytes }, state.clock_ns);
+                }
+                Some(what.clone())
+            }
+            ToGuest::Reset { conn } => {
+                state.tails.remove(conn);
+                Some(what.clone())
+            }
+            _ => Some(what.clone()),
+        }
+    }
+
+    /// Gives a batch to the link.
+    fn give(&self, state: &mut State, hub: &mut Inner, batch: &Batch) {
+        hub.log.taken(self.me);
+        state.busy = 0;
+        state.clock_ns = state.clock_ns.max(batch.at_ns);
+        for event in batch.events.iter() {
+            let input = self.translated(state, hub, &event.what);
+            if let ToGuest::Data { conn, bytes } = &event.what {
+                // What waits in a tail counts as acknowledged: it is bounded by the length of a token.
+                let given = match &input {
+                    Some(ToGuest::Data { bytes, .. }) => bytes.len(),
+                    _ => 0,
+                };
+                *state.unsent.entry(*conn).or_default() += given as u64;
+                let less = bytes.len().saturating_sub(given) as u64;
+                self.hub.acknowledged(hub, self.me, *conn, less);
+            }
+            if let Some(input) = input {
+                state.link.input(input, state.clock_ns);
+            }
+        }
+        self.poll(state);
+    }
+
+    /// Whether this replica has said what had been released to the clients when they sent what is in the batch, where that is asked
+    /// for (`sync`).
+    fn may_have(&self, hub: &Inner, batch: &Batch) -> bool {
+        batch.events.iter().all(|event| {
+            let (ToGuest::Data { conn, .. } | ToGuest::Shut { conn }) = &event.what else {
+                return true;
+            };
+            let channel = hub.channels.get(conn).filter(|channel| channel.sync);
+            channel.is_none_or(|channel| {
+                channel.matcher.position(super::hub::id(self.me)) >= event.after
+            })
+        })
+    }
+
+    fn entry(&self, hub: &Inner, state: &mut State) -> Entry {
+        Entry {
+            monotonic_ns: state.clock_ns,
+            realtime_ns: self.realtime_ns.saturating_add(state.clock_ns),
+            flags: match hub.terminate {
+                true => FLAG_TERMINATE,
+                false => 0,
+            },
+            frames: std::mem::take(&mut state.frames),
+            console: Vec::new(),
+            completions: Vec::new(),
+        }
+    }
+
+    /// Brings the clock forward for a boundary that no batch and no timer belongs to.
+    fn step(&self, state: &mut State, hub: &Inner, most: u64) {
+        // Not past what comes next: that has a time already.
+        let next = hub.log.peek(self.me).map_or(u64::MAX, |batch| batch.at_ns);
+        let now = self.hub.clock.monotonic_ns();
+        let lag = now.saturating_sub(state.clock_ns);
+        let wanted = match lag > CLOCK_LAG_NS {
+            true => now,
+            false => state.clock_ns + STEP_NS,
+        };
+        state.clock_ns = wanted.min(next).min(most).max(state.clock_ns);
+    }
+
+    /// An embedded guest is at a boundary: gives its outputs away, and waits for what there is for it.
+    pub fn boundary(&self, outputs: Vec<Output>, wait_until_ns: u64) -> Next {
+        let mut state = lock(&self.state);
+        {
+            let mut hub = self.hub.lock();
+            if !self.put(&mut state, &mut hub, outputs) {
+                return Next::Leave;
+            }
+        }
+        drop(state);
+        self.await_entry(wait_until_ns)
+    }
+
+    /// Waits for what there is for an embedded guest that stands at a boundary.
+    pub fn await_entry(&self, wait_until_ns: u64) -> Next {
+        loop {
+            self.bell.hush();
+            let mut state = lock(&self.state);
+            let wait = match self.look(&mut state, wait_until_ns) {
+                Ok(next) => return next,
+                Err(wait) => wait,
+            };
+            drop(state);
+            self.bell.wait(wait);
+        }
+    }
+
+    /// What there is for an embedded guest now; else how long to wait.
+    fn look(&self, state: &mut State, wait_until_ns: u64) -> Result<Next, Option<Duration>> {
+        let mut guard = self.hub.lock();
+        let hub = &mut *guard;
+        self.retry(state, hub);
+        let asked = match hub.members.get(self.me) {
+            _ if hub.end.is_some() => return Ok(Next::Leave),
+            Some(member) if !member.alive => return Ok(Next::Leave),
+            Some(member) if !member.mail.is_empty() => return Ok(Next::Look),
+            member => hub.terminate && member.is_some_and(|member| member.place == Place::Idle),
+        };
+        self.poll(state);
+        if wait_until_ns == WAIT_NONE {
+            return Ok(self.busy(state, hub));
+        }
+        state.busy = 0;
+        loop {
+            let timer = state.link.deadline_ns().unwrap_or(WAIT_FOREVER);
+            let timer = timer.min(wait_until_ns).max(state.clock_ns);
+            if asked || !state.frames.is_empty() {
+                self.step(state, hub, timer);
+                return Ok(self.resume(state, hub));
+            }
+            let now = self.hub.clock.monotonic_ns();
+            // A batch only when the guest has all that it was to be given: see `super::log`.
+            let due = match state.link.has_frames() {
+                false => hub.log.due(self.me, now, timer),
+                true if timer <= now => Due::Timer,
+                true => Due::Nothing,
+            };
+            match due {
+                Due::Batch(batch) if self.may_have(hub, &batch) => {
+                    self.give(state, hub, &batch);
+                    return Ok(self.resume(state, hub));
+                }
+                Due::Timer => {
+                    state.clock_ns = timer;
+                    self.poll(state);
+                    if timer >= wait_until_ns {
+                        return Ok(self.resume(state, hub));
+                    }
+                    // It was the link's: if it has nothing to send, the guest sleeps on.
+                }
+                Due::Batch(_) | Due::Nothing => {
+                    self.went_idle(hub);
+                    let left = Duration::from_nanos(timer.saturating_sub(now));
+                    return Err((timer != WAIT_FOREVER).then_some(left));
+                }
+            }
+        }
+    }
+
+    /// The guest does not want to wait: it gets the time, and answers of the link.
+    fn busy(&self, state: &mut State, hub: &mut Inner) -> Next {
+        let now = self.hub.clock.monotonic_ns();
+        state.busy = state.busy.saturating_add(1);
+        if state.busy > BUSY_BOUNDARIES
+            && let Some(batch) = hub.log.next(self.me, now)
+            && self.may_have(hub, &batch)
+        {
+            self.give(state, hub, &batch);
+        }
+        let next = hub.log.peek(self.me).map_or(u64::MAX, |batch| batch.at_ns);
+        state.clock_ns = now.min(next).max(state.clock_ns);
+        self.resume(state, hub)
+    }
+
+    fn poll(&self, state: &mut State) {
+        let State {
+            link,
+            frames,
+            clock_ns,
+            ..
+        } = state;
+        let room = ENTRY_FRAMES.saturating_sub(frames.len());
+        link.poll(*clock_ns, room, frames);
+    }
+
+    fn resume(&self, state: &mut State, hub: &mut Inner) -> Next {
+        if let Some(member) = hub.members.get_mut(self.me) {
+            member.place = Place::Running;
+        }
+        Next::Resume(Arc::new(self.entry(hub, state)))
+    }
+
+    fn went_idle(&self, hub: &mut Inner) {
+        if let Some(member) = hub.members.get_mut(self.me) {
+            member.place = Place::Idle;
+            member.was_idle = true;
+        }
+        self.hub.ready_if_all_were_idle(hub);
+    }
+
+    /// Gives a free-running guest's outputs away and takes what there is for it. `now_ns` is its device thread's clock. Never blocks on
+    /// the vote.
+    ///
+    /// # Errors
+    /// [`Stop`] when the replica is to go.
+    pub fn exchange(&self, outputs: Vec<Output>, now_ns: u64) -> Result<Entry, Stop> {
+        let mut state = lock(&self.state);
+        let mut guard = self.hub.lock();
+        let hub = &mut *guard;
+        state.clock_ns = state.clock_ns.max(now_ns);
+        if !self.put(&mut state, hub, outputs) {
+            return Err(Stop);
+        }
+        let alive = hub.members.get(self.me).is_some_and(|member| member.alive);
+        if hub.end.is_some() || !alive {
+            return Err(Stop);
+        }
+        self.poll(&mut state);
+        while state.frames.len() < ENTRY_FRAMES && !state.link.has_frames() {
+            match hub.log.next(self.me, now_ns) {
+                Some(batch) if self.may_have(hub, &batch) => self.give(&mut state, hub, &batch),
+                _ => break,
+            }
+        }
+        self.went_idle(hub);
+        Ok(self.entry(hub, &mut state))
+    }
+
+    /// When a free-running guest's device thread is to come again though nothing happens, on its own clock.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        lock(&self.state).link.deadline_ns()
+    }
+}
