@@ -307,7 +307,10 @@ fn masks(
     let masks = appliance.masks.iter().filter(|mask| about(mask));
     let masks: Vec<Mask> = masks
         .map(|mask| Mask {
-            name: mask.name.clone(),
+            name: mask.name.clone().unwrap_or_else(|| match &mask.rule {
+                ApplianceRule::HttpHeader(name) => name.clone(),
+                ApplianceRule::Pattern(pattern) => pattern.clone(),
+            }),
             rule: match &mask.rule {
                 ApplianceRule::HttpHeader(name) => MaskRule::HttpHeader(name.clone()),
                 ApplianceRule::Pattern(pattern) => MaskRule::Pattern(pattern.clone()),
