@@ -1,6 +1,6 @@
 //! Builds an appliance's image and says what is in it: `mkimage APPLIANCE.toml [CACHE_DIR] [--list]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             ..BuildOptions::new(cache)
         },
     )?;
-    println!(
+    eprintln!(
         "{} {} bytes, {} packages, {:.3} s{}",
         image.path.display(),
         image.length,
@@ -43,6 +43,14 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         start.elapsed().as_secs_f64(),
         if image.cached { " (cached)" } else { "" }
     );
+    if let Some(linux) = &image.linux {
+        let initramfs = linux.initramfs.as_deref().unwrap_or(Path::new("none"));
+        println!("kernel={}", linux.kernel.display());
+        println!("initramfs={}", initramfs.display());
+        println!("root={}", image.path.display());
+        println!("cmdline='{}'", linux.cmdline);
+        return Ok(());
+    }
     if flags.iter().any(|flag| flag == "--list") {
         let bytes = std::fs::read(&image.path)?;
         let view = ImageView::parse(&bytes)?;

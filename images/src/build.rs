@@ -3,16 +3,16 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::appliance::{Appliance, ExtraFile, FileContent, ImageSource, Program};
 pub use crate::cache::default_cache_dir;
-use crate::cache::{image_path, lock_cache, persist, prune_images, prune_packages};
+use crate::cache::{image_path, lock_cache, persist, prune_images};
 use crate::compile::Recipe;
-use crate::debian::{self, Lock, Wanted};
+use crate::debian::{self, Lock, Part, Wanted};
 pub use crate::debian::{Package, Source};
 use crate::error::BuildError;
 use crate::linux::LinuxBoot;
+use crate::locked::{locked, packages};
 use crate::tree::{Kind, Meta, Tree, TreeError};
 use crate::verify::{Info, verify};
 use crate::writer::{self, WriteError};
@@ -104,6 +104,18 @@ pub struct BuiltImage {
 /// # Errors
 /// [`BuildError`].
 pub fn build(appliance: &Appliance, options: &BuildOptions<'_>) -> Result<BuiltImage, BuildError> {
+    let image = build_image(appliance, options)?;
+    match &appliance.linux {
+        Some(linux) => crate::linux::finish(appliance, linux, image, options),
+        None => Ok(image),
+    }
+}
+
+/// As [`build`], but without what a Linux machine needs besides.
+fn build_image(
+    appliance: &Appliance,
+    options: &BuildOptions<'_>,
+) -> Result<BuiltImage, BuildError> {
     let cache = &options.cache_dir;
     match &appliance.image.source {
         ImageSource::File(path) => ready_made(appliance, path),
@@ -138,12 +150,16 @@ pub fn build(appliance: &Appliance, options: &BuildOptions<'_>) -> Result<BuiltI
             {
                 return Ok(found);
             }
-            let lock = packages(appliance, options, names)?;
+            let lock = packages(wanted(appliance, names), appliance.lock_path(), options)?;
             let mut tree = debian::unpack(
                 &lock.packages,
                 cache,
                 appliance.epoch(),
                 appliance.image.epoch,
+                match appliance.linux {
+                    Some(_) => Part::Machine,
+                    None => Part::Program,
+                },
                 options.progress,
             )?;
             let recipes = recipes(appliance, &lock)?;
@@ -171,9 +187,16 @@ pub fn build(appliance: &Appliance, options: &BuildOptions<'_>) -> Result<BuiltI
 /// # Errors
 /// [`BuildError`].
 pub fn cached(appliance: &Appliance, cache_dir: &Path) -> Result<Option<BuiltImage>, BuildError> {
-    match &appliance.image.source {
-        ImageSource::Packages(names) => find(appliance, cache_dir, names, &read_extras(appliance)?),
-        _ => build(appliance, &BuildOptions::new(cache_dir)).map(Some),
+    let options = BuildOptions::new(cache_dir);
+    let image = match &appliance.image.source {
+        ImageSource::Packages(names) => {
+            find(appliance, cache_dir, names, &read_extras(appliance)?)?
+        }
+        _ => Some(build_image(appliance, &options)?),
+    };
+    match (&appliance.linux, image) {
+        (Some(linux), Some(image)) => crate::linux::cached(appliance, linux, image, &options),
+        (_, image) => Ok(image),
     }
 }
 
@@ -186,24 +209,28 @@ pub fn write_lock(
     appliance: &Appliance,
     image: &BuiltImage,
 ) -> Result<Option<PathBuf>, BuildError> {
-    let (Some(path), ImageSource::Packages(names)) =
-        (appliance.lock_path(), &appliance.image.source)
-    else {
+    let Some(path) = appliance.lock_path() else {
         return Ok(None);
     };
-    let wanted = wanted(appliance, names);
-    let lock = Lock::new(
-        wanted,
-        image.resolved.clone(),
-        image.packages.clone(),
-        image.sources.clone(),
-    );
-    let same = Lock::read(&path, wanted).is_some_and(|old| old == lock);
-    if same {
-        return Ok(None);
+    let mut written = None;
+    if let ImageSource::Packages(names) = &appliance.image.source {
+        let wanted = wanted(appliance, names);
+        let lock = Lock::new(
+            wanted,
+            image.resolved.clone(),
+            image.packages.clone(),
+            image.sources.clone(),
+        );
+        if lock.renew(&path, wanted)? {
+            written = Some(path.clone());
+        }
     }
-    lock.write(&path)?;
-    Ok(Some(path))
+    if let Some(linux) = &image.linux
+        && let Some(path) = crate::linux::write_lock(appliance, linux)?
+    {
+        written.get_or_insert(path);
+    }
+    Ok(written)
 }
 
 /// What an image comes from, as far as it is not the appliance that says so.
@@ -246,6 +273,7 @@ fn wanted<'a>(appliance: &'a Appliance, names: &'a [String]) -> Wanted<'a> {
         without: &appliance.image.without,
         suite: appliance.image.suite.as_deref(),
         sources: &appliance.image.sources,
+        boots: appliance.linux.is_some(),
     }
 }
 
@@ -256,32 +284,6 @@ fn recipes<'a>(appliance: &'a Appliance, lock: &'a Lock) -> Result<Vec<Recipe<'a
     specs.map(read).collect()
 }
 
-/// The packages by the lock file beside the appliance or, if there is none, by the cache's own.
-fn locked(
-    appliance: &Appliance,
-    cache: &Path,
-    names: &[String],
-) -> Result<Option<(Lock, Where)>, BuildError> {
-    let wanted = wanted(appliance, names);
-    if let Some(path) = appliance.lock_path()
-        && path.exists()
-    {
-        return match Lock::read(&path, wanted) {
-            Some(lock) => Ok(Some((lock, Where::Beside))),
-            None => Err(BuildError::Lock { path }),
-        };
-    }
-    let lock = Lock::read(&Lock::path(cache, wanted), wanted);
-    Ok(lock.map(|lock| (lock, Where::Cache)))
-}
-
-/// Where a lock was found.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Where {
-    Beside,
-    Cache,
-}
-
 /// An image from packages that is in the cache and whole.
 fn find(
     appliance: &Appliance,
@@ -289,7 +291,7 @@ fn find(
     names: &[String],
     extras: &[Extra<'_>],
 ) -> Result<Option<BuiltImage>, BuildError> {
-    let Some((lock, _)) = locked(appliance, cache, names)? else {
+    let Some((lock, _)) = locked(wanted(appliance, names), appliance.lock_path(), cache)? else {
         return Ok(None);
     };
     let recipes = recipes(appliance, &lock)?;
@@ -313,47 +315,6 @@ fn find(
     }
 }
 
-/// The packages by the appliance's lock file, whose files are downloaded if they are not in the cache. Without one: by the cache's,
-/// or by apt-get when there is none either, its files are gone or `update` says so.
-fn packages(
-    appliance: &Appliance,
-    options: &BuildOptions<'_>,
-    names: &[String],
-) -> Result<Lock, BuildError> {
-    let cache = &options.cache_dir;
-    let wanted = wanted(appliance, names);
-    let own = Lock::path(cache, wanted);
-    if !options.update {
-        match locked(appliance, cache, names)? {
-            Some((lock, Where::Beside)) => {
-                debian::obtain(&lock, cache, options.progress)?;
-                // So that the cache keeps the files.
-                lock.write(&own)?;
-                prune_packages(cache)?;
-                return Ok(lock);
-            }
-            Some((lock, Where::Cache)) if debian::has_all(&lock, cache) => {
-                return Ok(lock);
-            }
-            _ => {}
-        }
-    }
-    let packages = debian::fetch(wanted, cache, options.update, options.progress)?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let day = debian::snapshot_day(now.map_or(0, |now| now.as_secs()));
-    let sources = debian::fetch_sources(
-        wanted.sources,
-        wanted.suite,
-        cache,
-        options.update,
-        options.progress,
-    )?;
-    let lock = Lock::new(wanted, day, packages, sources);
-    lock.write(&own)?;
-    prune_packages(cache)?;
-    Ok(lock)
-}
-
 /// What an image is made from.
 enum Inputs<'a> {
     Packages(&'a [Package], &'a [Recipe<'a>]),
@@ -372,6 +333,9 @@ fn key(appliance: &Appliance, inputs: &Inputs<'_>, extras: &[Extra<'_>]) -> Stri
     field(&BUILDER_VERSION.to_le_bytes());
     field(&quorate_abi::image::IMAGE_VERSION.to_le_bytes());
     field(appliance.hostname().as_bytes());
+    if appliance.linux.is_some() {
+        field(b"linux");
+    }
     field(&appliance.program.uid.to_le_bytes());
     field(&appliance.program.gid.to_le_bytes());
     field(format!("{:?}", appliance.image.epoch).as_bytes());
@@ -464,8 +428,9 @@ fn store(
     key: Option<String>,
     origin: Origin,
 ) -> Result<BuiltImage, BuildError> {
-    // What an OCI image runs is settled when the image is there.
-    if origin.process.is_none() {
+    // What an OCI image runs is settled when the image is there; a Linux machine may have nothing but its init.
+    let boots = appliance.linux.is_some() && appliance.program.command.is_empty();
+    if origin.process.is_none() && !boots {
         check_program(appliance, tree)?;
     }
     (options.progress)(Progress::Writing);

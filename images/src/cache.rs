@@ -81,19 +81,24 @@ pub(crate) fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), 
 /// Removes all but the newest [`KEPT_IMAGES`] images of the appliance `name`. One that a running set has mapped lives on until
 /// it is unmapped.
 pub(crate) fn prune_images(directory: &Path, name: &str, newest: &Path) {
+    prune(directory, name, ".qimg", newest, KEPT_IMAGES);
+}
+
+/// Removes all but the newest `keep` files or directories `NAME-KEY` with this suffix, and not `newest`.
+pub(crate) fn prune(directory: &Path, name: &str, suffix: &str, newest: &Path, keep: usize) {
     let is_ours = |path: &Path| {
         let key = path
             .file_name()
             .and_then(|file| file.to_str())
             .and_then(|file| file.strip_prefix(name))
             .and_then(|rest| rest.strip_prefix('-'))
-            .and_then(|rest| rest.strip_suffix(".qimg"));
+            .and_then(|rest| rest.strip_suffix(suffix));
         path != newest
             && key.is_some_and(|key| {
                 key.len() == KEY_DIGITS && key.bytes().all(|b| b.is_ascii_hexdigit())
             })
     };
-    for path in oldest(directory, is_ours, KEPT_IMAGES - 1) {
+    for path in oldest(directory, is_ours, keep - 1) {
         remove(&path);
     }
 }
@@ -140,7 +145,11 @@ fn oldest(directory: &Path, take: impl Fn(&Path) -> bool, keep: usize) -> Vec<Pa
 
 /// Tidying up that fails is no reason to fail the build.
 pub(crate) fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
+    let removed = match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    if let Err(error) = removed {
         tracing::warn!(path = %path.display(), %error, "cannot remove an old file of the cache");
     }
 }

@@ -9,7 +9,7 @@ use crate::appliance::SourceSpec;
 use crate::build::Progress;
 use crate::error::BuildError;
 use crate::skeleton;
-use crate::tree::Tree;
+use crate::tree::{Meta, Tree};
 
 mod apt;
 mod deb;
@@ -19,6 +19,7 @@ mod stubs;
 mod suite;
 
 pub(crate) use apt::{deb_path, tail};
+pub(crate) use deb::Part;
 pub use source::Source;
 pub(crate) use source::path as source_path;
 
@@ -74,7 +75,7 @@ pub(crate) fn fetch(
     refresh: bool,
     progress: &dyn Fn(Progress<'_>),
 ) -> Result<Vec<Package>, BuildError> {
-    let status = stubs::status_file(wanted.names, wanted.without);
+    let status = stubs::status_file(wanted.names, wanted.without, wanted.boots);
     let apt = apt::Apt::new(cache, &status, wanted.suite)?;
     let packages = apt.fetch(wanted.names, refresh, progress)?;
     // apt-get has checked what it downloaded, but not what was there before.
@@ -115,6 +116,7 @@ pub(crate) fn fetch_sources(
                 names: &spec.needs,
                 without: &[],
                 suite,
+                boots: false,
                 sources: &[],
             };
             let mut needs = fetch(wanted, cache, refresh, progress)?;
@@ -160,19 +162,28 @@ pub(crate) fn obtain(
     Ok(())
 }
 
-/// Unpacks `packages` from the cache. Files are not later than `latest`; directories that no package describes have the time
+/// Unpacks that `part` of `packages` from the cache. Files are not later than `latest`; directories that no package describes have the time
 /// `time`.
 pub(crate) fn unpack(
     packages: &[Package],
     cache: &Path,
     time: i64,
     latest: Option<i64>,
+    part: Part,
     progress: &dyn Fn(Progress<'_>),
 ) -> Result<Tree, BuildError> {
     let mut tree = skeleton::debian_root(time).map_err(|source| BuildError::Tree {
         origin: "skeleton".to_owned(),
         source,
     })?;
+    if part == Part::Machine {
+        // /var/lock is a link to it, which base-files takes for a directory.
+        let made = tree.dir(b"/run/lock", Meta::root(0o1777, time));
+        made.map_err(|source| BuildError::Tree {
+            origin: "skeleton".to_owned(),
+            source,
+        })?;
+    }
     for (index, package) in packages.iter().enumerate() {
         progress(Progress::Unpacking {
             package: &package.name,
@@ -181,7 +192,7 @@ pub(crate) fn unpack(
         });
         let path = apt::deb_path(cache, package);
         deb::check(&path, package)?;
-        deb::unpack(&path, &mut tree, latest)?;
+        deb::unpack(&path, &mut tree, latest, part)?;
     }
     Ok(tree)
 }

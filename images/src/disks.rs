@@ -11,7 +11,7 @@ use crate::size;
 
 mod check;
 mod extract;
-mod mkfs;
+pub(crate) mod mkfs;
 mod seed;
 
 pub use check::{Checked, Journal, LookError, check};

@@ -146,6 +146,20 @@ pub enum BuildError {
         /// What is wrong.
         reason: String,
     },
+    /// The host has no tool for ext4.
+    #[error("`{0}` was not found: install the package e2fsprogs (scripts/setup does)")]
+    NoTool(&'static str),
+    /// The host's tool failed.
+    #[error("{tool} could not make the root file system: {output}")]
+    Tool {
+        /// The program.
+        tool: &'static str,
+        /// The end of what it wrote.
+        output: String,
+    },
+    /// The kernel's package has not what is needed.
+    #[error("the kernel of [linux]: {0}")]
+    Kernel(String),
     /// The image file is bad.
     #[error(transparent)]
     Image(#[from] ImageFileError),

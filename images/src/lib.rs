@@ -13,6 +13,7 @@ pub mod disks;
 mod error;
 mod hostdir;
 mod linux;
+mod locked;
 mod oci;
 mod program;
 pub mod size;
@@ -36,7 +37,7 @@ pub use build::{
 };
 pub use disks::{DiskError, PreparedDisk};
 pub use error::{ApplianceError, BuildError};
-pub use linux::{LinuxBoot, LinuxRoot};
+pub use linux::{CpioEntry, LinuxBoot, LinuxRoot, read_cpio};
 pub use verify::{ImageFileError, Info, verify};
 
 /// Upper bound of an image's length in bytes (R10): 1 GiB. Building fails with [`BuildError::TooLarge`] beyond it.

@@ -429,7 +429,7 @@ mod tests {
         // Kept between runs, so that only what has changed since is downloaded again.
         let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("cache/test-fresh-lists");
         fs::create_dir_all(&cache).unwrap();
-        let status = crate::debian::stubs::status_file(&[], &["perl".to_owned()]);
+        let status = crate::debian::stubs::status_file(&[], &["perl".to_owned()], false);
         let mut apt = Apt::new(&cache, &status, None).unwrap();
         apt.system_lists = cache.join("none");
         let updates = std::cell::Cell::new(0);

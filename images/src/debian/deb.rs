@@ -11,15 +11,32 @@ use crate::error::BuildError;
 use crate::tarball;
 use crate::tree::{Special, Tree};
 
-/// Directories whose contents no server reads: documentation, translations, what helps at a shell prompt, and what starts or
-/// rotates services on a machine that has many.
-const LEFT_OUT: &[&str] = &[
+/// Which files of packages go into a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Those of an image in which one program runs.
+    Program,
+    /// Those of a Linux machine: also what its init reads.
+    Machine,
+    /// Kernel, modules and busybox.
+    Kernel,
+}
+
+/// Directories that only an init or a daemon beside the program reads.
+const FOR_MACHINES: &[&str] = &[
     "etc/cron.d",
     "etc/cron.daily",
     "etc/init.d",
     "etc/logrotate.d",
     "lib/systemd/system",
     "usr/lib/systemd/system",
+];
+
+/// All that is wanted of a kernel's packages.
+const OF_KERNELS: &[&str] = &["boot", "lib/modules", "usr/lib/modules", "bin", "usr/bin"];
+
+/// Directories whose contents no server reads: documentation, translations, what helps at a shell prompt.
+const LEFT_OUT: &[&str] = &[
     "usr/share/bash-completion",
     "usr/share/bug",
     "usr/share/doc",
@@ -62,9 +79,14 @@ pub(super) fn check(path: &Path, package: &Package) -> Result<(), BuildError> {
 }
 
 /// Puts the files of the package at `path` (deb(5)) into `tree`.
-pub(super) fn unpack(path: &Path, tree: &mut Tree, latest: Option<i64>) -> Result<(), BuildError> {
+pub(super) fn unpack(
+    path: &Path,
+    tree: &mut Tree,
+    latest: Option<i64>,
+    part: Part,
+) -> Result<(), BuildError> {
     let file = File::open(path).map_err(BuildError::io("read the package", path))?;
-    unpack_from(BufReader::new(file), path, tree, latest)
+    unpack_from(BufReader::new(file), path, tree, latest, part)
 }
 
 fn unpack_from(
@@ -72,6 +94,7 @@ fn unpack_from(
     path: &Path,
     tree: &mut Tree,
     latest: Option<i64>,
+    part: Part,
 ) -> Result<(), BuildError> {
     let bad = |reason: String| BuildError::Package {
         path: path.to_owned(),
@@ -95,7 +118,7 @@ fn unpack_from(
             ),
             _ => return Err(bad(format!("{name}: compression is not known"))),
         };
-        return unpack_tar(plain, path, tree, latest);
+        return unpack_tar(plain, path, tree, latest, part);
     }
     Err(bad("it has no data.tar".to_owned()))
 }
@@ -105,6 +128,7 @@ fn unpack_tar(
     path: &Path,
     tree: &mut Tree,
     latest: Option<i64>,
+    part: Part,
 ) -> Result<(), BuildError> {
     let bad = |e: io::Error| BuildError::Package {
         path: path.to_owned(),
@@ -114,7 +138,7 @@ fn unpack_tar(
     for entry in archive.entries().map_err(bad)? {
         let mut entry = entry.map_err(bad)?;
         let name = entry.path_bytes().into_owned();
-        if left_out(&name) {
+        if !part.has(&name) {
             continue;
         }
         tarball::room_for_file(tree).map_err(bad)?;
@@ -152,12 +176,21 @@ fn unpack_tar(
     Ok(())
 }
 
-fn left_out(name: &[u8]) -> bool {
-    let name = name.strip_prefix(b"./").unwrap_or(name);
-    LEFT_OUT.iter().any(|prefix| {
-        name.strip_prefix(prefix.as_bytes())
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-    })
+impl Part {
+    fn has(self, name: &[u8]) -> bool {
+        let name = name.strip_prefix(b"./").unwrap_or(name);
+        let below = |list: &[&str]| {
+            list.iter().any(|prefix| {
+                name.strip_prefix(prefix.as_bytes())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+            })
+        };
+        match self {
+            Self::Program => !below(LEFT_OUT) && !below(FOR_MACHINES),
+            Self::Machine => !below(LEFT_OUT),
+            Self::Kernel => below(OF_KERNELS),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) suite: Option<&'a str>,
     /// What is compiled from source packages.
     pub(crate) sources: &'a [SourceSpec],
+    /// Whether the image is a Linux machine's, where an init runs: fewer packages are taken as installed.
+    pub(crate) boots: bool,
 }
 
 /// Contents of a lock file.
@@ -43,6 +45,9 @@ pub(crate) struct Lock {
     /// The suite that they are of, if not the machine's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     suite: Option<String>,
+    /// Whether they are a Linux machine's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    boots: bool,
     /// When, as Debian's snapshot archive writes it: `20260131T235959Z`.
     pub(crate) resolved: String,
     /// What they came to.
@@ -64,6 +69,7 @@ impl Lock {
             names: wanted.names.to_vec(),
             without: wanted.without.to_vec(),
             suite: wanted.suite.map(str::to_owned),
+            boots: wanted.boots,
             resolved,
             packages,
             sources,
@@ -83,6 +89,7 @@ impl Lock {
             without,
             suite,
             sources,
+            boots,
         } = wanted;
         let mut hasher = blake3::Hasher::new();
         for list in [names, without] {
@@ -102,6 +109,9 @@ impl Lock {
                 hasher.update(b"\0");
                 hasher.update(word.as_bytes());
             }
+        }
+        if boots {
+            hasher.update(b"\0boots");
         }
         let key = hasher.finalize().to_hex();
         let first = names.first().map_or("none", String::as_str);
@@ -123,11 +133,21 @@ impl Lock {
             && lock.sources.iter().zip(wanted.sources).all(|(is, wanted)| {
                 is.name == wanted.package
                     && is.wanted == wanted.version.as_deref().unwrap_or_default()
-            });
+            })
+            && lock.boots == wanted.boots;
         let safe = lock.packages.iter().all(Package::is_safe)
             && lock.sources.iter().all(Source::is_safe)
             && lock.resolved.bytes().all(|b| b.is_ascii_alphanumeric());
         (same && safe).then_some(lock)
+    }
+
+    /// Writes the lock unless the file at `path` says the same; returns whether it was written.
+    pub(crate) fn renew(&self, path: &Path, wanted: Wanted<'_>) -> Result<bool, BuildError> {
+        let same = Self::read(path, wanted).is_some_and(|old| old == *self);
+        if !same {
+            self.write(path)?;
+        }
+        Ok(!same)
     }
 
     /// Writes the lock.

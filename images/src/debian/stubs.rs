@@ -75,10 +75,21 @@ pub(super) const STUBS: &[Stub] = &[
     ),
 ];
 
+/// Those of [`STUBS`] that a Linux machine has after all, when something depends on them: it has an init, users that log in, and
+/// the whole of the kernel's interface.
+const REAL_ON_LINUX: &[&str] = &[
+    "init-system-helpers",
+    "iproute2",
+    "passwd",
+    "systemd",
+    "sysvinit-utils",
+];
+
 /// A dpkg status file in which (Multi-Arch `allowed` satisfies dependencies on `NAME` and on `NAME:any`; `foreign` only the former) the stubs and `without` are installed, except those that `wanted` names.
-pub(super) fn status_file(wanted: &[String], without: &[String]) -> String {
+pub(super) fn status_file(wanted: &[String], without: &[String], boots: bool) -> String {
     let builtin = STUBS
         .iter()
+        .filter(|stub| !(boots && REAL_ON_LINUX.contains(&stub.name)))
         .filter(|stub| !wanted.iter().any(|name| name == stub.name))
         .map(|stub| (stub.name, stub.provides));
     let extra = without.iter().map(|name| (name.as_str(), ""));
@@ -101,10 +112,13 @@ mod tests {
 
     #[test]
     fn wanted_packages_are_not_stubs() {
-        let text = status_file(&["dpkg".to_owned()], &["perl".to_owned()]);
+        let text = status_file(&["dpkg".to_owned()], &["perl".to_owned()], false);
         assert!(!text.contains("Package: dpkg\n"));
         assert!(text.contains("Package: debconf\n"));
         assert!(text.contains("Package: perl\n"));
         assert!(STUBS.iter().all(|stub| !stub.reason.is_empty()));
+        assert!(text.contains("Package: systemd\n"));
+        let linux = status_file(&[], &[], true);
+        assert!(!linux.contains("Package: systemd\n") && linux.contains("Package: ucf\n"));
     }
 }

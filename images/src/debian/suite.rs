@@ -69,6 +69,10 @@ fn choose(uris: &str) -> Mirrors {
 
 fn text(suite: &str, (main, security): &Mirrors) -> String {
     let mut places = vec![(main, suite.to_owned())];
+    // Backports are an addition to their release.
+    let release = suite.strip_suffix("-backports");
+    places.extend(release.map(|release| (main, release.to_owned())));
+    let suite = release.unwrap_or(suite);
     if !ROLLING.contains(&suite) {
         places.push((main, format!("{suite}-updates")));
         places.push((security, format!("{suite}-security")));
@@ -121,5 +125,8 @@ mod tests {
         let trixie = text("trixie", &mirrors);
         assert_eq!(trixie.lines().count(), 6);
         assert!(trixie.contains("http://s trixie-security main"));
+        let backports = text("trixie-backports", &mirrors);
+        assert!(backports.contains("http://m/debian trixie-backports main"));
+        assert!(backports.ends_with(&trixie));
     }
 }

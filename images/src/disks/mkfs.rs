@@ -11,17 +11,17 @@ use super::{DiskError, EXT4_MAGIC};
 use crate::appliance::{Appliance, DiskSpec};
 
 /// Features of the file systems: those that the guest kernel's library is sound with.
-const FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+pub(crate) const FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
 /// Configuration for mke2fs in place of the host's own.
-const CONFIG: &str = "[defaults]\n\tblocksize = 4096\n[fs_types]\n\text4 = {\n\t}\n\tsmall = {\n\t}\n\tbig = {\n\t}\n\thuge = {\n\t}\n";
+pub(crate) const CONFIG: &str = "[defaults]\n\tblocksize = 4096\n[fs_types]\n\text4 = {\n\t}\n\tsmall = {\n\t}\n\tbig = {\n\t}\n\thuge = {\n\t}\n";
 /// The first inode of a seed's files: those before are the file system's own and `lost+found`.
-const FIRST_INODE: u32 = 12;
+pub(crate) const FIRST_INODE: u32 = 12;
 /// The root directory's inode.
-const ROOT_INODE: u32 = 2;
+pub(crate) const ROOT_INODE: u32 = 2;
 /// How much of a tool's output an error repeats, bytes.
 const MAX_OUTPUT: usize = 2000;
 /// Where programs of e2fsprogs lie; a user's PATH often lacks them.
-pub(super) const SEARCH: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin";
+pub(crate) const SEARCH: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin";
 
 /// Formats the file `path`, which has its size already and holds zeroes, and copies the seed to it. Files and the
 /// root directory belong to the program's user.
@@ -101,7 +101,7 @@ fn ownership(appliance: &Appliance, used: u32) -> String {
 }
 
 /// How many inodes the file system in `path` uses, from its superblock.
-fn used_inodes(path: &Path) -> io::Result<u32> {
+pub(crate) fn used_inodes(path: &Path) -> io::Result<u32> {
     let mut file = File::open(path)?;
     let mut block = [0; 60];
     file.seek(SeekFrom::Start(1024))?;
@@ -119,12 +119,12 @@ fn used_inodes(path: &Path) -> io::Result<u32> {
 }
 
 /// Bytes of disk for each inode, as mke2fs has it for small and other file systems.
-fn inode_ratio(bytes: u64) -> &'static str {
+pub(crate) fn inode_ratio(bytes: u64) -> &'static str {
     if bytes < 512 << 20 { "4096" } else { "16384" }
 }
 
 /// MiB of journal.
-fn journal_mib(bytes: u64) -> u64 {
+pub(crate) fn journal_mib(bytes: u64) -> u64 {
     match bytes >> 20 {
         0..128 => 4,
         128..1024 => 16,
@@ -134,8 +134,13 @@ fn journal_mib(bytes: u64) -> u64 {
 
 /// An identifier that depends on the names alone, so that making the disk again gives the same one.
 fn uuid(appliance: &Appliance, disk: &DiskSpec, what: &str) -> String {
+    uuid_of(&["quorate disk", what, &appliance.name, &disk.name])
+}
+
+/// An identifier that depends on `texts` alone.
+pub(crate) fn uuid_of(texts: &[&str]) -> String {
     let mut hasher = blake3::Hasher::new();
-    for text in ["quorate disk", what, &appliance.name, &disk.name] {
+    for text in texts {
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text.as_bytes());
     }
@@ -200,7 +205,7 @@ fn run(
     }
 }
 
-fn is_full(errors: &str) -> bool {
+pub(crate) fn is_full(errors: &str) -> bool {
     ["Could not allocate", "No free space", "No space left in"]
         .iter()
         .any(|text| errors.contains(text))

@@ -74,7 +74,7 @@ fn deb_of(member: &str, data: &[u8]) -> Vec<u8> {
 
 fn unpack_bytes(deb: &[u8]) -> Result<Tree, BuildError> {
     let mut tree = debian_root(500).unwrap();
-    unpack_from(deb, Path::new("x.deb"), &mut tree, None)?;
+    unpack_from(deb, Path::new("x.deb"), &mut tree, None, Part::Program)?;
     Ok(tree)
 }
 
@@ -147,7 +147,14 @@ fn all_sorts_of_entries_keep_what_they_have() {
 fn a_latest_time_is_applied() {
     let deb = deb_of("data.tar", &tar_of(&[Entry::File("./a", b"")]));
     let mut tree = debian_root(500).unwrap();
-    unpack_from(&deb[..], Path::new("x.deb"), &mut tree, Some(700)).unwrap();
+    unpack_from(
+        &deb[..],
+        Path::new("x.deb"),
+        &mut tree,
+        Some(700),
+        Part::Program,
+    )
+    .unwrap();
     assert_eq!(tree.node(tree.get(b"a").unwrap()).unwrap().meta.mtime, 700);
 }
 
