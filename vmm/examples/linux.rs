@@ -6,7 +6,7 @@
 //! ```
 //! `--type` types TEXT (with a line end) as soon as the guest has shown a prompt `# `. `--pause` stops and goes on every so many
 //! milliseconds, with a checkpoint each time; with `--restore` in a new machine that the checkpoint is put back into.
-//! `--button` presses the power button when TEXT has been shown.
+//! `--notify-by-exit` has each notification be an exit to this process. `--button` presses the power button when TEXT has been shown.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use quorate_devices::{BlockOp, BlockStatus, Completion};
@@ -142,6 +142,7 @@ struct Options {
     lines: VecDeque<String>,
     pause: Option<Duration>,
     restore: bool,
+    exits: bool,
     button: Option<String>,
 }
 
@@ -162,6 +163,7 @@ fn options() -> Options {
         lines: VecDeque::new(),
         pause: None,
         restore: false,
+        exits: false,
         button: None,
     };
     let mut args = std::env::args().skip(1);
@@ -182,6 +184,7 @@ fn options() -> Options {
                 options.pause = Some(Duration::from_millis(value().parse().unwrap()));
             }
             "--restore" => options.restore = true,
+            "--notify-by-exit" => options.exits = true,
             "--button" => options.button = Some(value()),
             "--disk" => {
                 let value = value();
@@ -214,6 +217,7 @@ fn main() {
         lines,
         pause,
         restore,
+        exits,
         button,
     } = options();
     let kvm = open_kvm().unwrap();
@@ -226,6 +230,9 @@ fn main() {
         eprintln!("{error}");
         std::process::exit(2);
     });
+    if exits {
+        machine.notify_by_exit().unwrap();
+    }
     let made = started.elapsed();
     let (typing, typed) = channel();
     let handle = machine.handle();
@@ -278,8 +285,11 @@ fn main() {
         let (checkpoint, took) = machine.checkpoint(last.as_ref()).unwrap();
         pauses.push(took.micros);
         if restore {
+            let before = Instant::now();
             let mut other = LinuxMachine::new(&kvm, &config).unwrap();
-            other.restore(&checkpoint).unwrap();
+            let made = before.elapsed();
+            let restored = other.restore(&checkpoint).unwrap();
+            eprintln!("[{took:?}, another machine in {made:?}, {restored:?}]");
             machine = other;
             world.handle = machine.handle();
         }
