@@ -10,13 +10,14 @@ pub struct ContentHash(u128);
 /// The hash of an output of a channel.
 #[must_use]
 pub fn content_hash(key: &[u8; 32], tag: [u64; 2], bytes: &[u8]) -> ContentHash {
-    let mut hasher = blake3::Hasher::new_keyed(key);
-    let mut head = [0; 16];
-    head[..8].copy_from_slice(&tag[0].to_le_bytes());
-    head[8..].copy_from_slice(&tag[1].to_le_bytes());
-    hasher.update(&head).update(bytes);
+    // The tag comes last: in front it would shift the bytes across the hash's blocks.
+    let mut both = [0; 48];
+    both[..32].copy_from_slice(blake3::keyed_hash(key, bytes).as_bytes());
+    both[32..40].copy_from_slice(&tag[0].to_le_bytes());
+    both[40..].copy_from_slice(&tag[1].to_le_bytes());
+    let hash = blake3::keyed_hash(key, &both);
     let mut first = [0; 16];
-    first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    first.copy_from_slice(&hash.as_bytes()[..16]);
     ContentHash(u128::from_le_bytes(first))
 }
 

@@ -96,7 +96,7 @@ pub struct StreamMatcher {
 
 #[derive(Clone, Debug)]
 enum Inner {
-    Plain(Core),
+    Plain(Box<Core>),
     Masked(Box<Masked>),
 }
 
@@ -106,7 +106,7 @@ impl StreamMatcher {
     pub fn new(voters: &Voters, limits: StreamLimits, mask: Option<&MaskSet>) -> Self {
         let inner = match mask.filter(|mask| !mask.is_empty()) {
             Some(mask) => Inner::Masked(Box::new(Masked::new(voters, limits, mask))),
-            None => Inner::Plain(Core::new(voters, limits)),
+            None => Inner::Plain(Box::new(Core::new(voters, limits))),
         };
         Self { inner }
     }
