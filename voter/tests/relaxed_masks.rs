@@ -309,7 +309,8 @@ fn who_comes_back_goes_on_in_the_middle_of_a_line() {
         m.push(r, b"HTTP/1.1 200 OK\r\nDate: M").unwrap();
     }
     m.mark(R[2]);
-    let at = m.position(R[2]);
+    let at = m.own_position(R[2]);
+    assert_eq!(at, 24);
     for r in R {
         m.push(r, b"on\r\nContent-Length: 4\r\n\r\nt=12").unwrap();
     }

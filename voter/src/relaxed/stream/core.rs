@@ -271,8 +271,12 @@ impl Core {
                 true => None,
                 false => self.agreed_end.map(|how| Symbol::End(how.into())),
             };
-            if released != Some(symbol) {
-                self.depart(index, at, symbol, &[]);
+            let digesting = self.replicas[index].digesting.as_ref();
+            match digesting.map(Digesting::from).filter(|from| *from < at) {
+                // What it said of this piece was not compared yet.
+                Some(from) => self.end_within(index, from, at),
+                None if released != Some(symbol) => self.depart(index, at, symbol, &[]),
+                None => {}
             }
             return self.settle();
         }
@@ -347,6 +351,8 @@ impl Core {
             // It departed before: what it says from here on is not what was released.
             Some(at) if position > at => r.lost_at = Some(at),
             Some(_) => {}
+            // What is released, only the first branch holds.
+            None if position < agreed => {}
             None if position <= before.said => r.branch = before.branch,
             None if position > agreed => r.lost_at = Some(position),
             None => {}
@@ -428,7 +434,10 @@ impl Core {
         let index = usize::from(replica.0);
         let owes = self.owes(index);
         match self.replicas.get_mut(index) {
-            Some(r) if r.live && !r.given_up => r.given_up = true,
+            // It is the primary's word that the others are waited for with: without it there is nothing to give.
+            Some(r) if r.live && !r.given_up && self.voters.primary() != Some(index) => {
+                r.given_up = true;
+            }
             _ => return false,
         }
         if owes {

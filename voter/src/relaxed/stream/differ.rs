@@ -68,6 +68,12 @@ impl Core {
         self.lose(index, from, Departure::Bytes, to - from, none);
     }
 
+    /// It ended at `at`, in the middle of a piece that is compared by digest from `from` on.
+    pub(super) fn end_within(&mut self, index: usize, from: u64, at: u64) {
+        let none = (from, Vec::new(), Vec::new());
+        self.lose(index, from, Departure::EndedEarly, at - from, none);
+    }
+
     fn lose(
         &mut self,
         index: usize,

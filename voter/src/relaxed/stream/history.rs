@@ -32,6 +32,13 @@ pub(super) struct Digesting {
     hasher: Box<blake3::Hasher>,
 }
 
+impl Digesting {
+    /// Where the piece begins that is being compared.
+    pub(super) fn from(&self) -> u64 {
+        self.from
+    }
+}
+
 /// What came of some bytes of a replica.
 pub(super) enum Digested {
     /// So many were taken; more may follow.

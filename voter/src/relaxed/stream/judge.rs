@@ -223,7 +223,9 @@ impl Core {
     pub(crate) fn waits_for(&self, replica: ReplicaId) -> bool {
         let index = usize::from(replica.0);
         let counts = self.voters.counts(index) || self.voters.primary() == Some(index);
-        counts && !self.replicas[index].given_up && self.owes(index)
+        // Without a primary every voter may be needed, also one that it would not wait for.
+        let given_up = |r: &Replica| r.given_up && self.primary().is_some();
+        counts && !self.replicas.get(index).is_some_and(given_up) && self.owes(index)
     }
 
     /// Most votes that the next symbol can still get: of those who have said it, and of those who run and have not come so
@@ -233,8 +235,7 @@ impl Core {
         let on = |branch: usize| {
             let could = |(index, r): &(usize, &Replica)| {
                 let reach = self.reach(r, branch);
-                let counts = self.voters.counts(*index) && r.agrees();
-                counts && (reach > at || (r.live && r.symbols() == reach.min(at)))
+                self.votes(*index, r) && (reach > at || (r.live && r.symbols() == reach.min(at)))
             };
             self.replicas.iter().enumerate().filter(could).count()
         };

@@ -24,6 +24,7 @@ pub(super) struct Masked {
     key: MarkerKey,
     unconfirmed: u64,
     lanes: Vec<Lane>,
+    /// What came before each checkpoint, by bytes of the replica's own stream.
     marks: Vec<VecDeque<(u64, Lane)>>,
     /// Whose values are released, as long as it lives and agrees.
     speaker: Option<usize>,
@@ -248,6 +249,11 @@ impl Masked {
         std::mem::take(&mut self.translations)
     }
 
+    pub(super) fn own_position(&self, replica: ReplicaId) -> u64 {
+        let lane = self.lanes.get(usize::from(replica.0));
+        lane.map_or(0, |lane| lane.own)
+    }
+
     pub(super) fn mark(&mut self, replica: ReplicaId) {
         self.core.mark(replica);
         let index = usize::from(replica.0);
@@ -255,7 +261,7 @@ impl Masked {
             if marks.len() == MARKS_OF_MASKS {
                 marks.pop_front();
             }
-            marks.push_back((self.core.position(replica), lane.clone()));
+            marks.push_back((lane.own, lane.clone()));
         }
     }
 
@@ -270,7 +276,8 @@ impl Masked {
             None if position == 0 => Some(Lane::new()),
             None => None,
         };
-        self.core.enter(replica, position);
+        let place = lane.as_ref().map_or(0, |lane| lane.rewritten);
+        self.core.enter(replica, place);
         match lane {
             Some(lane) => {
                 self.lanes[index] = lane;
@@ -287,6 +294,10 @@ impl Masked {
         let like = self.lanes.get(usize::from(source.0)).cloned();
         if let (Some(lane), Some(like)) = (self.lanes.get_mut(usize::from(replica.0)), like) {
             *lane = like;
+        }
+        // Its own checkpoints are of another life.
+        if let Some(marks) = self.marks.get_mut(usize::from(replica.0)) {
+            marks.clear();
         }
         self.report();
     }

@@ -87,8 +87,8 @@ pub struct StreamStats {
 /// (R2); only replicas that differ get copies of their own. What a quorum has said is released in order (R3).
 ///
 /// With masks, what they hide may differ; then positions are those of the rewritten stream (see `docs/relaxed.md`), the same for
-/// all who agree, and what was held back of a line or a value is not counted. So positions are this matcher's own: compare them with
-/// each other, and give [`StreamMatcher::enter`] what [`StreamMatcher::position`] said.
+/// all who agree, and what was held back of a line or a value is not counted: compare them with each other only. A place to
+/// come back to is given in bytes of the replica's own stream ([`StreamMatcher::own_position`]), masks or not.
 #[derive(Clone, Debug)]
 pub struct StreamMatcher {
     inner: Inner,
@@ -205,7 +205,7 @@ impl StreamMatcher {
         self.with(|core| core.leave(replica, true))
     }
 
-    /// A replica is back, with `position` bytes of output said; what it says from there on is compared with what was
+    /// A replica is back, with `position` bytes of its own output said; what it says from there on is compared with what was
     /// released (R7), and counts beyond that. What it said beyond `position` before it left is forgotten. A replica
     /// that comes back beyond what was released, at a place where it never was, is left out of this connection; so is one that
     /// comes back in the middle of a masked stream where [`StreamMatcher::mark`] was not called.
@@ -239,6 +239,16 @@ impl StreamMatcher {
         self.core().position(replica)
     }
 
+    /// Bytes of its own output that a replica has said, what masks hold back included: what a checkpoint remembers for
+    /// [`StreamMatcher::enter`]. Without masks the same as [`StreamMatcher::position`].
+    #[must_use]
+    pub fn own_position(&self, replica: ReplicaId) -> u64 {
+        match &self.inner {
+            Inner::Plain(core) => core.position(replica),
+            Inner::Masked(masked) => masked.own_position(replica),
+        }
+    }
+
     /// Bytes released so far.
     #[must_use]
     pub fn released(&self) -> u64 {
@@ -264,7 +274,8 @@ impl StreamMatcher {
     }
 
     /// Patience with a replica is over on this connection: under [`crate::relaxed::Policy::Primary`] the primary's word is no
-    /// longer held back for it. What it says later is still compared. Reported as a [`Difference`] if it owes an answer.
+    /// longer held back for it. What it says later is still compared. (The primary itself can only
+    /// be stopped.) Reported as a [`Difference`] if it owes an answer.
     /// True if there is something new to fetch.
     pub fn give_up_on(&mut self, replica: ReplicaId) -> bool {
         self.with(|core| core.give_up_on(replica))
