@@ -138,6 +138,22 @@ fn a_laggard_is_compared_until_its_time_is_over() {
 }
 
 #[test]
+fn who_is_too_late_is_not_heard_as_saying_it_twice() {
+    let mut set = Set::majority(3);
+    set.say(0, "x");
+    set.say(1, "x");
+    set.pool.tick(1000);
+    assert_eq!(set.pool.stats().missing, 1);
+    assert_eq!(set.confirmed(), ["x"]);
+    assert!(set.say(2, "x").was_confirmed);
+    // A second one from a faulty replica does not get a vote from that.
+    set.say(0, "x");
+    assert!(set.confirmed().is_empty());
+    set.say(2, "x");
+    assert_eq!(set.confirmed(), ["x"]);
+}
+
+#[test]
 fn who_floods_the_channel_blocks_itself_only() {
     let mut set = Set::majority(3);
     let mut said = 0;

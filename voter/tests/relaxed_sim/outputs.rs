@@ -13,6 +13,7 @@ type Output = (u64, u8);
 
 struct Replica {
     live: bool,
+    was_away: bool,
     good: bool,
     /// What it will say, the next one last.
     left: Vec<Output>,
@@ -55,7 +56,7 @@ impl World<'_> {
         let Some((tag, content)) = self.replicas[r].left.last().copied() else {
             return Ok(());
         };
-        let bytes = vec![content; usize::from(content % 50)];
+        let bytes = vec![content; 1 + usize::from(content % 50)];
         let id = ReplicaId(r as u8);
         match self.pool.push(id, [tag, 0], &bytes, self.now) {
             Ok(pushed) => {
@@ -86,8 +87,12 @@ impl World<'_> {
             let times = self.confirmed.entry(output).or_default();
             *times += 1;
             let times = *times;
-            let said =
-                |r: &usize| self.replicas[*r].heard.get(&output).copied().unwrap_or(0) >= times;
+            // What one says that was away, or so late that it was given up, may count for a later copy of the same.
+            let said = |r: &usize| {
+                let replica = &self.replicas[*r];
+                let heard = replica.heard.get(&output).copied().unwrap_or(0);
+                heard >= times || ((replica.was_away || self.limits.outputs < 100) && heard > 0)
+            };
             let primary = match self.voters.policy() {
                 Policy::Primary { replica } => Some(usize::from(replica.0)),
                 Policy::Majority => None,
@@ -124,6 +129,7 @@ impl World<'_> {
             self.saw("crash");
             self.log(|| format!("{r} leaves"));
             self.replicas[r].live = false;
+            self.replicas[r].was_away = true;
             self.pool.leave(ReplicaId(r as u8));
         }
     }
@@ -200,6 +206,7 @@ pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
         left.reverse();
         replicas.push(Replica {
             live: true,
+            was_away: false,
             good,
             left,
             heard: HashMap::new(),
@@ -252,7 +259,8 @@ pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
             break;
         }
         if !roomy {
-            world.now += 100;
+            // Long enough that whoever waits for what never comes goes on now and then.
+            world.now += limits.age_ns / 8;
             let now = world.now;
             world.pool.tick(now);
         }

@@ -639,7 +639,7 @@ pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
     }
     if primary {
         world.sound = !bad[0];
-        world.pinned = bad[..voting].contains(&true);
+        world.pinned = world.sound && bad[..voting].contains(&true);
     }
     if masked {
         world.saw("masked");

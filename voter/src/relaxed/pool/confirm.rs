@@ -22,7 +22,9 @@ impl Pool {
         let was_confirmed = copy <= entry.released;
         let place = &mut self.places[r];
         place.total += 1;
-        place.furthest = place.furthest.max(number + 1);
+        if number != u64::MAX {
+            place.furthest = place.furthest.max(number + 1);
+        }
         if !was_confirmed {
             place.waiting += 1;
             place.bytes += charge;
@@ -262,12 +264,31 @@ impl Pool {
             false => self.stats.missing += u64::from(who.len()),
         }
         self.slots.pop_front();
-        if let Some(entry) = self.slots.entry_mut(id) {
+        let Some(entry) = self.slots.entry_mut(id) else {
+            return;
+        };
+        if spurious {
+            // Nothing went out: who says it later says it anew.
             for said in &mut entry.said {
                 *said = copy.max(*said);
             }
+        } else if entry.is_over() {
+            // It went out: who says it later must not be heard as saying it a second time.
+            if entry.content.take().is_some() {
+                self.held_late -= charge;
+            }
+            self.debts.push_back((id, entry.generation));
         }
         self.finish(id);
+        while self.debts.len() > self.limits.outputs {
+            if let Some((id, generation)) = self.debts.pop_front()
+                && let Some(entry) = self.slots.entry(id)
+                && entry.generation == generation
+                && entry.is_over()
+            {
+                self.remove(id);
+            }
+        }
     }
 
     /// Time passes: what is too old is given up. True if there is something new to fetch.

@@ -143,6 +143,9 @@ pub struct Pool {
     out_bytes: usize,
     /// Entries with all copies confirmed that still hold their bytes, oldest first.
     late: VecDeque<(u32, u64)>,
+    /// Entries of which only the hash is kept, for those who have not said them in time; as many as outputs may wait (R10). Who
+    /// is later than that is heard anew.
+    debts: VecDeque<(u32, u64)>,
     /// Bytes of unconfirmed contents, and of confirmed ones.
     held: usize,
     held_late: usize,
@@ -177,6 +180,7 @@ impl Pool {
             out: VecDeque::new(),
             out_bytes: 0,
             late: VecDeque::new(),
+            debts: VecDeque::new(),
             held: 0,
             held_late: 0,
             patient_from: 0,
@@ -240,7 +244,7 @@ impl Pool {
             self.stats.searched += 1;
             let place = &mut self.places[r];
             // Behind what was expected it is a straggler, unless that happens again and again.
-            if number >= place.next || place.missed {
+            if number != u64::MAX && (number >= place.next || place.missed) {
                 place.next = number + 1;
             }
             place.missed = true;
@@ -303,7 +307,9 @@ impl Pool {
         let known = self.index.get(&hash).copied();
         match self.unsaid(r, known.filter(|id| self.is(*id, tag, bytes))) {
             Some((number, id)) => {
-                self.places[r].next = number + 1;
+                if number != u64::MAX {
+                    self.places[r].next = number + 1;
+                }
                 self.say(r, id, own)
             }
             None => {

@@ -49,13 +49,21 @@ impl Entry {
         self.len + ENTRY_OVERHEAD
     }
 
+    /// All its copies are out of the order; it is kept for those who have not said them yet.
+    pub(super) fn is_over(&self) -> bool {
+        self.done == self.copies
+    }
+
     /// All its copies are confirmed.
     pub(super) fn is_late(&self) -> bool {
         self.released == self.copies
     }
 
-    /// Number of a copy after `done`, counted from 1.
+    /// Number of a copy, counted from 1; `u64::MAX` of one that is out of the order.
     pub(super) fn number(&self, copy: u32) -> u64 {
+        if copy <= self.done {
+            return u64::MAX;
+        }
         match (copy - self.done).checked_sub(2) {
             None => self.first,
             Some(i) => self.more.get(i as usize).copied().unwrap_or(self.first),
