@@ -67,6 +67,8 @@ pub struct Options {
     pub state_dir: Option<PathBuf>,
     /// Files of disks, by name, instead of those that the appliance says.
     pub disks: Vec<(String, PathBuf)>,
+    /// Linux guests are tried on a host that is not fit for them.
+    pub force: bool,
 }
 
 /// Everything that is needed to start a set, checked as far as that is possible beforehand.

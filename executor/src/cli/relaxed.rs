@@ -40,6 +40,7 @@ pub fn run(args: RunArgs, appliance: &Appliance) -> Result<ExitCode, Failure> {
         cache_dir: None,
         state_dir: None,
         disks: args.disk,
+        force: args.force,
     };
     let progress = Progress::new();
     let planned = RelaxedPlan::new(appliance, &options, &|step| progress.building(step));

@@ -60,6 +60,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         cache_dir: None,
         state_dir: None,
         disks: args.disk,
+        force: args.force,
     };
     let progress = Progress::new();
     let planned = match (&saved, &args.appliance) {

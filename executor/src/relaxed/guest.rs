@@ -69,6 +69,7 @@ fn drive<V: Vcpu>(port: &Arc<Port>, vcpu: &mut V) -> End {
                             if let Err(report) = vcpu.resume(&entry, &mut port.reads()) {
                                 return End::Misbehaved(report);
                             }
+                            port.delivered(&entry);
                             break;
                         }
                         Next::Look => {
@@ -77,6 +78,7 @@ fn drive<V: Vcpu>(port: &Arc<Port>, vcpu: &mut V) -> End {
                             }
                         }
                         Next::Leave => return End::Left,
+                        Next::Misbehaved(report) => return End::Misbehaved(report),
                     }
                     next = port.await_entry(wait_until_ns);
                 }

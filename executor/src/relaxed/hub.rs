@@ -11,11 +11,13 @@ use quorate_voter::relaxed::{
 };
 
 use super::bell::Bell;
+use super::disk::{RelaxedDisks, RelaxedNotice};
 use super::link::{ConnId, FlowId, ToGuest};
 use super::log::InputLog;
 use super::report::Differences;
 use crate::console::Console;
 use crate::events::{End, Event, EventLog, NoQuorum};
+use crate::exit::ExitCode;
 use crate::journal::{Clock, FairClock};
 use crate::replica::Kick;
 use crate::sync::lock;
@@ -65,6 +67,8 @@ pub(super) struct Channel {
     pub(super) owed: Vec<u64>,
     /// The front waits for that to become less.
     pub(super) throttled: bool,
+    /// Something may be hidden in it, so that what has no end may be held back.
+    masked: bool,
     /// It is on the front's list.
     queued: bool,
     /// Replicas whose bytes did not fit.
@@ -98,9 +102,13 @@ pub(super) struct Member {
     pub(super) kick: Option<Kick>,
     /// Connections whose bytes may fit now.
     pub(super) retry: Vec<ConnId>,
+    /// Connections of which masks hold something back, and the exchange at which it was said.
+    pub(super) held: std::collections::BTreeMap<ConnId, u64>,
     pub(super) mail: std::collections::VecDeque<super::guest::Mail>,
     /// Boundaries or exchanges so far.
     pub(super) exchanges: u64,
+    /// The same at the last tick.
+    pub(super) ticked: u64,
     pub(super) output_bytes: u64,
     pub(super) ran: Duration,
     /// Since when the others wait for it, by the fair clock, and what it has done until then.
@@ -149,6 +157,7 @@ pub struct Hub {
     pub(super) bells: Vec<Arc<Bell>>,
     pub(super) events: Arc<EventLog>,
     pub(super) console: Arc<Console>,
+    disks: OnceLock<Arc<RelaxedDisks>>,
     wake_front: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Rung when the set has ended.
     pub(super) over: Bell,
@@ -181,8 +190,10 @@ impl Hub {
             stopped: None,
             kick: None,
             retry: Vec::new(),
+            held: Default::default(),
             mail: Default::default(),
             exchanges: 0,
+            ticked: 0,
             output_bytes: 0,
             ran: Duration::ZERO,
             lags_since: None,
@@ -225,6 +236,7 @@ impl Hub {
             bells: (0..replicas).map(|_| Arc::default()).collect(),
             events,
             console,
+            disks: OnceLock::new(),
             wake_front: OnceLock::new(),
             over: Bell::default(),
         })
@@ -237,6 +249,42 @@ impl Hub {
     /// What wakes the front's thread.
     pub fn on_release(&self, wake: Box<dyn Fn() + Send + Sync>) {
         let _ = self.wake_front.set(wake);
+    }
+
+    /// The set's disks, if it has any; only the first time counts.
+    pub fn attach(&self, disks: Arc<RelaxedDisks>) {
+        let _ = self.disks.set(disks);
+    }
+
+    pub(super) fn disks(&self) -> Option<&Arc<RelaxedDisks>> {
+        self.disks.get()
+    }
+
+    /// A disk has something to say.
+    pub fn disk_notice(&self, notice: RelaxedNotice) {
+        match notice {
+            RelaxedNotice::Due(replicas) => {
+                for (me, bell) in self.bells.iter().enumerate() {
+                    if replicas & 1 << me != 0 {
+                        bell.ring();
+                    }
+                }
+            }
+            RelaxedNotice::Failed {
+                cause, stop: true, ..
+            } => {
+                let end = End::Failed {
+                    code: ExitCode::Disk,
+                    detail: cause,
+                };
+                self.end(&mut self.lock(), end);
+            }
+            RelaxedNotice::Failed { cause, .. } => self.note(cause),
+            RelaxedNotice::Stopped { replica, cause, .. } => {
+                self.stop_replica(&mut self.lock(), replica, cause, false);
+            }
+            RelaxedNotice::Told { text, .. } => self.note(text),
+        }
     }
 
     pub(super) fn wake_front(&self) {
@@ -298,6 +346,7 @@ impl Hub {
             }
         }
         let channel = Channel {
+            masked: mask.is_some(),
             matcher,
             guest_port,
             sync: settings.sync.contains(&guest_port),
@@ -521,10 +570,30 @@ impl Hub {
         if taken < bytes.len() && !channel.full.contains(&me) {
             channel.full.push(me);
         }
+        if channel.masked
+            && channel.matcher.held_back(id(me)) > 0
+            && let Some(member) = inner.members.get_mut(me)
+        {
+            member.held.insert(conn, member.exchanges);
+        }
         if news {
             self.news(inner, conn);
         }
         taken
+    }
+
+    /// The replica has said nothing for a while: what masks hold back, because it has no end, passes as it is.
+    pub(super) fn flush_held(&self, inner: &mut Inner, me: usize) {
+        let held = match inner.members.get_mut(me) {
+            Some(member) if !member.held.is_empty() => std::mem::take(&mut member.held),
+            _ => return,
+        };
+        for conn in held.into_keys() {
+            let channel = inner.channels.get_mut(&conn);
+            if channel.is_some_and(|channel| channel.matcher.flush(id(me))) {
+                self.news(inner, conn);
+            }
+        }
     }
 
     /// A replica's stream ends.
@@ -653,6 +722,9 @@ impl Hub {
         });
         inner.log.leave(me);
         inner.lines.leave(id(me));
+        if let Some(disks) = self.disks() {
+            disks.leave(me);
+        }
         for matcher in inner.datagrams.values_mut() {
             matcher.leave(id(me));
         }

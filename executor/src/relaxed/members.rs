@@ -247,6 +247,15 @@ impl Hub {
                 self.datagram_news(inner, port);
             }
         }
+        for me in 0..inner.members.len() {
+            // A free-running guest is never seen to be idle; a tick without a word is as good.
+            if inner.members.get(me).is_some_and(|member| member.ticked == member.exchanges) {
+                self.flush_held(inner, me);
+            }
+            if let Some(member) = inner.members.get_mut(me) {
+                member.ticked = member.exchanges;
+            }
+        }
         self.look_at_channels(inner, now);
         self.look_at_laggards(inner, now);
     }

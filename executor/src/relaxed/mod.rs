@@ -14,6 +14,7 @@ mod front;
 pub mod guest;
 pub mod hub;
 pub mod link;
+mod linux;
 pub mod log;
 mod members;
 pub mod plan;

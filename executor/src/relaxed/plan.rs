@@ -2,24 +2,27 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use quorate_images::appliance::{
-    GuestPort, MaskRule as ApplianceRule, MaskSpec, OnDifference, Role as ApplianceRole, SyncChannel, VersionPolicy,
+    DiskVote, GuestPort, MaskRule as ApplianceRule, MaskSpec, OnDifference, Unconfirmed, Role as ApplianceRole, SyncChannel, VersionPolicy,
 };
-use quorate_images::{Appliance, BuiltImage, Progress};
-use quorate_vmm::{LayoutKind, Machine, MachineConfig, StartTime, open_kvm};
+use quorate_images::{Appliance, BuiltImage, LinuxRoot, Progress};
+use quorate_vmm::linux::{LinuxConfig, LinuxConsole, LinuxMachine};
+use quorate_vmm::{DiskConfig, LayoutKind, Machine, MachineConfig, StartTime, open_kvm};
 use quorate_voter::relaxed::{
-    Mask, MaskRule, MaskSet, Policy, Role, StreamLimits, Voters,
+    Mask, MaskRule, MaskSet, Policy, Role, StreamLimits, UnconfirmedPolicy, Voters,
 };
 use quorate_voter::{MAX_REPLICAS, ReplicaId};
 
+use super::disk::{Mode, RelaxedBounds, RelaxedDisk, RelaxedDisks, RelaxedSpec};
 use super::front::Front;
 use super::guest::{EmbeddedGuest, Guest};
 use super::hub::{Hub, LOG_BYTES, Settings};
+use super::linux::LinuxGuest;
 use super::set::{Config, RelaxedSet};
 use crate::console::Console;
 use crate::events::{EventLog, EventSink, NoQuorum};
@@ -29,7 +32,17 @@ use crate::journal::realtime_ns;
 use crate::kernel;
 use crate::launch::{self, Options, STOP_GRACE};
 use crate::machine::{KvmVcpu, failure};
+use crate::patience::patient;
 use crate::seeds::{self, RunSeed};
+use crate::store::OnError;
+
+/// What kind of machine a replica is, and what it is made from.
+pub enum Kind {
+    /// One with the embedded kernel.
+    Embedded(Box<MachineConfig>),
+    /// One that boots Linux.
+    Linux(Box<LinuxConfig>),
+}
 
 /// What one replica runs.
 pub struct ReplicaPlan {
@@ -38,7 +51,7 @@ pub struct ReplicaPlan {
     /// Its role.
     pub role: Role,
     /// Its machine; the layout seed is drawn later.
-    pub machine: MachineConfig,
+    pub machine: Kind,
     /// Its image.
     pub image: BuiltImage,
 }
@@ -55,6 +68,10 @@ pub struct RelaxedPlan {
     pub publish: Vec<Publish>,
     /// The replicas, in order.
     pub replicas: Vec<ReplicaPlan>,
+    /// The disks, in the order of their numbers.
+    pub disks: Vec<RelaxedSpec>,
+    /// What a wall clock shows at the start, ns since 1970.
+    pub realtime_ns: u64,
     /// Whose word counts.
     pub policy: Policy,
     /// A voter that differs is stopped.
@@ -103,17 +120,12 @@ impl RelaxedPlan {
             );
             return Err(Failure::new(ExitCode::Usage, text));
         }
-        if appliance.linux.is_some() {
-            return Err(Failure::new(
-                ExitCode::Appliance,
-                "Linux appliances are not supported yet",
-            ));
-        }
-        if !appliance.disks.is_empty() {
-            return Err(Failure::new(
-                ExitCode::Appliance,
-                "disks of relaxed sets are not supported yet",
-            ));
+        if appliance.linux.is_some() && !options.force {
+            let kvm = open_kvm().map_err(|error| failure(&error))?;
+            let report = quorate_vmm::probe(&kvm).map_err(|error| failure(&error))?;
+            if let Some(refusal) = quorate_vmm::linux::refusal(&report) {
+                return Err(Failure::new(ExitCode::Host, refusal));
+            }
         }
         let relaxed = appliance.relaxed();
         let seed = match &options.seed {
@@ -124,12 +136,12 @@ impl RelaxedPlan {
             quorate_images::LayoutPolicy::Same => LayoutKind::Same,
             quorate_images::LayoutPolicy::Random => LayoutKind::Random,
         });
-        let kernel = kernel::load()?;
         let start = StartTime {
             monotonic_ns: 0,
             realtime_ns: realtime_ns(),
         };
         let mut plans = Vec::new();
+        let mut disks = Vec::new();
         for me in 0..usize::from(replicas) {
             let own = appliance.replica(me);
             let image = launch::image(&own, options, progress)?;
@@ -137,21 +149,46 @@ impl RelaxedPlan {
                 program: image.program.clone(),
                 ..own
             };
-            let file = File::open(&image.path).map_err(|error| {
-                let path = image.path.display();
-                let text = format!("{path}: cannot open the image: {error}");
-                Failure::new(ExitCode::Image, text)
-            })?;
-            let machine = MachineConfig {
-                kernel: Arc::clone(&kernel),
-                image: Some(Arc::new(file)),
-                memory_bytes: launch::memory(options.memory, &own)?,
-                layout,
-                layout_seed: seed.layout(0, 0),
-                input_seed: seed.input(),
-                program: launch::program(&own),
-                disks: Vec::new(),
-                start,
+            let layout_seed = match layout {
+                LayoutKind::Same => seed.layout(0, 0),
+                LayoutKind::Random => seed.layout(me, 0),
+            };
+            let memory_bytes = launch::memory(options.memory, &own)?;
+            if me == 0 {
+                disks = disk_specs(appliance, &image, options)?;
+            }
+            let devices = disks.iter().map(|disk| DiskConfig {
+                bytes: disk.bytes,
+                read_only: disk.read_only,
+                id: disk.name.clone(),
+            });
+            let devices = devices.collect();
+            let machine = match &image.linux {
+                None => Kind::Embedded(Box::new(MachineConfig {
+                    kernel: kernel::load()?,
+                    image: Some(Arc::new(open(&image.path)?)),
+                    memory_bytes,
+                    layout,
+                    layout_seed,
+                    input_seed: seed.input(),
+                    program: launch::program(&own),
+                    disks: devices,
+                    start,
+                })),
+                Some(boot) => Kind::Linux(Box::new(LinuxConfig {
+                    kernel: read(&boot.kernel)?,
+                    initramfs: boot.initramfs.as_deref().map(read).transpose()?,
+                    cmdline: boot.cmdline.clone(),
+                    memory_bytes,
+                    cpus: boot.cpus,
+                    console: match boot.console {
+                        quorate_images::appliance::Console::TtyS0 => LinuxConsole::Serial,
+                        quorate_images::appliance::Console::Hvc0 => LinuxConsole::Virtio,
+                    },
+                    layout_seed,
+                    input_seed: seed.input(),
+                    disks: devices,
+                })),
             };
             let named = appliance.replicas.get(me).and_then(|own| own.name.clone());
             plans.push(ReplicaPlan {
@@ -208,6 +245,8 @@ impl RelaxedPlan {
             layout,
             publish,
             replicas: plans,
+            disks,
+            realtime_ns: start.realtime_ns,
             policy,
             stop_who_differs: relaxed.difference == OnDifference::Stop,
             patience: Duration::from_millis(relaxed.patience_ms),
@@ -215,7 +254,7 @@ impl RelaxedPlan {
             masks: tcp_masks,
             udp_masks,
             console_mask: masks(appliance, |mask| mask.console)?,
-            lag_timeout: Duration::from_millis(appliance.policy.lag_timeout_ms),
+            lag_timeout: patient(Duration::from_millis(appliance.policy.lag_timeout_ms)),
             log_bytes: window,
             no_quorum: options
                 .no_quorum
@@ -268,14 +307,17 @@ impl RelaxedPlan {
                 Failure::new(ExitCode::Usage, text)
             })?;
         }
+        if !self.disks.is_empty() {
+            let disks = self.open_disks(&hub)?;
+            hub.attach(Arc::new(disks));
+        }
         let front = Front::start(&hub, &self.publish).map_err(launch::gateway_failure)?;
-        let realtime = self.replicas.first().map(|plan| plan.machine.start.realtime_ns);
         let config = Config {
             name: self.name.clone(),
             seed: self.seed,
             layout_mode: self.layout_mode(),
             stop_grace: self.stop_grace,
-            realtime_ns: realtime.unwrap_or_default(),
+            realtime_ns: self.realtime_ns,
         };
         RelaxedSet::start(hub, config, front, move |me| self.build(&kvm, me))
     }
@@ -286,17 +328,112 @@ impl RelaxedPlan {
             let text = format!("there is no plan for replica {me}");
             return Err(Failure::new(ExitCode::Internal, text));
         };
-        let layout_seed = match self.layout {
-            LayoutKind::Same => self.seed.layout(0, 0),
-            LayoutKind::Random => self.seed.layout(me, 0),
-        };
-        let config = MachineConfig {
-            layout_seed,
-            ..plan.machine.clone()
-        };
-        let machine = Machine::new(kvm, &config).map_err(|error| failure(&error))?;
-        Ok(Box::new(EmbeddedGuest(KvmVcpu::new(machine, me))))
+        match &plan.machine {
+            Kind::Embedded(config) => {
+                let machine = Machine::new(kvm, config).map_err(|error| failure(&error))?;
+                Ok(Box::new(EmbeddedGuest(KvmVcpu::new(machine, me))))
+            }
+            Kind::Linux(config) => {
+                let machine = LinuxMachine::new(kvm, config).map_err(|error| failure(&error))?;
+                Ok(Box::new(LinuxGuest::new(machine)))
+            }
+        }
     }
+
+    fn open_disks(&self, hub: &Arc<Hub>) -> Result<RelaxedDisks, Failure> {
+        let open = |(number, spec): (usize, &RelaxedSpec)| {
+            let told = Arc::downgrade(hub);
+            let notify = Arc::new(move |notice| {
+                if let Some(hub) = told.upgrade() {
+                    hub.disk_notice(notice);
+                }
+            });
+            // An appliance has at most `MAX_DISKS`.
+            RelaxedDisk::open(number as u8, spec.clone(), &hub.settings.voters, notify)
+                .map_err(|error| Failure::new(ExitCode::Disk, error))
+        };
+        let disks: Result<Vec<_>, _> = self.disks.iter().enumerate().map(open).collect();
+        Ok(RelaxedDisks::new(disks?))
+    }
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    File::open(path).map_err(|error| {
+        let text = format!("{}: cannot open the image: {error}", path.display());
+        Failure::new(ExitCode::Image, text)
+    })
+}
+
+fn read(path: &Path) -> Result<Arc<[u8]>, Failure> {
+    let bytes = std::fs::read(path).map_err(|error| {
+        let text = format!("{}: cannot read what Linux boots from: {error}", path.display());
+        Failure::new(ExitCode::Image, text)
+    })?;
+    Ok(bytes.into())
+}
+
+/// The disks of all replicas. A Linux machine's first one is its root.
+fn disk_specs(
+    appliance: &Appliance,
+    image: &BuiltImage,
+    options: &Options,
+) -> Result<Vec<RelaxedSpec>, Failure> {
+    let patience = patient(Duration::from_millis(appliance.policy.lag_timeout_ms));
+    let prepared = launch::disks(appliance, options)?;
+    let mut specs: Vec<RelaxedSpec> = Vec::new();
+    for disk in prepared {
+        let given = appliance.disks.iter().find(|given| given.name == disk.name);
+        let mode = match given.map(|given| (given.vote(), given.on_unconfirmed())) {
+            Some((DiskVote::Private, _)) => Mode::Private,
+            Some((DiskVote::Vote, Unconfirmed::Report)) => Mode::Vote(UnconfirmedPolicy::Report),
+            Some((DiskVote::Vote, Unconfirmed::Hold)) | None => {
+                Mode::Vote(UnconfirmedPolicy::Hold)
+            }
+        };
+        specs.push(RelaxedSpec {
+            name: disk.name,
+            path: disk.path,
+            bytes: disk.bytes,
+            read_only: disk.read_only,
+            on_error: match disk.on_error {
+                quorate_images::appliance::OnError::Stop => OnError::Stop,
+                quorate_images::appliance::OnError::Report => OnError::Report,
+            },
+            mode,
+            patience,
+            bounds: RelaxedBounds::default(),
+        });
+    }
+    match image.linux.as_ref().map(|boot| &boot.root) {
+        None => {}
+        Some(LinuxRoot::Image) => {
+            let bytes = std::fs::metadata(&image.path).map(|file| file.len());
+            let bytes = bytes.map_err(|error| {
+                let text = format!("{}: {error}", image.path.display());
+                Failure::new(ExitCode::Image, text)
+            })?;
+            let root = RelaxedSpec {
+                name: "root".to_owned(),
+                path: image.path.clone(),
+                bytes,
+                read_only: true,
+                on_error: OnError::Stop,
+                mode: Mode::Private,
+                patience,
+                bounds: RelaxedBounds::default(),
+            };
+            specs.insert(0, root);
+        }
+        Some(LinuxRoot::Disk(name)) => {
+            let at = specs.iter().position(|disk| disk.name == *name);
+            let root = at.map(|at| specs.remove(at)).ok_or_else(|| {
+                let text = format!("the root is on disk {name}, which the appliance does not have");
+                Failure::new(ExitCode::Appliance, text)
+            })?;
+            specs.insert(0, root);
+        }
+    }
+    Ok(specs)
 }
 
 /// The rules of the appliance that are about one channel; `None` if there are none.

@@ -9,6 +9,7 @@ use quorate_devices::{DiskReads, Entry, NoDisks, Output};
 use quorate_voter::relaxed::EndOfStream;
 
 use super::bell::Bell;
+use super::disk::RelaxedDisks;
 use super::hub::{Hub, Inner, Place};
 use super::link::{ConnId, FromGuest, Link, LinkConfig, LinkState, RestoreLinkError, ToGuest};
 use super::log::{Batch, Due};
@@ -24,9 +25,29 @@ pub const CLOCK_LAG_NS: u64 = 10_000_000;
 /// Boundaries in a row at which a guest was busy, after which it gets input all the same: a guest that is never idle would get none.
 pub const BUSY_BOUNDARIES: u32 = 16;
 
-/// The replica must go: it was stopped, or the set has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stop;
+/// Why a replica must go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It was stopped, or the set or its program has ended.
+    Left,
+    /// It broke the rules of a disk: a report.
+    Misbehaved(String),
+}
+
+/// The data of a replica's disk reads.
+pub struct Reads {
+    disks: Option<Arc<RelaxedDisks>>,
+    me: usize,
+}
+
+impl DiskReads for Reads {
+    fn take(&mut self, disk: u8, seq: u64) -> Result<Vec<u8>, String> {
+        match &self.disks {
+            Some(disks) => disks.reads(self.me).take(disk, seq),
+            None => NoDisks.take(disk, seq),
+        }
+    }
+}
 
 /// What an embedded guest does next.
 #[derive(Clone, Debug)]
@@ -37,6 +58,8 @@ pub enum Next {
     Look,
     /// Goes.
     Leave,
+    /// Broke the rules of a disk: a report.
+    Misbehaved(String),
 }
 
 /// Bytes of a stream that did not fit into its matcher. Bounded by the link's receive window.
@@ -117,8 +140,19 @@ impl Port {
     }
 
     /// Where the data of disk reads come from.
-    pub fn reads(&self) -> impl DiskReads + use<> {
-        NoDisks
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        Reads {
+            disks: self.hub.disks().cloned(),
+            me: self.me,
+        }
+    }
+
+    /// The guest was given this entry.
+    pub fn delivered(&self, entry: &Entry) {
+        if let Some(disks) = self.hub.disks() {
+            disks.delivered(self.me, entry);
+        }
     }
 
     /// Called whenever there may be something for the guest; must not block.
@@ -155,8 +189,18 @@ impl Port {
         Ok(())
     }
 
-    /// Gives the guest's outputs away. Never blocks on the vote. False: the replica is to go.
-    fn put(&self, state: &mut State, hub: &mut Inner, outputs: Vec<Output>) -> bool {
+    /// Gives the guest's outputs away. Never blocks on the vote.
+    fn put(
+        &self,
+        state: &mut State,
+        hub: &mut Inner,
+        outputs: Vec<Output>,
+    ) -> Result<(), Stop> {
+        if let Some(disks) = self.hub.disks() {
+            disks
+                .submit(self.me, &outputs)
+                .map_err(Stop::Misbehaved)?;
+        }
         let now = state.clock_ns;
         let mut exit = None;
         let mut bytes = 0;
@@ -188,9 +232,9 @@ impl Port {
         self.acknowledged(state, hub);
         if let Some(status) = exit {
             self.hub.exited(hub, self.me, status);
-            return false;
+            return Err(Stop::Left);
         }
-        true
+        Ok(())
     }
 
     fn said(&self, state: &mut State, hub: &mut Inner, what: FromGuest) {
@@ -337,7 +381,10 @@ impl Port {
             },
             frames: std::mem::take(&mut state.frames),
             console: Vec::new(),
-            completions: Vec::new(),
+            completions: self
+                .hub
+                .disks()
+                .map_or_else(Vec::new, |disks| disks.due(self.me)),
         }
     }
 
@@ -359,8 +406,10 @@ impl Port {
         let mut state = lock(&self.state);
         {
             let mut hub = self.hub.lock();
-            if !self.put(&mut state, &mut hub, outputs) {
-                return Next::Leave;
+            match self.put(&mut state, &mut hub, outputs) {
+                Ok(()) => {}
+                Err(Stop::Left) => return Next::Leave,
+                Err(Stop::Misbehaved(report)) => return Next::Misbehaved(report),
             }
         }
         drop(state);
@@ -392,6 +441,18 @@ impl Port {
             Some(member) if !member.mail.is_empty() => return Ok(Next::Look),
             member => hub.terminate && member.is_some_and(|member| member.place == Place::Idle),
         };
+        let (due, waits, room) = match self.hub.disks() {
+            Some(disks) => (
+                disks.has_due(self.me),
+                disks.waits(self.me),
+                disks.has_room(self.me),
+            ),
+            None => (false, false, true),
+        };
+        if !room && !due {
+            // The others have to come nearer first, or the file.
+            return Err(None);
+        }
         self.poll(state);
         if wait_until_ns == WAIT_NONE {
             return Ok(self.busy(state, hub));
@@ -400,13 +461,13 @@ impl Port {
         loop {
             let timer = state.link.deadline_ns().unwrap_or(WAIT_FOREVER);
             let timer = timer.min(wait_until_ns).max(state.clock_ns);
-            if asked || !state.frames.is_empty() {
+            if asked || due || !state.frames.is_empty() {
                 self.step(state, hub, timer);
                 return Ok(self.resume(state, hub));
             }
             let now = self.hub.clock.monotonic_ns();
             // A batch only when the guest has all that it was to be given: see `super::log`.
-            let due = match state.link.has_frames() {
+            let due = match state.link.has_frames() || waits {
                 false => hub.log.due(self.me, now, timer),
                 true if timer <= now => Due::Timer,
                 true => Due::Nothing,
@@ -426,6 +487,7 @@ impl Port {
                 }
                 Due::Batch(_) | Due::Nothing => {
                     self.went_idle(hub);
+                    self.hub.flush_held(hub, self.me);
                     let left = Duration::from_nanos(timer.saturating_sub(now));
                     return Err((timer != WAIT_FOREVER).then_some(left));
                 }
@@ -478,18 +540,16 @@ impl Port {
     /// the vote.
     ///
     /// # Errors
-    /// [`Stop`] when the replica is to go.
+    /// [`Stop`]: the replica is to go.
     pub fn exchange(&self, outputs: Vec<Output>, now_ns: u64) -> Result<Entry, Stop> {
         let mut state = lock(&self.state);
         let mut guard = self.hub.lock();
         let hub = &mut *guard;
         state.clock_ns = state.clock_ns.max(now_ns);
-        if !self.put(&mut state, hub, outputs) {
-            return Err(Stop);
-        }
+        self.put(&mut state, hub, outputs)?;
         let alive = hub.members.get(self.me).is_some_and(|member| member.alive);
         if hub.end.is_some() || !alive {
-            return Err(Stop);
+            return Err(Stop::Left);
         }
         self.poll(&mut state);
         while state.frames.len() < ENTRY_FRAMES && !state.link.has_frames() {

@@ -163,6 +163,16 @@ impl RelaxedSet {
                 let _ = thread.join();
             }
         }
+        let mut end = end;
+        if let Some(disks) = core.hub.disks()
+            && let Err(error) = disks.close()
+            && end.exit_code() == ExitCode::Success
+        {
+            end = End::Failed {
+                code: ExitCode::Disk,
+                detail: error.to_string(),
+            };
+        }
         let status = core.status();
         let mut differences = Vec::new();
         {

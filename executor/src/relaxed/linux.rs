@@ -1,0 +1,191 @@
+//! A Linux machine as a guest: it runs freely, and its device thread talks to the port.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorate_devices::{DiskReads, Output};
+use quorate_vmm::linux::{Exchange, Exchanged, LinuxEnd, LinuxHandle, LinuxMachine};
+
+use super::guest::{End, Guest};
+use super::port::{Port, Reads, Stop};
+use crate::inject::Fault;
+use crate::replica::{Kick, Tamper};
+
+/// See the module.
+pub struct LinuxGuest {
+    machine: LinuxMachine,
+    handle: LinuxHandle,
+}
+
+/// Its world while it runs.
+struct World<'p> {
+    port: &'p Arc<Port>,
+    handle: LinuxHandle,
+    reads: Reads,
+    tamper: &'p mut Tamper,
+    /// Its program's end was told.
+    left: bool,
+    misbehaved: Option<String>,
+    asked_to_end: bool,
+    exchanged: Instant,
+}
+
+impl LinuxGuest {
+    /// A machine that has not run.
+    #[must_use]
+    pub fn new(machine: LinuxMachine) -> LinuxGuest {
+        let handle = machine.handle();
+        LinuxGuest { machine, handle }
+    }
+
+    /// Applies injected faults to the paused machine. False: the replica is to leave.
+    fn open_mail(&mut self, port: &Port, tamper: &mut Tamper) -> bool {
+        let (hub, me) = (port.hub(), port.replica());
+        while let Some(mail) = hub.mail(me) {
+            let machine = &mut self.machine;
+            let result = match (tamper.prepare(&mail.fault), &mail.fault) {
+                (Some(done), _) => Ok(done),
+                (None, Fault::Crash) => machine
+                    .crash()
+                    .map(|()| "a triple fault".to_owned())
+                    .map_err(|error| error.to_string()),
+                (None, Fault::Hang) => machine
+                    .hang()
+                    .map(|()| "the guest spins".to_owned())
+                    .map_err(|error| error.to_string()),
+                (None, Fault::FlipRegister { register, bit }) => {
+                    flip_register(machine, register.as_deref(), *bit, mail.random)
+                }
+                (None, Fault::FlipMemory { address: Some(address), bit, .. }) => {
+                    let bit = bit.unwrap_or((mail.random % 8) as u8) & 7;
+                    machine
+                        .flip_memory(*address, bit.into())
+                        .map(|(before, after)| {
+                            format!("physical address {address:#x} bit {bit}: {before:#04x} became {after:#04x}")
+                        })
+                        .map_err(|error| error.to_string())
+                }
+                (None, _) => Err("a Linux machine needs the physical address of the byte".to_owned()),
+            };
+            let frozen = result.is_ok() && mail.fault == Fault::Freeze;
+            hub.injected(me, mail, result);
+            if frozen {
+                hub.freeze(me);
+                return false;
+            }
+        }
+        true
+    }
+}
+
+fn flip_register(
+    machine: &mut LinuxMachine,
+    name: Option<&str>,
+    bit: Option<u8>,
+    random: u64,
+) -> Result<String, String> {
+    let names: Vec<&str> = quorate_vmm::Register::names().collect();
+    let chosen = names.get((random >> 8) as usize % names.len().max(1));
+    let name = name.or(chosen.copied()).unwrap_or("rax");
+    let bit = bit.unwrap_or((random % 64) as u8);
+    let register = name
+        .parse()
+        .map_err(|error: quorate_vmm::MachineError| error.to_string())?;
+    let (before, after) = machine
+        .flip_register(0, register, bit.into())
+        .map_err(|error| error.to_string())?;
+    Ok(format!("{name} bit {bit}: {before:#x} became {after:#x}"))
+}
+
+impl Exchange for World<'_> {
+    fn exchange(&mut self, mut outputs: Vec<Output>) -> Result<Exchanged, String> {
+        let (hub, me) = (self.port.hub(), self.port.replica());
+        self.tamper.outputs(me, &mut outputs);
+        if let Some(wait) = self.tamper.wait() {
+            hub.pause(me, wait);
+        }
+        if !self.asked_to_end && hub.lock().terminate {
+            self.asked_to_end = true;
+            self.handle.press_power_button();
+        }
+        hub.ran(me, self.exchanged.elapsed());
+        self.exchanged = Instant::now();
+        let now = hub.clock.monotonic_ns();
+        match self.port.exchange(outputs, now) {
+            Ok(entry) => {
+                let deadline = self.port.deadline_ns();
+                let left = deadline.map(|at| Duration::from_nanos(at.saturating_sub(now)));
+                self.port.delivered(&entry);
+                Ok(Exchanged {
+                    entry,
+                    again_in: left,
+                })
+            }
+            Err(Stop::Left) => {
+                self.left = true;
+                Err("it is to leave".to_owned())
+            }
+            Err(Stop::Misbehaved(report)) => {
+                self.misbehaved = Some(report.clone());
+                Err(report)
+            }
+        }
+    }
+
+    fn reads(&mut self) -> &mut dyn DiskReads {
+        &mut self.reads
+    }
+}
+
+impl Guest for LinuxGuest {
+    fn run(&mut self, port: &Arc<Port>) -> End {
+        let waking = self.handle.clone();
+        port.on_input(Box::new(move || waking.wake()));
+        let (hub, me) = (Arc::clone(port.hub()), port.replica());
+        let mut tamper = Tamper::default();
+        loop {
+            let mut world = World {
+                port,
+                handle: self.handle.clone(),
+                reads: port.reads(),
+                tamper: &mut tamper,
+                left: false,
+                misbehaved: None,
+                asked_to_end: false,
+                exchanged: Instant::now(),
+            };
+            let end = self.machine.run(&mut world);
+            let (left, misbehaved) = (world.left, world.misbehaved.take());
+            match end {
+                LinuxEnd::Paused => {
+                    if !self.open_mail(port, &mut tamper) || hub.must_leave(me) {
+                        return End::Left;
+                    }
+                }
+                LinuxEnd::PoweredOff => {
+                    hub.exited(&mut hub.lock(), me, 0);
+                    return End::Left;
+                }
+                LinuxEnd::Killed => return End::Left,
+                LinuxEnd::Stopped(_) if left => return End::Left,
+                LinuxEnd::Stopped(report) => return End::Misbehaved(misbehaved.unwrap_or(report)),
+                LinuxEnd::Reset if hub.must_leave(me) => return End::Left,
+                LinuxEnd::Reset => return End::Crash("its kernel wants to begin again".to_owned()),
+                LinuxEnd::Crash(report) => {
+                    tracing::warn!(replica = me, "crash report: {report}");
+                    return End::Crash(report.kind.to_string());
+                }
+                LinuxEnd::Misbehaved(error) => return End::Misbehaved(error.to_string()),
+            }
+        }
+    }
+
+    fn kicker(&self) -> Kick {
+        let handle = self.handle.clone();
+        Arc::new(move || handle.pause())
+    }
+
+    fn layout(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
