@@ -75,6 +75,8 @@ pub(super) struct Channel {
     full: Vec<usize>,
     /// Since when it waits, by the fair clock.
     pub(super) waits_since: Option<u64>,
+    /// Since when each replica owes what others have said, and where it stands since then.
+    pub(super) owed_since: Vec<Option<(u64, u64)>>,
     /// Nothing more can be released; said.
     pub(super) undecided: bool,
     /// The front has no socket for it any more: it is kept for those who have yet to say what was released.
@@ -145,6 +147,8 @@ pub(super) struct Inner {
     pub(super) terminate: bool,
     pub(super) ready: Option<Duration>,
     pub(super) fair: FairClock,
+    /// Since when the log is full, by the fair clock.
+    pub(super) full_since: Option<u64>,
     pub(super) released_bytes: u64,
     pub(super) releases: u64,
 }
@@ -226,6 +230,7 @@ impl Hub {
             terminate: false,
             ready: None,
             fair: FairClock::start(),
+            full_since: None,
             released_bytes: 0,
             releases: 0,
         };
@@ -356,6 +361,7 @@ impl Hub {
             queued: false,
             full: Vec::new(),
             waits_since: None,
+            owed_since: vec![None; inner.members.len()],
             undecided: false,
             over: false,
         };

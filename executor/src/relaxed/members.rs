@@ -310,39 +310,65 @@ impl Hub {
         }
     }
 
-    /// Who has input to take or owes an answer that others have given, and does not move for the lag timeout, is stopped (R5),
-    /// unless those who are left would be too few.
+    /// Who has input to take and reaches no boundary, or has taken all there was and owes an answer that others have given, is
+    /// stopped after the lag timeout (R5); also who is last when the log has been full for so long (R10). A slow replica that comes on is
+    /// no fault.
     fn look_at_laggards(&self, inner: &mut Inner, now: u64) {
         let timeout = self.settings.lag_timeout.as_nanos() as u64;
-        let members = inner.members.len();
-        let mut late = Vec::new();
-        for me in 0..members {
-            let others_are_ahead = inner.log.position(me) < inner.log.end();
-            let owes = inner.channels.values().any(|channel| {
-                let matcher = &channel.matcher;
-                matcher.takes_part(id(me)) && matcher.behind(id(me)) > 0
-                    || matcher.waits_for(id(me))
-            });
+        let mut late: Vec<(usize, &str)> = Vec::new();
+        let end = inner.log.end();
+        for me in 0..inner.members.len() {
+            let position = inner.log.position(me);
             let Some(member) = inner.members.get_mut(me).filter(|member| member.alive) else {
                 continue;
             };
-            let running = member.place == Place::Running || member.place == Place::Idle;
-            if !running || !(others_are_ahead || owes) {
-                member.lags_since = None;
+            if member.place == Place::Starting {
                 continue;
             }
-            // A replica that comes on is slow, not stuck; one that owes answers must give them all the same.
-            let done = match owes {
-                true => 0,
-                false => member.exchanges,
-            };
-            match member.lags_since {
-                Some((since, then)) if then == done || owes => {
-                    if now - since >= timeout {
-                        late.push((me, now - since));
-                    }
+            if position < end {
+                let since = match member.lags_since {
+                    Some((since, then)) if then == member.exchanges => since,
+                    _ => now,
+                };
+                member.lags_since = Some((since, member.exchanges));
+                if now - since >= timeout {
+                    late.push((me, "it did not take input that the others had taken"));
                 }
-                _ => member.lags_since = Some((now, done)),
+                continue;
+            }
+            member.lags_since = None;
+            for channel in inner.channels.values_mut() {
+                let matcher = &channel.matcher;
+                let said = matcher.position(id(me));
+                let owes = matcher.takes_part(id(me)) && matcher.behind(id(me)) > 0
+                    || matcher.waits_for(id(me));
+                let Some(owed_since) = channel.owed_since.get_mut(me) else {
+                    continue;
+                };
+                let since = match *owed_since {
+                    Some((since, then)) if then == said => since,
+                    _ => now,
+                };
+                *owed_since = owes.then_some((since, said));
+                if owes && now - since >= timeout {
+                    late.push((me, "it gave no answer that the others had given"));
+                    break;
+                }
+            }
+        }
+        let since = match self.log_has_room(inner) {
+            true => None,
+            false => Some(inner.full_since.unwrap_or(now)),
+        };
+        inner.full_since = since;
+        if since.is_some_and(|since| now - since >= timeout) {
+            let alive = inner.members.iter().enumerate().filter(|(_, m)| m.alive);
+            let last = alive.min_by_key(|(me, _)| inner.log.position(*me));
+            if let Some((me, _)) = last
+                && inner.log.position(me) < end
+                && !late.iter().any(|(known, _)| *known == me)
+            {
+                late.push((me, "it is further behind the others than inputs are kept"));
             }
         }
         let alive = inner.members.iter().filter(|member| member.alive).count();
@@ -350,11 +376,8 @@ impl Hub {
             // Nobody can say who is right: the host is slow, or all of them hang.
             return;
         }
-        for (me, for_ns) in late {
-            let reason = format!(
-                "it said nothing for {} ms while the others went on",
-                for_ns / 1_000_000
-            );
+        for (me, what) in late {
+            let reason = format!("{what}, for {} ms", timeout / 1_000_000);
             self.stop_replica(inner, me, reason, false);
         }
     }
