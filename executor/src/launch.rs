@@ -490,7 +490,10 @@ impl Running {
     }
 }
 
-pub(crate) fn recovery(given: &quorate_images::appliance::Recovery, options: &Options) -> RecoveryConfig {
+pub(crate) fn recovery(
+    given: &quorate_images::appliance::Recovery,
+    options: &Options,
+) -> RecoveryConfig {
     let interval = options
         .checkpoint_interval
         .unwrap_or(Duration::from_millis(given.checkpoint_interval_ms));
@@ -566,7 +569,10 @@ pub(crate) fn image(
     quorate_images::build(appliance, &build).map_err(|error| Failure::new(ExitCode::Image, error))
 }
 
-pub(crate) fn disks(appliance: &Appliance, options: &Options) -> Result<Vec<PreparedDisk>, Failure> {
+pub(crate) fn disks(
+    appliance: &Appliance,
+    options: &Options,
+) -> Result<Vec<PreparedDisk>, Failure> {
     let failed = |error| Failure::new(ExitCode::Disk, error);
     if appliance.disks.is_empty() && options.disks.is_empty() {
         return Ok(Vec::new());

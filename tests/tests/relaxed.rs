@@ -59,7 +59,9 @@ fn replicas_count_requests_of_fifty_connections_alike() {
                 let mut seen = Vec::new();
                 let depth = 1 + number % 4;
                 for _ in 0..each {
-                    stream.write_all("INCR n\r\n".repeat(depth).as_bytes()).unwrap();
+                    stream
+                        .write_all("INCR n\r\n".repeat(depth).as_bytes())
+                        .unwrap();
                     let mut text = String::new();
                     while text.matches("\r\n").count() < depth {
                         let mut piece = [0; 256];
@@ -103,7 +105,9 @@ fn memcached_answers_datagrams() {
         .start()
         .unwrap();
     let mut stream = connect(set.address());
-    stream.write_all(b"set k 0 0 5\r\nhello\r\nget k\r\n").unwrap();
+    stream
+        .write_all(b"set k 0 0 5\r\nhello\r\nget k\r\n")
+        .unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"END\r\n") {
         let mut piece = [0; 256];
@@ -147,7 +151,11 @@ fn what_is_not_there_is_refused_in_one_line() {
     for words in [&["add"][..], &["checkpoint", "/tmp/nowhere-at-all"][..]] {
         let ended = set.command(words).unwrap();
         assert_ne!(ended.code, 0, "{words:?}");
-        assert!(ended.stderr.contains("relaxed set"), "{words:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("relaxed set"),
+            "{words:?}: {}",
+            ended.stderr
+        );
     }
     assert_eq!(set.stop().unwrap().code, 0);
     let recorded = appliance("redis", "[relaxed]", 6379)
@@ -155,5 +163,8 @@ fn what_is_not_there_is_refused_in_one_line() {
         .spawn()
         .unwrap();
     let ended = recorded.wait().unwrap();
-    assert!(ended.code != 0 && ended.stderr.contains("--record"), "{ended:?}");
+    assert!(
+        ended.code != 0 && ended.stderr.contains("--record"),
+        "{ended:?}"
+    );
 }

@@ -56,14 +56,15 @@ pub fn run(args: RunArgs, appliance: &Appliance) -> Result<ExitCode, Failure> {
         .map_err(|error| host(error, "signals cannot be handled"))?;
     let (listener, path) = match &args.control {
         Some(path) => (paths::bind(path).map_err(control_failure)?, path.clone()),
-        None => paths::bind_default(&paths::default_directory(), &plan.name)
-            .map_err(control_failure)?,
+        None => {
+            paths::bind_default(&paths::default_directory(), &plan.name).map_err(control_failure)?
+        }
     };
     let console = Console::start(std::io::stdout())
         .map_err(|error| host(error, "no thread for the console"))?;
     let console = Arc::new(console);
-    let notices = Console::start(std::io::stderr())
-        .map_err(|error| host(error, "no thread for messages"))?;
+    let notices =
+        Console::start(std::io::stderr()).map_err(|error| host(error, "no thread for messages"))?;
     let notices = Arc::new(notices);
     let say = |text: &str| notices.put(format!("quorate: {text}\n").as_bytes());
     let of_events = Arc::clone(&notices);

@@ -236,7 +236,12 @@ impl Loop {
             return 0;
         }
         let room = self.by_conn.len() < gateway::DEFAULT_MAX_CONNECTIONS;
-        if room && self.listeners.iter().any(|l| l.ready && l.retry_at.is_none()) {
+        if room
+            && self
+                .listeners
+                .iter()
+                .any(|l| l.ready && l.retry_at.is_none())
+        {
             return 0;
         }
         let retry = self.listeners.iter().any(|l| l.retry_at.is_some());
@@ -318,7 +323,8 @@ impl Loop {
             }
             inner.log.events() - before
         };
-        self.live.store(self.by_conn.len() as u64, Ordering::Relaxed);
+        self.live
+            .store(self.by_conn.len() as u64, Ordering::Relaxed);
         if events > 0 {
             hub.ring_all();
         }
@@ -437,10 +443,8 @@ impl Loop {
         }
         broken = broken || !client.write(&hub, inner);
         let over = client.shut && client.eof && client.end == Some(EndOfStream::Shut);
-        let reset = matches!(
-            client.end,
-            Some(EndOfStream::Reset | EndOfStream::Refused)
-        ) && client.sent == client.out.len();
+        let reset = matches!(client.end, Some(EndOfStream::Reset | EndOfStream::Refused))
+            && client.sent == client.out.len();
         self.buffer = buffer;
         if broken {
             self.remove(inner, slot, Gone::Client);

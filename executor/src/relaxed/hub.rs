@@ -387,13 +387,7 @@ impl Hub {
     }
 
     /// A client sent a datagram.
-    pub(super) fn datagram(
-        &self,
-        inner: &mut Inner,
-        flow: FlowId,
-        guest_port: u16,
-        bytes: &[u8],
-    ) {
+    pub(super) fn datagram(&self, inner: &mut Inner, flow: FlowId, guest_port: u16, bytes: &[u8]) {
         inner.flows.insert(flow, guest_port);
         if !inner.datagrams.contains_key(&guest_port) {
             let settings = &self.settings;
@@ -445,7 +439,10 @@ impl Hub {
             return;
         };
         // Datagrams may get lost: one that has no room is.
-        if matcher.push(id(me), flow, bytes, now).is_ok_and(|pushed| pushed.news) {
+        if matcher
+            .push(id(me), flow, bytes, now)
+            .is_ok_and(|pushed| pushed.news)
+        {
             self.datagram_news(inner, port);
         }
     }

@@ -56,7 +56,14 @@ impl LinuxGuest {
                 (None, Fault::FlipRegister { register, bit }) => {
                     flip_register(machine, register.as_deref(), *bit, mail.random)
                 }
-                (None, Fault::FlipMemory { address: Some(address), bit, .. }) => {
+                (
+                    None,
+                    Fault::FlipMemory {
+                        address: Some(address),
+                        bit,
+                        ..
+                    },
+                ) => {
                     let bit = bit.unwrap_or((mail.random % 8) as u8) & 7;
                     machine
                         .flip_memory(*address, bit.into())
@@ -65,7 +72,9 @@ impl LinuxGuest {
                         })
                         .map_err(|error| error.to_string())
                 }
-                (None, _) => Err("a Linux machine needs the physical address of the byte".to_owned()),
+                (None, _) => {
+                    Err("a Linux machine needs the physical address of the byte".to_owned())
+                }
             };
             let frozen = result.is_ok() && mail.fault == Fault::Freeze;
             hub.injected(me, mail, result);

@@ -42,9 +42,8 @@ impl Hub {
                 if inner.end.is_some() {
                     return false;
                 }
-                let missing = |member: &super::hub::Member| {
-                    member.alive && member.place == Place::Starting
-                };
+                let missing =
+                    |member: &super::hub::Member| member.alive && member.place == Place::Starting;
                 if !inner.members.iter().any(missing) {
                     return true;
                 }
@@ -109,7 +108,9 @@ impl Hub {
                 member.injected.remove(0);
             }
             let restarts = member.restarts;
-            member.injected.push((mail.fault, applied.clone(), restarts));
+            member
+                .injected
+                .push((mail.fault, applied.clone(), restarts));
             self.tell(Event::Injected {
                 replica: me,
                 boundary,
@@ -134,7 +135,9 @@ impl Hub {
             return Err(format!("replica {me} is stopped"));
         }
         if member.mail.len() >= FAULTS_WAITING {
-            return Err(format!("{FAULTS_WAITING} faults already wait for replica {me}"));
+            return Err(format!(
+                "{FAULTS_WAITING} faults already wait for replica {me}"
+            ));
         }
         member.faults += 1;
         member.mail.push_back(mail);
@@ -249,7 +252,11 @@ impl Hub {
         }
         for me in 0..inner.members.len() {
             // A free-running guest is never seen to be idle; a tick without a word is as good.
-            if inner.members.get(me).is_some_and(|member| member.ticked == member.exchanges) {
+            if inner
+                .members
+                .get(me)
+                .is_some_and(|member| member.ticked == member.exchanges)
+            {
                 self.flush_held(inner, me);
             }
             if let Some(member) = inner.members.get_mut(me) {

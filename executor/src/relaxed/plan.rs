@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use quorate_images::appliance::{
-    DiskVote, GuestPort, MaskRule as ApplianceRule, MaskSpec, OnDifference, Unconfirmed, Role as ApplianceRole, SyncChannel, VersionPolicy,
+    DiskVote, GuestPort, MaskRule as ApplianceRule, MaskSpec, OnDifference, Role as ApplianceRole,
+    SyncChannel, Unconfirmed, VersionPolicy,
 };
 use quorate_images::{Appliance, BuiltImage, LinuxRoot, Progress};
 use quorate_vmm::linux::{LinuxConfig, LinuxConsole, LinuxMachine};
@@ -208,7 +209,8 @@ impl RelaxedPlan {
                 replica: ReplicaId(primary as u8),
             },
             (VersionPolicy::PrimaryWithFallback, None) => {
-                let text = "policy primary-with-fallback needs a [[replica]] with role = \"primary\"";
+                let text =
+                    "policy primary-with-fallback needs a [[replica]] with role = \"primary\"";
                 return Err(Failure::new(ExitCode::Appliance, text));
             }
             (VersionPolicy::Majority | VersionPolicy::Canary, _) => Policy::Majority,
@@ -222,9 +224,9 @@ impl RelaxedPlan {
             SyncChannel::Port(_) | SyncChannel::Disk(_) => None,
         });
         let ports = |udp: bool| {
-            let ports = publish.iter().filter(move |publish| {
-                (publish.protocol == crate::gateway::Protocol::Udp) == udp
-            });
+            let ports = publish
+                .iter()
+                .filter(move |publish| (publish.protocol == crate::gateway::Protocol::Udp) == udp);
             let mut sets = HashMap::new();
             for publish in ports {
                 let port = GuestPort {
@@ -366,7 +368,10 @@ fn open(path: &Path) -> Result<File, Failure> {
 
 fn read(path: &Path) -> Result<Arc<[u8]>, Failure> {
     let bytes = std::fs::read(path).map_err(|error| {
-        let text = format!("{}: cannot read what Linux boots from: {error}", path.display());
+        let text = format!(
+            "{}: cannot read what Linux boots from: {error}",
+            path.display()
+        );
         Failure::new(ExitCode::Image, text)
     })?;
     Ok(bytes.into())
@@ -386,9 +391,7 @@ fn disk_specs(
         let mode = match given.map(|given| (given.vote(), given.on_unconfirmed())) {
             Some((DiskVote::Private, _)) => Mode::Private,
             Some((DiskVote::Vote, Unconfirmed::Report)) => Mode::Vote(UnconfirmedPolicy::Report),
-            Some((DiskVote::Vote, Unconfirmed::Hold)) | None => {
-                Mode::Vote(UnconfirmedPolicy::Hold)
-            }
+            Some((DiskVote::Vote, Unconfirmed::Hold)) | None => Mode::Vote(UnconfirmedPolicy::Hold),
         };
         specs.push(RelaxedSpec {
             name: disk.name,

@@ -190,16 +190,9 @@ impl Port {
     }
 
     /// Gives the guest's outputs away. Never blocks on the vote.
-    fn put(
-        &self,
-        state: &mut State,
-        hub: &mut Inner,
-        outputs: Vec<Output>,
-    ) -> Result<(), Stop> {
+    fn put(&self, state: &mut State, hub: &mut Inner, outputs: Vec<Output>) -> Result<(), Stop> {
         if let Some(disks) = self.hub.disks() {
-            disks
-                .submit(self.me, &outputs)
-                .map_err(Stop::Misbehaved)?;
+            disks.submit(self.me, &outputs).map_err(Stop::Misbehaved)?;
         }
         let now = state.clock_ns;
         let mut exit = None;
@@ -321,7 +314,9 @@ impl Port {
                 if let Some(rest) = rest {
                     let bytes = rest.into();
                     let conn = *conn;
-                    state.link.input(ToGuest::Data { conn, bytes }, state.clock_ns);
+                    state
+                        .link
+                        .input(ToGuest::Data { conn, bytes }, state.clock_ns);
                 }
                 Some(what.clone())
             }

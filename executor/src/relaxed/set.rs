@@ -182,7 +182,9 @@ impl RelaxedSet {
                 differences.extend(inner.report.of(me).summary(me, name));
             }
             if let Some(problem) = inner.report.finish() {
-                hub.note(format!("the report of differences is not complete: {problem}"));
+                hub.note(format!(
+                    "the report of differences is not complete: {problem}"
+                ));
             }
         }
         core.hub.tell(Event::Stopped {
@@ -266,7 +268,11 @@ where
         GuestEnd::Left => {}
         GuestEnd::Crash(report) => hub.fell(me, format!("its machine crashed: {report}"), true),
         GuestEnd::Misbehaved(report) => {
-            hub.fell(me, format!("it broke the rules of a device: {report}"), true);
+            hub.fell(
+                me,
+                format!("it broke the rules of a device: {report}"),
+                true,
+            );
         }
     }
 }

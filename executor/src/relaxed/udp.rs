@@ -159,7 +159,10 @@ impl Udp {
             return client.flow;
         }
         if self.clients.len() >= UDP_MAX_CLIENTS {
-            let oldest = self.clients.iter().min_by_key(|(_, client)| client.last_used);
+            let oldest = self
+                .clients
+                .iter()
+                .min_by_key(|(_, client)| client.last_used);
             if let Some(oldest) = oldest.map(|(key, _)| *key) {
                 self.forget(hub, inner, oldest);
             }

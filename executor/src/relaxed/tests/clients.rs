@@ -36,7 +36,11 @@ fn what_all_refuse_or_break_off_is_reset() {
         // The reset may be there before anything is written.
         let _ = client.write_all(b"x");
         let error = client.read(&mut [0; 8]).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{manner:?}");
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::ConnectionReset,
+            "{manner:?}"
+        );
         set.until("the connection is forgotten", |set| {
             set.hub.lock().channels.is_empty()
         });

@@ -39,7 +39,11 @@ fn one_who_differs_is_only_reported_if_that_is_asked_for() {
 fn who_hangs_is_stopped_after_the_time_out() {
     let set = Set::of(&[Manner::Echo, Manner::Echo, Manner::Hung]);
     let mut client = set.connect();
-    assert_eq!(set.ask(&mut client, b"hello"), b"hello", "the others do not wait");
+    assert_eq!(
+        set.ask(&mut client, b"hello"),
+        b"hello",
+        "the others do not wait"
+    );
     set.until("it is stopped", |set| !set.alive()[2]);
     assert_eq!(set.ask(&mut client, b"again"), b"again");
 }
