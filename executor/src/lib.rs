@@ -9,6 +9,7 @@ pub mod channel;
 pub mod cli;
 pub mod console;
 pub mod control;
+pub mod differences;
 pub mod disks;
 pub mod egress;
 pub mod events;

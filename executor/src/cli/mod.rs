@@ -3,6 +3,7 @@
 mod build;
 mod campaign;
 mod control;
+mod differences;
 mod disk;
 mod doctor;
 mod explain;
@@ -66,6 +67,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Say where and why a replica of a recorded run went its own way
     Explain(explain::ExplainArgs),
+    /// Say what the replicas of a relaxed run answered differently, by request
+    Differences(differences::DifferencesArgs),
     /// Inject faults in thousands of reproducible trials, and report what became of them
     #[command(disable_help_flag = true)]
     Campaign(campaign::CampaignArgs),
@@ -314,6 +317,7 @@ pub fn main() -> ExitCode {
         Command::Disk(args) => disk::disk(&args),
         Command::Replay(args) => replay::replay(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Differences(args) => differences::differences(&args),
         Command::Campaign(args) => campaign::campaign(&args),
     });
     result.unwrap_or_else(|Failure { code, message }| {

@@ -95,6 +95,7 @@ impl Progress {
             } => {
                 self.show("unpacking", package, Some((index as u64, total as u64)));
             }
+            Building::Compiling { what } => self.step("compiling", what),
             Building::Writing => self.step("writing the image", ""),
             _ => {}
         }
