@@ -217,8 +217,10 @@ impl Options {
         // Beforehand, so that a download does not count as the time to get ready.
         if let Ok(appliance) = Appliance::load(self.path()) {
             let options = BuildOptions::new(default_cache_dir());
-            quorate_images::build(&appliance, &options)
-                .map_err(crate::native::NativeError::from)?;
+            for number in 0..appliance.replicas.len().max(1) {
+                quorate_images::build(&appliance.replica(number), &options)
+                    .map_err(crate::native::NativeError::from)?;
+            }
         }
         let directory = tempfile::tempdir().map_err(|source| Error::Io {
             what: "a temporary directory".to_owned(),
