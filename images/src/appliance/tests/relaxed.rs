@@ -388,6 +388,52 @@ fn packages_can_be_of_another_suite() {
     );
 }
 
+#[test]
+fn programs_can_be_compiled_from_source_packages() {
+    let packages = "packages = [\"redis-server\"]";
+    let with = |keys: &str| {
+        let sources = format!("{packages}\nsources = [{{ {keys} }}]");
+        REDIS.replacen(packages, &sources, 1)
+    };
+    let all = "package = \"redis\", version = \"5:7.0-1~deb12u7\", patches = [\"a\"], script = \"b\", needs = [\"libc6\"]";
+    let appliance = parse(&with(all)).unwrap();
+    let [source] = &appliance.image.sources[..] else {
+        panic!("{:?}", appliance.image.sources);
+    };
+    assert_eq!(source.package, "redis");
+    assert_eq!(source.version.as_deref(), Some("5:7.0-1~deb12u7"));
+    assert_eq!((source.patches.len(), source.needs.len()), (1, 1));
+    for (keys, message) in [
+        (
+            "package = \"-o\", script = \"b\"",
+            "redis.toml:6: key \"sources\" in [image]: -o is not a name of a Debian package",
+        ),
+        (
+            "package = \"redis\"",
+            "redis.toml:6: missing key \"script\" in [image]",
+        ),
+        (
+            "package = \"redis\", script = \"b\", version = \"a\"",
+            "redis.toml:6: key \"sources\" in [image]: a is not a version",
+        ),
+        (
+            "package = \"redis\", script = \"b\", patch = \"a\"",
+            "redis.toml:6: unknown key \"patch\" in [image]; expected one of package, version, patches",
+        ),
+    ] {
+        let found = error(&with(keys));
+        assert!(
+            found.starts_with(message),
+            "{found}\n    instead of\n{message}"
+        );
+    }
+    let file = with(all).replacen(packages, "file = \"a\"", 1);
+    assert_eq!(
+        error(&file),
+        "redis.toml:4: in [image]: sources goes with packages only"
+    );
+}
+
 proptest::proptest! {
     #[test]
     fn any_pattern_is_safe(pattern in "[^']{0,40}") {
