@@ -12,7 +12,7 @@ use quorate_tests::set::{Options, quorate_run};
 use quorate_tests::{disk, one_at_a_time};
 
 /// Inserts in all, and in a transaction.
-fn inserts() -> usize {
+fn how_many() -> usize {
     quorate_tests::shortened(100_000, 5 * TRANSACTION) / TRANSACTION * TRANSACTION
 }
 const TRANSACTION: usize = 1000;
@@ -33,7 +33,7 @@ fn script(journal: &str) -> (String, String) {
          CREATE INDEX by_text ON rows (text);\n"
     );
     let (mut sum, mut bytes) = (0, 0);
-    let inserts = inserts();
+    let inserts = how_many();
     for id in 0..inserts {
         if id % TRANSACTION == 0 {
             text.push_str("BEGIN;\n");
@@ -71,7 +71,7 @@ fn host_sqlite(database: &Path, statements: &str) -> String {
 fn inserts(journal: &str) {
     let _turn = one_at_a_time(&format!(
         "sqlite3 in three replicas: {} inserts, journal_mode={journal}",
-        inserts()
+        how_many()
     ));
     let directory = disk::directory().unwrap();
     let path = directory.path().join("data.img");

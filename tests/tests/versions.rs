@@ -18,8 +18,7 @@ const COMMANDS: usize = 20;
 const BACK: Duration = Duration::from_secs(60);
 /// How long an answer or a line may take.
 const SOON: Duration = Duration::from_secs(60);
-const WRONG_TYPE: &[u8] =
-    b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
+const WRONG_TYPE: &[u8] = b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
 
 fn appliance(name: &str) -> PathBuf {
     repository().join(format!("images/appliances/{name}.toml"))
@@ -110,9 +109,22 @@ fn redis_7_and_8_answer_redis_benchmark_alike() {
     let (text, json) = report(file.path());
     assert_eq!(json["differences"], 1, "{text}");
     let group = &json["groups"][0];
-    assert_eq!((&group["command"], &group["version"]), (&"HELLO".into(), &"new".into()), "{text}");
-    assert!(group["first"]["said"].as_str().unwrap().contains("8.0."), "{text}");
-    assert!(group["first"]["released"].as_str().unwrap().contains("7.0."), "{text}");
+    assert_eq!(
+        (&group["command"], &group["version"]),
+        (&"HELLO".into(), &"new".into()),
+        "{text}"
+    );
+    assert!(
+        group["first"]["said"].as_str().unwrap().contains("8.0."),
+        "{text}"
+    );
+    assert!(
+        group["first"]["released"]
+            .as_str()
+            .unwrap()
+            .contains("7.0."),
+        "{text}"
+    );
 }
 
 /// HMGET on a string: a WRONGTYPE for the client on the same connection, whatever becomes of the new version.
@@ -142,8 +154,10 @@ fn fatal(set: &Set, others: usize, new: usize) {
         b"*1\r\n$-1\r\n"
     );
     let again = format!("replica {new} votes again");
-    set.wait_for("the new version's return", BACK, |line| line.contains(&again))
-        .unwrap();
+    set.wait_for("the new version's return", BACK, |line| {
+        line.contains(&again)
+    })
+    .unwrap();
     // It takes part again: on old connections and new ones, and agrees.
     let counted = differences(set);
     for (round, client) in clients.iter_mut().enumerate() {
@@ -176,18 +190,28 @@ fn the_crash_of_hmget_is_the_new_versions_own() {
     assert_eq!(set.stop().unwrap().code, 0);
     let (text, json) = report(file.path());
     let groups = json["groups"].as_array().unwrap();
-    let crash = groups.iter().find(|group| group["class"] == "crashed");
+    // The guest kernel closes a dying program's connections, and that may be seen first.
+    let crash = groups
+        .iter()
+        .find(|group| group["class"] == "crashed" || group["class"] == "ended-early");
     let crash = crash.unwrap_or_else(|| panic!("no crash in\n{text}"));
-    assert_eq!((&crash["command"], &crash["version"]), (&"HMGET".into(), &"new".into()));
+    assert_eq!(
+        (&crash["command"], &crash["version"]),
+        (&"HMGET".into(), &"new".into())
+    );
 }
 
 #[test]
 fn two_old_versions_outvote_the_crash_of_hmget() {
-    let _turn = one_at_a_time("majority: HMGET on a string ends the newer Redis, two old ones answer");
+    let _turn =
+        one_at_a_time("majority: HMGET on a string ends the newer Redis, two old ones answer");
     let set = changed(
         "redis-hmget",
         &[
-            ("policy = \"primary-with-fallback\"", "policy = \"majority\""),
+            (
+                "policy = \"primary-with-fallback\"",
+                "policy = \"majority\"",
+            ),
             ("role = \"primary\"\n", "\n[[replica]]\nname = \"old-b\"\n"),
         ],
         6379,
@@ -219,16 +243,29 @@ fn a_canarys_answers_go_into_the_report_only() {
         talk(&mut client, round);
     }
     let status = set.status().unwrap();
-    assert_eq!((&status["running"], &status["state"]), (&2.into(), &"running".into()), "{status:#}");
+    assert_eq!(
+        (&status["running"], &status["state"]),
+        (&2.into(), &"running".into()),
+        "{status:#}"
+    );
     assert_eq!(set.stop().unwrap().code, 0);
     let (text, json) = report(file.path());
     let counts: Vec<(&str, u64)> = json["groups"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|group| (group["command"].as_str().unwrap(), group["count"].as_u64().unwrap()))
+        .map(|group| {
+            (
+                group["command"].as_str().unwrap(),
+                group["count"].as_u64().unwrap(),
+            )
+        })
         .collect();
-    assert_eq!(counts, [("HELLO", 2), ("COMMAND", 1), ("INFO", 1)], "{text}");
+    assert_eq!(
+        counts,
+        [("HELLO", 2), ("COMMAND", 1), ("INFO", 1)],
+        "{text}"
+    );
     assert!(text.contains("replica 1 (8.0), port 6379"), "{text}");
 }
 
@@ -245,7 +282,8 @@ fn get(address: SocketAddr, path: &str, header: &str) -> Vec<u8> {
 
 #[test]
 fn the_crash_of_the_etag_hash_is_the_new_versions_own() {
-    let _turn = one_at_a_time("majority: a compressed answer without an ETag ends the newer lighttpd");
+    let _turn =
+        one_at_a_time("majority: a compressed answer without an ETag ends the newer lighttpd");
     let set = Options::new(&appliance("lighttpd-etag"))
         .publish(80)
         .start()
@@ -270,8 +308,10 @@ fn the_crash_of_the_etag_hash_is_the_new_versions_own() {
     set.wait_for("the crash", SOON, |line| line.contains("replica 2 stopped"))
         .unwrap();
     assert_eq!(ask("/", compressed).len(), answer.len());
-    set.wait_for("the new version's return", BACK, |line| line.contains("replica 2 votes again"))
-        .unwrap();
+    set.wait_for("the new version's return", BACK, |line| {
+        line.contains("replica 2 votes again")
+    })
+    .unwrap();
     ask("/", "");
     ask("/plain.txt", "");
     let status = set.status().unwrap();
