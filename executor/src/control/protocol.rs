@@ -209,6 +209,9 @@ pub struct RelaxedStatus {
     pub channels: u64,
     /// Differences that are not in the file of `--differences`.
     pub differences_unwritten: u64,
+    /// What is on the disks and what is not.
+    #[serde(default)]
+    pub disks: Vec<crate::relaxed::disk::RelaxedReport>,
 }
 
 /// What only a replica of a relaxed set has.

@@ -60,7 +60,7 @@ pub struct Summary {
     pub status: Status,
     /// How long it ran.
     pub ran: Duration,
-    /// One line for each replica that answered differently.
+    /// One line for each disk on which something was not confirmed, and for each replica that answered differently.
     pub differences: Vec<String>,
 }
 
@@ -175,6 +175,11 @@ impl RelaxedSet {
         }
         let status = core.status();
         let mut differences = Vec::new();
+        let disks = core.hub.disks().map(|disks| disks.report(true));
+        for line in disks.iter().flatten().filter_map(|report| report.line()) {
+            core.hub.note(line.clone());
+            differences.push(line);
+        }
         {
             let hub = &core.hub;
             let mut inner = hub.lock();

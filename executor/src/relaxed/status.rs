@@ -16,6 +16,7 @@ impl Core {
         let events = events.iter();
         let events = events.filter_map(|event| serde_json::to_value(event).ok());
         let events = events.collect();
+        let disks = self.hub.disks().map(|disks| disks.report(false));
         let inner = self.hub.lock();
         let members = inner.members.len();
         let replicas = (0..members).map(|me| self.replica(&inner, me)).collect();
@@ -49,6 +50,7 @@ impl Core {
                 log_bytes: inner.log.cost() as u64,
                 channels: inner.channels.len() as u64,
                 differences_unwritten: inner.report.unwritten,
+                disks: disks.unwrap_or_default(),
             }),
             replicas,
             events,

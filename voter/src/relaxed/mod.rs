@@ -22,7 +22,7 @@ mod stream;
 mod voters;
 
 pub use block::{
-    BlockFinding, BlockLimits, BlockMatcher, Digest, Digester, TooFarAhead, Unconfirmed,
+    BlockFinding, BlockLimits, BlockMatcher, Digest, Digester, Standing, TooFarAhead, Unconfirmed,
     UnconfirmedBy, UnconfirmedPolicy, Wrote,
 };
 pub use console::{CONSOLE_LINE, ConsoleMatcher};

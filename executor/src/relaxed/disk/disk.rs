@@ -536,7 +536,14 @@ impl RelaxedDisk {
         state.next_id += 1;
         let view = state.replicas.get(replica).filter(|r| r.live);
         let view = view.map(|r| r.view.clone());
-        state.snapshots.insert(id, Snapshot { view });
+        let matcher = state.matcher.as_ref();
+        let standing = matcher.map(|m| m.standing(ReplicaId(replica as u8)));
+        let snapshot = Snapshot {
+            view,
+            touched: BTreeMap::new(),
+            standing: standing.unwrap_or_default(),
+        };
+        state.snapshots.insert(id, snapshot);
         ViewSnapshot {
             id,
             core: Arc::downgrade(&self.core),
@@ -562,18 +569,36 @@ impl RelaxedDisk {
         while !state.redo.is_empty() {
             state.write_next(&core.base);
         }
+        let (mut past, mut pending) = (BTreeMap::new(), Vec::new());
         let view = match snapshot {
             None => View::new(&core.pool),
             Some(snapshot) => {
                 let kept = state.snapshots.get(&snapshot.id);
-                let view = kept.and_then(|s| s.view.clone());
-                view.ok_or(StoreError::Forgotten {
+                let kept = kept.and_then(|s| Some((s, s.view.clone()?)));
+                let (kept, view) = kept.ok_or(StoreError::Forgotten {
                     disk,
                     seq: position.next,
                     from: 0,
-                })?
+                })?;
+                // How often it has to write what the others have written already.
+                past.clone_from(&kept.standing.behind);
+                for (sector, times) in &kept.touched {
+                    // What it had written already when it was saved it will not write again.
+                    let waited = kept.standing.waiting.get(sector).copied();
+                    let again = times.saturating_sub(waited.unwrap_or_default());
+                    if again > 0 {
+                        *past.entry(*sector).or_default() += again;
+                    }
+                }
+                // Its last words that nobody has written since.
+                let touched = |sector| kept.touched.get(sector).copied().unwrap_or_default();
+                let waits = kept.standing.waiting.iter();
+                let waits = waits.filter(|(sector, times)| touched(*sector) < **times);
+                pending.extend(waits.map(|(sector, _)| *sector));
+                view
             }
         };
+        pending.retain(|sector| !past.contains_key(sector));
         if state.replicas.get(replica).is_none_or(|r| r.live) {
             return Err(StoreError::Live { disk, replica });
         }
@@ -586,6 +611,11 @@ impl RelaxedDisk {
             let mut differs = Vec::new();
             let mut last: Option<(u64, Bytes)> = None;
             for sector in view.sectors() {
+                if pending.binary_search(&sector).is_err() {
+                    past.entry(sector).or_insert(0);
+                }
+            }
+            for (sector, times) in past {
                 let block = sector / 8;
                 if last.as_ref().is_none_or(|(at, _)| *at != block) {
                     last = Some((block, read_block(&core.base, block).map_err(failed)?));
@@ -593,7 +623,7 @@ impl RelaxedDisk {
                 if let Some((_, bytes)) = &last {
                     let from = (sector % 8 * SECTOR) as usize;
                     let content = &bytes[from..from + SECTOR as usize];
-                    differs.push((sector, digester.of(content)));
+                    differs.push((sector, digester.of(content), times));
                 }
             }
             if let Some(matcher) = &mut state.matcher {
@@ -603,6 +633,12 @@ impl RelaxedDisk {
             matcher.enter(ReplicaId(replica as u8), []);
         }
         let now_ns = core.now_ns();
+        let last_words = pending.iter().map(|sector| {
+            let mut content = vec![0; SECTOR as usize];
+            view.patch(sector * SECTOR, &mut content)
+                .map(|()| (*sector, content))
+        });
+        let last_words: Result<Vec<_>, _> = last_words.collect();
         let r = &mut state.replicas[replica];
         r.live = true;
         r.why.clear();
@@ -635,6 +671,17 @@ impl RelaxedDisk {
                 }
             }
         }
+        // What had been waiting for others at the checkpoint waits again; there may be somebody by now who wrote the same.
+        for (sector, content) in last_words.map_err(failed)? {
+            let digest = core
+                .digester
+                .as_ref()
+                .map_or(Digest::NONE, |d| d.of(&content));
+            let range = sector * SECTOR..(sector + 1) * SECTOR;
+            let content = Content::Data(content);
+            // Less than it had waiting then, so there is room.
+            let _ = state.vote(replica, &range, &content, &[digest], now_ns);
+        }
         state.settle(now_ns);
         state.mark(replica);
         core.reads.notify_all();
@@ -659,7 +706,7 @@ impl RelaxedDisk {
             .map_or_else(Vec::new, |m| m.unconfirmed(ended));
         let mut report = RelaxedReport {
             name: core.spec.name.clone(),
-            policy: core.spec.mode.name(),
+            policy: core.spec.mode.name().to_owned(),
             released_bytes: state.stats.released_bytes,
             held_bytes: core.pool.memory() + core.pool.spilled(),
             spilled_bytes: core.pool.spilled(),

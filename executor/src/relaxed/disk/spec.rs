@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quorate_voter::relaxed::UnconfirmedPolicy;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::store::OnError;
 
@@ -122,7 +122,7 @@ pub enum RelaxedNotice {
 }
 
 /// Counters since the disk was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelaxedStats {
     /// Reads of all replicas.
     pub reads: u64,
@@ -151,12 +151,12 @@ pub struct RelaxedStats {
 }
 
 /// What a disk holds, and what it does not; for status and for the end of a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelaxedReport {
     /// What the appliance calls the disk.
     pub name: String,
     /// See [`Mode::name`].
-    pub policy: &'static str,
+    pub policy: String,
     /// Bytes that a quorum wrote, as far as they were released.
     pub released_bytes: u64,
     /// Bytes that replicas keep for themselves, in memory and spilled: on their way, older than the disk, or never confirmed.
@@ -174,7 +174,7 @@ pub struct RelaxedReport {
 }
 
 /// Neighbouring sectors that were not confirmed, in the same way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnconfirmedRange {
     /// First sector.
     pub first: u64,
@@ -189,7 +189,7 @@ pub struct UnconfirmedRange {
 }
 
 /// What a replica keeps in a sector.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Who.
     pub replica: u8,

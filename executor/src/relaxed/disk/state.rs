@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use quorate_devices::{BlockStatus, SECTOR};
 use quorate_voter::ReplicaId;
-use quorate_voter::relaxed::{BlockFinding, BlockMatcher, Digest, Unconfirmed, Wrote};
+use quorate_voter::relaxed::{BlockFinding, BlockMatcher, Digest, Standing, Unconfirmed, Wrote};
 
 use super::spec::{RelaxedNotice, RelaxedStats};
 use super::view::{BLOCK, Bytes, View, blocks};
 use crate::store::{Base, OnError};
 
+/// Sectors that may change after a checkpoint until its view is given up: what a replica would have to write again (R10).
+const TOUCHED: usize = 1 << 19;
 /// Sectors named in a message.
 const NAMED: usize = 4;
 /// Time between two messages about sectors that were given up, ns.
@@ -61,6 +63,10 @@ pub struct Replica {
 /// A checkpoint's view; `None` when it was given up.
 pub struct Snapshot {
     pub view: Option<View>,
+    /// How often something was released in sectors since.
+    pub touched: BTreeMap<u64, u32>,
+    /// Where the replica stood.
+    pub standing: Standing,
 }
 
 /// Work for the threads, and what the owner is to be told.
@@ -179,6 +185,16 @@ impl State {
         };
         for (block, _) in blocks(&range) {
             *self.unwritten.entry(block).or_default() += 1;
+        }
+        for snapshot in self.snapshots.values_mut().filter(|s| s.view.is_some()) {
+            for sector in range.start / SECTOR..range.end / SECTOR {
+                *snapshot.touched.entry(sector).or_default() += 1;
+            }
+            if snapshot.touched.len() > TOUCHED {
+                snapshot.view = None;
+                snapshot.touched.clear();
+                self.stats.views_lost += 1;
+            }
         }
         self.stats.released_bytes += range.end - range.start;
         self.redo_bytes += range.end - range.start;

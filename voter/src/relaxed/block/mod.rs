@@ -18,7 +18,7 @@ mod sector;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::voters::{Role, Voters};
 use crate::ids::ReplicaId;
@@ -93,6 +93,15 @@ pub struct TooFarAhead {
     pub replica: ReplicaId,
     /// How many sectors.
     pub sectors: usize,
+}
+
+/// See [`BlockMatcher::standing`].
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Its writes that wait for others, by sector.
+    pub waiting: BTreeMap<u64, u32>,
+    /// Releases that it has not come to, by sector.
+    pub behind: BTreeMap<u64, u32>,
 }
 
 /// A flush that waits.
@@ -228,6 +237,8 @@ impl BlockMatcher {
             .entry(number)
             .or_insert_with(|| Sector::new(count));
         let at = sector.own.get(me).map_or(0, |own| own.at);
+        let returns = sector.own[me].returns > 0;
+        sector.own[me].returns = sector.own[me].returns.saturating_sub(1);
         // The past first: whoever comes late to what was released says nothing new.
         let mut past = sector.released_after(at, digest);
         let who = if past.is_none() {
@@ -246,11 +257,12 @@ impl BlockMatcher {
             // All of its writes here are from before it came to this.
             let settled = sector.consume(me, None, None);
             self.members[me].settle(&settled);
-            sector.own[me].at = place + 1;
+            // While it returns it may come to the same content more than once.
+            let again = sector.own[me].returns > 0;
+            sector.own[me].at = place + u64::from(!again);
             let behind = sector.is_behind(me);
-            if !behind {
+            if !behind && !again {
                 sector.own[me].at = sector.end();
-                sector.own[me].returns = false;
             }
             if sector.prune(self.running, self.limits.versions) {
                 self.sectors.remove(&number);
@@ -259,6 +271,10 @@ impl BlockMatcher {
                 true => Wrote::Past,
                 false => Wrote::Agrees,
             });
+        }
+        if returns {
+            // Its past, of which only the last is known: it was counted when it was written first, and is no vote for anything now.
+            return Ok(Wrote::Past);
         }
         if enough(&self.voters, self.running, who) {
             self.release(number, digest, me, who);
@@ -321,7 +337,6 @@ impl BlockMatcher {
         for (r, own) in sector.own.iter_mut().enumerate() {
             if who & (1 << r) != 0 {
                 own.at = end;
-                own.returns = false;
             }
         }
         if sector.prune(self.running, self.limits.versions) {
@@ -335,7 +350,6 @@ impl BlockMatcher {
         };
         let (own, member) = (&mut sector.own[me], &mut self.members[me]);
         let epoch = member.epoch;
-        let counts = !own.returns;
         if let Some(before) = own.live.back_mut()
             && before.epoch == epoch
             && before.counts
@@ -356,12 +370,10 @@ impl BlockMatcher {
         own.live.push_back(Node {
             digest,
             epoch,
-            counts,
+            counts: true,
         });
         member.live += 1;
-        if counts {
-            member.wait_for(epoch);
-        }
+        member.wait_for(epoch);
     }
 
     /// A running replica flushes; `id` is what [`BlockMatcher::take_settled`] will call it.
@@ -444,9 +456,33 @@ impl BlockMatcher {
         });
     }
 
-    /// A replica that had left is back. `differs` are the sectors in which its view is not what was released, with what was: it writes
-    /// its past there again, and agrees when it has come to that (R7). It waits for nothing there until it has.
-    pub fn enter(&mut self, replica: ReplicaId, differs: impl IntoIterator<Item = (u64, Digest)>) {
+    /// Where the replica stands, for a checkpoint.
+    #[must_use]
+    pub fn standing(&self, replica: ReplicaId) -> Standing {
+        let me = usize::from(replica.0);
+        let mut standing = Standing::default();
+        for (number, sector) in &self.sectors {
+            let Some(own) = sector.own.get(me) else {
+                continue;
+            };
+            let behind = sector.behind(me).saturating_add(own.returns);
+            if behind > 0 {
+                standing.behind.insert(*number, behind);
+            }
+            if !own.live.is_empty() {
+                standing.waiting.insert(*number, own.live.len() as u32);
+            }
+        }
+        standing
+    }
+
+    /// A replica that had left is back. `differs` are the sectors that were released beyond its view, with what was last, and how often:
+    /// so many writes there are its past again. They are compared with what was last (R7), and its flushes do not wait for them.
+    pub fn enter(
+        &mut self,
+        replica: ReplicaId,
+        differs: impl IntoIterator<Item = (u64, Digest, u32)>,
+    ) {
         let me = usize::from(replica.0);
         let count = self.members.len();
         let Some(member) = self.members.get_mut(me).filter(|m| !m.runs) else {
@@ -458,7 +494,7 @@ impl BlockMatcher {
             let end = sector.end();
             sector.own[me].at = end;
         }
-        for (number, digest) in differs {
+        for (number, digest, writes) in differs {
             let sector = self
                 .sectors
                 .entry(number)
@@ -474,7 +510,7 @@ impl BlockMatcher {
                 }
             }
             sector.own[me].at = sector.first;
-            sector.own[me].returns = true;
+            sector.own[me].returns = writes;
         }
     }
 

@@ -29,8 +29,8 @@ pub(super) struct Own {
     pub at: u64,
     /// Its writes beyond, oldest first.
     pub live: VecDeque<Node>,
-    /// It came back, and writes its past again: nothing here is waited for until it agrees again.
-    pub returns: bool,
+    /// It came back, and so many of its writes here are of its past: they are not waited for.
+    pub returns: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -77,10 +77,14 @@ impl Sector {
 
     /// Whether something was released here that the replica does not have.
     pub fn is_behind(&self, replica: usize) -> bool {
-        self.own.get(replica).is_some_and(|own| {
-            self.beyond(own.at)
-                .any(|(_, past)| past.passed_by.is_none())
-        })
+        self.behind(replica) > 0
+    }
+
+    /// How much was released here that the replica does not have.
+    pub fn behind(&self, replica: usize) -> u32 {
+        let at = self.own.get(replica).map_or(u64::MAX, |own| own.at);
+        let released = self.beyond(at).filter(|(_, past)| past.passed_by.is_none());
+        released.count() as u32
     }
 
     /// Who wrote this beyond `at` and went on, as bits, and the last such place.
@@ -127,7 +131,7 @@ impl Sector {
         let (mut oldest, mut live) = (end, false);
         for (_, own) in members {
             oldest = oldest.min(own.at);
-            live |= !own.live.is_empty();
+            live |= !own.live.is_empty() || own.returns > 0;
         }
         let most = end.saturating_sub(keep as u64);
         while self.first < oldest.max(most) && self.past.pop_front().is_some() {

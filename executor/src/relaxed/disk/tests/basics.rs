@@ -183,3 +183,20 @@ fn who_comes_back_sees_its_checkpoint_and_writes_its_past_again() {
     drop(checkpoint);
     rig.disk.close().unwrap();
 }
+
+#[test]
+fn what_waited_at_the_checkpoint_still_counts() {
+    let rig = rig(3, HOLD, |_| ());
+    rig.disk.leave(1);
+    rig.write(2, 6, 1, 2);
+    let (checkpoint, position) = (rig.disk.snapshot(2), rig.position(2));
+    rig.disk.leave(2);
+    rig.write(0, 6, 1, 2);
+    rig.disk.enter(2, Some(&checkpoint), &position).unwrap();
+    let flush = rig.flush(0);
+    assert_eq!(rig.wait(0, flush), BlockStatus::Ok);
+    assert_eq!(rig.base(6, 1), [2]);
+    let flush = rig.flush(2);
+    assert_eq!(rig.wait(2, flush), BlockStatus::Ok);
+    rig.disk.close().unwrap();
+}

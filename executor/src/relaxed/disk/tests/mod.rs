@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod basics;
+mod bounds;
+mod free;
 
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
@@ -38,6 +40,13 @@ impl Ear {
             notices = more;
             assert!(!timeout.timed_out(), "nothing came: {notices:?}");
         }
+    }
+
+    /// Lets whoever waits look again.
+    pub fn poke(&self) {
+        // Under the lock, or somebody may have looked and not begun to wait.
+        let _notices = lock(&self.notices);
+        self.more.notify_all();
     }
 
     pub fn heard(&self) -> Vec<RelaxedNotice> {
