@@ -198,6 +198,10 @@ pub struct Appliance {
     /// Which replica's image this is about, if it has one of its own ([`Appliance::replica`]): its name or number.
     #[serde(skip)]
     pub variant: Option<String>,
+    /// The root disk that was built for a Linux machine ([`crate::BuiltImage::settle`]): the disk of `root = "disk:NAME"` is made
+    /// from it.
+    #[serde(skip)]
+    pub root_image: Option<PathBuf>,
     /// The file that it was read from (empty when it was parsed from text alone).
     #[serde(skip)]
     pub path: PathBuf,

@@ -99,6 +99,18 @@ pub struct BuiltImage {
     pub linux: Option<LinuxBoot>,
 }
 
+impl BuiltImage {
+    /// `appliance` with what the image settles: its program, with users looked up, and what new disks are made from.
+    #[must_use]
+    pub fn settle(&self, appliance: &Appliance) -> Appliance {
+        Appliance {
+            program: self.program.clone(),
+            root_image: self.linux.as_ref().map(|_| self.path.clone()),
+            ..appliance.clone()
+        }
+    }
+}
+
 /// Builds the image of `appliance`, or finds the one that the same inputs gave before. Several processes may do so at once.
 ///
 /// # Errors

@@ -2,11 +2,11 @@
 //! people ([`check()`], [`extract()`]).
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::appliance::{Appliance, DiskSpec, Filesystem, OnError};
+use crate::appliance::{Appliance, DiskSpec, Filesystem, OnError, Root};
 use crate::size;
 
 mod check;
@@ -19,6 +19,9 @@ pub use extract::{Extracted, extract};
 
 /// Where the magic number of an ext4 file system lies, and what it is.
 const EXT4_MAGIC: (u64, [u8; 2]) = (1024 + 56, [0x53, 0xef]);
+
+/// Bytes that are copied at once.
+const COPY_BLOCK: usize = 1 << 16;
 
 /// A disk whose file is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +127,12 @@ pub enum DiskError {
         disk: String,
         /// The program.
         tool: &'static str,
+    },
+    /// The root disk of a Linux machine, and no image to make it from.
+    #[error("disk {disk}: it is the root and is made from the image, which was not built yet")]
+    NoImage {
+        /// The disk's name.
+        disk: String,
     },
     /// The host's tool failed.
     #[error("disk {disk}: {tool} could not make the file system: {output}")]
@@ -274,6 +283,31 @@ fn check_existing(disk: &DiskSpec, path: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
+/// Copies `from` to the start of `to`, which holds zeroes: blocks of zeroes stay holes.
+fn copy(from: &Path, mut to: &File) -> io::Result<()> {
+    let mut from = File::open(from)?;
+    let mut block = vec![0; COPY_BLOCK];
+    loop {
+        let mut filled = 0;
+        while let Some(rest) = block.get_mut(filled..)
+            && !rest.is_empty()
+        {
+            match from.read(rest)? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        let Some(data) = block.get(..filled).filter(|data| !data.is_empty()) else {
+            return Ok(());
+        };
+        if data.iter().all(|byte| *byte == 0) {
+            to.seek_relative(filled as i64)?;
+        } else {
+            to.write_all(data)?;
+        }
+    }
+}
+
 /// Makes the disk in a temporary file, which gets its name when it is complete and on stable storage. Says whether this
 /// was the one that made it: another process may have been faster.
 fn create(appliance: &Appliance, disk: &DiskSpec, path: &Path) -> Result<bool, DiskError> {
@@ -291,7 +325,14 @@ fn create(appliance: &Appliance, disk: &DiskSpec, path: &Path) -> Result<bool, D
         .tempfile_in(directory)
         .map_err(make_error())?;
     file.as_file().set_len(disk.bytes).map_err(make_error())?;
-    if disk.filesystem == Filesystem::Ext4 {
+    if appliance.linux.is_some() && appliance.machine.root == Root::Disk(disk.name.clone()) {
+        let Some(image) = &appliance.root_image else {
+            let disk = disk.name.clone();
+            return Err(DiskError::NoImage { disk });
+        };
+        // Built for this disk, so of its size.
+        copy(image, file.as_file()).map_err(DiskError::io(disk, "copy the root image", image))?;
+    } else if disk.filesystem == Filesystem::Ext4 {
         mkfs::format(appliance, disk, seed.as_ref(), file.path())?;
     }
     file.as_file().sync_all().map_err(make_error())?;

@@ -50,6 +50,26 @@ fn one(appliance: &Appliance, name: &str, update: bool) -> Result<(), Failure> {
         "{name}: {how}, {}, digest {digest}",
         quorate_images::size::format(built.length)
     ));
+    if let Some(linux) = &built.linux {
+        let digest = |bytes: [u8; 32]| blake3::Hash::from_bytes(bytes).to_hex();
+        answer(&linux.kernel.display().to_string());
+        line(&format!(
+            "kernel {}: digest {}",
+            linux.kernel_version,
+            digest(linux.kernel_digest)
+        ));
+        if let Some(initramfs) = &linux.initramfs {
+            answer(&initramfs.display().to_string());
+            let digest = digest(linux.initramfs_digest);
+            line(&format!("initial RAM disk: digest {digest}"));
+        }
+        line(&format!("command line: {}", linux.cmdline));
+        let packages = linux.packages.iter();
+        let list: Vec<String> = packages
+            .map(|package| format!("{} {}", package.name, package.version))
+            .collect();
+        line(&format!("kernel and busybox: {}", list.join(", ")));
+    }
     if !built.packages.is_empty() {
         let packages = built.packages.iter();
         let list: Vec<String> = packages

@@ -260,10 +260,11 @@ fn extract(at: &Target, to: &Path, paths: &[String]) -> Result<ExitCode, Failure
     Ok(ExitCode::Success)
 }
 
-/// The appliance with its program's user settled, to whom new disks belong. That needs the image where the user has a name.
+/// The appliance with its program's user settled, to whom new disks belong, and with the root disk of a Linux machine. That needs the
+/// image where the user has a name.
 fn settled(appliance: &Appliance) -> Result<Appliance, Failure> {
     let from_image = matches!(appliance.image.source, ImageSource::Oci { .. });
-    if appliance.program.user.is_none() && !from_image {
+    if appliance.program.user.is_none() && !from_image && appliance.linux.is_none() {
         return Ok(appliance.clone());
     }
     let progress = Progress::new();
@@ -275,10 +276,7 @@ fn settled(appliance: &Appliance) -> Result<Appliance, Failure> {
     let built = quorate_images::build(appliance, &options);
     progress.done();
     let built = built.map_err(|error| Failure::new(ExitCode::Image, error))?;
-    Ok(Appliance {
-        program: built.program,
-        ..appliance.clone()
-    })
+    Ok(built.settle(appliance))
 }
 
 fn create(appliance: &Appliance) -> Result<ExitCode, Failure> {

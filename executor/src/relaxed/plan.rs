@@ -146,10 +146,7 @@ impl RelaxedPlan {
         for me in 0..usize::from(replicas) {
             let own = appliance.replica(me);
             let image = launch::image(&own, options, progress)?;
-            let own = Appliance {
-                program: image.program.clone(),
-                ..own
-            };
+            let own = image.settle(&own);
             let layout_seed = match layout {
                 LayoutKind::Same => seed.layout(0, 0),
                 LayoutKind::Random => seed.layout(me, 0),
@@ -384,7 +381,8 @@ fn disk_specs(
     options: &Options,
 ) -> Result<Vec<RelaxedSpec>, Failure> {
     let patience = patient(Duration::from_millis(appliance.policy.lag_timeout_ms));
-    let prepared = launch::disks(appliance, options)?;
+    // A root disk that is new is made from the image.
+    let prepared = launch::disks(&image.settle(appliance), options)?;
     let mut specs: Vec<RelaxedSpec> = Vec::new();
     for disk in prepared {
         let given = appliance.disks.iter().find(|given| given.name == disk.name);
