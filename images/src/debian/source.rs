@@ -36,7 +36,7 @@ impl Source {
 
     /// Whether its texts are what they should be, and no option or path of somebody else's making.
     pub(crate) fn is_safe(&self) -> bool {
-        self.files.iter().all(|file| is_safe(file)) && self.needs.iter().all(Package::is_safe)
+        self.files.iter().all(is_safe) && self.needs.iter().all(Package::is_safe)
     }
 }
 
