@@ -65,7 +65,7 @@ struct World<'a> {
 fn text(rng: &mut Rng, masked: bool) -> Vec<u8> {
     let len = match rng.below(4) {
         0 => rng.below(4),
-        1 => rng.below(6000),
+        1 => rng.below(9000),
         _ => rng.below(300),
     };
     let mut text = Vec::new();
@@ -634,11 +634,12 @@ pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
     let mut bad: Vec<bool> = (0..roles.len())
         .map(|r| r >= voting && world.rng.one_in(2))
         .collect();
-    for r in first..voting.min(first + faulty as usize) {
-        bad[r] = true;
+    for bad in &mut bad[first..voting.min(first + faulty as usize)] {
+        *bad = true;
     }
     if primary {
-        world.sound = !bad[0];
+        // Sometimes it leaves though the others are no replacement.
+        world.sound = !bad[0] && !world.rng.one_in(3);
         world.pinned = world.sound && bad[..voting].contains(&true);
     }
     if masked {

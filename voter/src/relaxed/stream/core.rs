@@ -427,7 +427,7 @@ impl Core {
 
     pub(crate) fn takes_part(&self, replica: ReplicaId) -> bool {
         let r = self.replicas.get(usize::from(replica.0));
-        r.is_some_and(|r| r.live && r.agrees())
+        r.is_some_and(|r| r.live && r.agrees()) && !self.abandoned
     }
 
     pub(crate) fn give_up_on(&mut self, replica: ReplicaId) -> bool {

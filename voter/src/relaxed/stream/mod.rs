@@ -267,7 +267,7 @@ impl StreamMatcher {
         self.core().waits_for(replica)
     }
 
-    /// The replica takes part in this connection: it is running and has not differed.
+    /// The replica takes part in this connection: it is running and has not differed, and somebody can serve it.
     #[must_use]
     pub fn takes_part(&self, replica: ReplicaId) -> bool {
         self.core().takes_part(replica)
