@@ -184,8 +184,9 @@ fn cmdline(appliance: &Appliance, linux: &LinuxSpec) -> String {
     if linux.initramfs == Initramfs::None {
         words.push(format!("init={}", linux.init()));
     }
-    // A panic ends the machine, by a reset; with one network device there is no need for another name than eth0.
-    words.push("quiet printk.time=0 panic=-1 net.ifnames=0".to_owned());
+    // A panic ends the machine, by a reset; with one network device there is no need for another name than eth0. The check of the
+    // timer counts ticks in real time, which a busy or emulated host may be late with: the kernel then gives up.
+    words.push("quiet printk.time=0 panic=-1 no_timer_check net.ifnames=0".to_owned());
     if !linux.cmdline.is_empty() {
         words.push(linux.cmdline.clone());
     }
