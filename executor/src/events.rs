@@ -113,6 +113,20 @@ pub enum Event {
         /// Why, in words.
         reason: String,
     },
+    /// An input was fatal to a replica, which goes on without it. Its state lacks the effect of that request; if the answer was an
+    /// error, there is none.
+    InputLeftOut {
+        /// The replica.
+        replica: usize,
+        /// The input's number over all inputs of the set.
+        input: u64,
+        /// On which connection or flow.
+        place: String,
+        /// Bytes of output that had been released there when the client sent it.
+        position: u64,
+        /// Its beginning.
+        excerpt: String,
+    },
     /// A replica is a copy of another, layout included: one attack may hit both.
     DiversityReduced {
         /// The copy.
@@ -265,6 +279,16 @@ impl fmt::Display for Event {
             Event::LeftOut { replica, reason } => write!(
                 f,
                 "replica {replica} is left out: {reason}; `quorate recover {replica}` brings it back"
+            ),
+            Event::InputLeftOut {
+                replica,
+                input,
+                place,
+                position,
+                excerpt,
+            } => write!(
+                f,
+                "replica {replica} goes on without input {input}, which was fatal to it: {place}, after {position} bytes of answers: \"{excerpt}\"; its state lacks the effect of that request, if it had any"
             ),
             Event::DiversityReduced { replica, donor } => write!(
                 f,

@@ -14,11 +14,13 @@ use super::bell::Bell;
 use super::disk::{RelaxedDisks, RelaxedNotice};
 use super::link::{ConnId, FlowId, ToGuest};
 use super::log::InputLog;
+use super::recovery::Recovery;
 use super::report::Differences;
 use crate::console::Console;
 use crate::events::{End, Event, EventLog, NoQuorum};
 use crate::exit::ExitCode;
 use crate::journal::{Clock, FairClock};
+use crate::recovery::RecoveryConfig;
 use crate::replica::Kick;
 use crate::sync::lock;
 
@@ -54,6 +56,8 @@ pub struct Settings {
     pub log_bytes: usize,
     /// What to do without a majority.
     pub no_quorum: NoQuorum,
+    /// How stopped replicas come back.
+    pub recovery: RecoveryConfig,
 }
 
 /// One connection.
@@ -121,6 +125,7 @@ pub(super) struct Member {
     pub(super) restarts: u64,
     pub(super) exited: Option<u64>,
     pub(super) was_idle: bool,
+    pub(super) recovery: Recovery,
 }
 
 pub(super) struct Inner {
@@ -142,6 +147,10 @@ pub(super) struct Inner {
     pub(super) report: Differences,
     pub(super) end: Option<End>,
     pub(super) no_quorum: Option<String>,
+    /// There is no majority, and somebody is on its way back: the set waits.
+    pub(super) held_for_recovery: bool,
+    /// The replica that takes a checkpoint.
+    pub(super) checkpointing: Option<usize>,
     /// When the guests are no longer waited for; set when the operator asked for a stop.
     pub(super) stop_deadline: Option<Instant>,
     pub(super) terminate: bool,
@@ -207,6 +216,7 @@ impl Hub {
             restarts: 0,
             exited: None,
             was_idle: false,
+            recovery: Recovery::default(),
         };
         let inner = Inner {
             log: InputLog::new(replicas),
@@ -226,6 +236,8 @@ impl Hub {
             report: Differences::default(),
             end: None,
             no_quorum: None,
+            held_for_recovery: false,
+            checkpointing: None,
             stop_deadline: None,
             terminate: false,
             ready: None,
@@ -234,6 +246,11 @@ impl Hub {
             released_bytes: 0,
             releases: 0,
         };
+        let mut inner = inner;
+        if settings.recovery.enabled {
+            // From the very beginning, until there is a checkpoint or too much of it.
+            (0..replicas).for_each(|me| inner.log.keep(me, Some(0)));
+        }
         Arc::new(Hub {
             inner: Mutex::new(inner),
             settings,
@@ -711,6 +728,14 @@ impl Hub {
         member.place = Place::Stopped;
         member.lags_since = None;
         member.mail.clear();
+        member.recovery.returns = self.settings.recovery.enabled;
+        member.recovery.crashed = crashed;
+        if member.recovery.returning.take().is_none() {
+            member.recovery.stopped_at = Some(Instant::now());
+        }
+        if inner.checkpointing == Some(me) {
+            inner.checkpointing = None;
+        }
         let boundary = member.exchanges;
         if let Some(kick) = &member.kick {
             kick();
@@ -724,6 +749,7 @@ impl Hub {
             reason,
         });
         inner.log.leave(me);
+        self.keep_log(inner, me);
         inner.lines.leave(id(me));
         if let Some(disks) = self.disks() {
             disks.leave(me);
@@ -777,7 +803,7 @@ impl Hub {
         }
     }
 
-    fn count_votes(&self, inner: &mut Inner) {
+    pub(super) fn count_votes(&self, inner: &mut Inner) {
         let (votes, needed) = (self.votes(inner), self.votes_needed(inner));
         let of = inner.members.len();
         let running = inner.members.iter().filter(|member| member.alive).count();
@@ -805,13 +831,14 @@ impl Hub {
             return;
         }
         inner.no_quorum = Some(detail.clone());
+        inner.held_for_recovery = self.somebody_returns(inner);
         self.tell(Event::NoMajority {
             boundary: 0,
             policy: self.settings.no_quorum,
-            recovering: false,
+            recovering: inner.held_for_recovery,
             detail: detail.clone(),
         });
-        if self.settings.no_quorum == NoQuorum::Stop {
+        if self.settings.no_quorum == NoQuorum::Stop && !inner.held_for_recovery {
             self.end(inner, End::NoQuorum { detail });
         }
     }

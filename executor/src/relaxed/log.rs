@@ -263,6 +263,12 @@ impl InputLog {
         self.readers.get(me).map_or(0, |reader| reader.next)
     }
 
+    /// The first batch that is still there.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
     /// Batches sealed so far.
     #[must_use]
     pub fn end(&self) -> u64 {

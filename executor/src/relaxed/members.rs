@@ -31,6 +31,43 @@ impl Hub {
         self.ring_all();
     }
 
+    /// A replica has a fresh machine.
+    pub(super) fn remade(&self, me: usize, kick: Kick, layout: Vec<(&'static str, u64)>) {
+        if let Some(member) = self.lock().members.get_mut(me) {
+            member.kick = Some(kick);
+            member.layout = layout;
+        }
+    }
+
+    /// A replica's thread came back without a fault of its machine. If its program has ended by a signal that nobody sent, that is a
+    /// crash; if it has ended by itself, the others are waited for as long as for a laggard.
+    pub(super) fn left(&self, me: usize) {
+        let status = {
+            let inner = self.lock();
+            let Some(member) = inner.members.get(me) else {
+                return;
+            };
+            match member.exited {
+                Some(status) if member.alive && inner.end.is_none() => status,
+                _ => return,
+            }
+        };
+        let signal = status & 0x7f;
+        if signal == 0 || self.lock().terminate {
+            self.pause(me, self.settings.lag_timeout);
+            return self.fell(
+                me,
+                "its program ended, and the others' did not".to_owned(),
+                false,
+            );
+        }
+        self.fell(
+            me,
+            format!("its program was ended by signal {signal}"),
+            true,
+        );
+    }
+
     /// Waits until every machine is there; false: the set has ended instead.
     pub fn all_built(&self, me: usize) -> bool {
         loop {
@@ -265,6 +302,7 @@ impl Hub {
         }
         self.look_at_channels(inner, now);
         self.look_at_laggards(inner, now);
+        self.bound_log(inner);
     }
 
     fn look_at_channels(&self, inner: &mut Inner, now: u64) {
@@ -332,7 +370,9 @@ impl Hub {
             if member.place == Place::Starting {
                 continue;
             }
-            if position < end {
+            let returning = member.recovery.returning.is_some();
+            // Who comes back owes much, and must only go on.
+            if position < end || returning {
                 let since = match member.lags_since {
                     Some((since, then)) if then == member.exchanges => since,
                     _ => now,

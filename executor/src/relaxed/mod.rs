@@ -19,6 +19,7 @@ pub mod log;
 mod members;
 pub mod plan;
 pub mod port;
+pub mod recovery;
 pub mod report;
 pub mod set;
 mod status;

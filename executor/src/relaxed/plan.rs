@@ -91,6 +91,8 @@ pub struct RelaxedPlan {
     pub lag_timeout: Duration,
     /// Bytes of input that may wait.
     pub log_bytes: usize,
+    /// How stopped replicas come back.
+    pub recovery: crate::recovery::RecoveryConfig,
     /// Without a majority.
     pub no_quorum: NoQuorum,
     /// How long programs may take to end.
@@ -255,6 +257,7 @@ impl RelaxedPlan {
             console_mask: masks(appliance, |mask| mask.console)?,
             lag_timeout: patient(Duration::from_millis(appliance.policy.lag_timeout_ms)),
             log_bytes: window,
+            recovery: launch::recovery(&appliance.recovery, options),
             no_quorum: options
                 .no_quorum
                 .unwrap_or(match appliance.policy.no_quorum {
@@ -298,6 +301,7 @@ impl RelaxedPlan {
             lag_timeout: self.lag_timeout,
             log_bytes: self.log_bytes,
             no_quorum: self.no_quorum,
+            recovery: self.recovery.clone(),
         };
         let hub = Hub::new(settings, Arc::new(EventLog::new(events)), console);
         if let Some(path) = &self.differences {
@@ -330,7 +334,7 @@ impl RelaxedPlan {
         match &plan.machine {
             Kind::Embedded(config) => {
                 let machine = Machine::new(kvm, config).map_err(|error| failure(&error))?;
-                Ok(Box::new(EmbeddedGuest(KvmVcpu::new(machine, me))))
+                Ok(Box::new(EmbeddedGuest::new(KvmVcpu::new(machine, me))))
             }
             Kind::Linux(config) => {
                 let machine = LinuxMachine::new(kvm, config).map_err(|error| failure(&error))?;

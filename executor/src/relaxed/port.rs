@@ -1,6 +1,6 @@
 //! One replica's side of the world: its own network endpoint, its place in the input log, its clock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +12,9 @@ use super::bell::Bell;
 use super::disk::RelaxedDisks;
 use super::hub::{Hub, Inner, Place};
 use super::link::{ConnId, FromGuest, Link, LinkConfig, LinkState, RestoreLinkError, ToGuest};
-use super::log::{Batch, Due};
+use super::log::{Batch, Due, Event};
+use crate::events::Event as Told;
+use crate::recovery::Step;
 use crate::sync::lock;
 
 /// Frames that a guest is given at once (R10): what its receive queue holds. More wait in the link.
@@ -82,6 +84,16 @@ struct State {
     frames: Vec<Vec<u8>>,
     /// What may be the beginning of a token that is translated, by connection.
     tails: HashMap<ConnId, Vec<u8>>,
+    /// Events are given one by one.
+    singly: bool,
+    /// Events of the next batch that were given already.
+    within: usize,
+    /// What was given last, one by one.
+    in_flight: Option<Event>,
+    /// Numbers of inputs that were fatal to this replica. Bounded by the ladder.
+    without: BTreeSet<u64>,
+    /// Connections on which an input was left out, until the next one comes: only then it is known where its answer has ended.
+    jumps: BTreeSet<ConnId>,
 }
 
 /// All that a port knows, for a checkpoint of its guest; its place in the log is beside it.
@@ -93,7 +105,26 @@ pub struct PortState {
     pub clock_ns: u64,
     /// The batch that comes next.
     pub next: u64,
+    tails: HashMap<ConnId, Vec<u8>>,
+    pub(super) jumps: BTreeSet<ConnId>,
     unsent: BTreeMap<ConnId, u64>,
+}
+
+/// What the guest of before has left behind.
+fn forget(state: &mut State) {
+    state.waiting.clear();
+    state.frames.clear();
+    state.busy = 0;
+    state.within = 0;
+    state.in_flight = None;
+}
+
+/// The beginning of an input, for a person.
+fn excerpt(bytes: &[u8]) -> String {
+    const MOST: usize = 80;
+    let shown = bytes.get(..MOST).unwrap_or(bytes);
+    let more = if bytes.len() > MOST { " ..." } else { "" };
+    format!("{}{more}", shown.escape_ascii())
 }
 
 /// See the module.
@@ -103,6 +134,7 @@ pub struct Port {
     /// What a wall clock shows when the guests' monotonic clock shows 0, ns since 1970.
     realtime_ns: u64,
     bell: Arc<Bell>,
+    config: LinkConfig,
     state: Mutex<State>,
 }
 
@@ -116,14 +148,20 @@ impl Port {
             realtime_ns,
             bell: Arc::clone(hub.bells.get(me)?),
             state: Mutex::new(State {
-                link: Link::new(link),
+                link: Link::new(link.clone()),
                 clock_ns: 0,
                 waiting: HashMap::new(),
                 unsent: BTreeMap::new(),
                 busy: 0,
                 frames: Vec::new(),
                 tails: HashMap::new(),
+                singly: false,
+                within: 0,
+                in_flight: None,
+                without: BTreeSet::new(),
+                jumps: BTreeSet::new(),
             }),
+            config: link,
         })
     }
 
@@ -160,33 +198,113 @@ impl Port {
         self.bell.also(call);
     }
 
-    /// All that there is to save. To be called when the guest stands still and its outputs were given away.
-    #[must_use]
-    pub fn save(&self) -> PortState {
-        let state = lock(&self.state);
-        let hub = self.hub.lock();
+    /// All that there is to save: the guest stands still, and its outputs were given away.
+    fn save(&self, state: &State, hub: &Inner) -> PortState {
         PortState {
             link: state.link.save(),
             clock_ns: state.clock_ns,
             next: hub.log.position(self.me),
+            tails: state.tails.clone(),
+            jumps: state.jumps.clone(),
             unsent: state.unsent.clone(),
         }
     }
 
-    /// Goes on from what was saved; the log must have been told ([`super::log::InputLog::enter`]).
+    /// Goes on from what was saved; the hub lets the replica in after that.
     ///
     /// # Errors
     /// When the state is none.
-    pub fn restore(&self, saved: PortState) -> Result<(), RestoreLinkError> {
+    pub(super) fn restore(&self, saved: PortState) -> Result<(), RestoreLinkError> {
         let mut state = lock(&self.state);
         state.link = Link::restore(saved.link, saved.clock_ns)?;
         state.clock_ns = saved.clock_ns;
         state.unsent = saved.unsent;
-        state.waiting.clear();
-        state.frames.clear();
-        state.tails.clear();
-        state.busy = 0;
+        state.tails = saved.tails;
+        state.jumps = saved.jumps;
+        forget(&mut state);
         Ok(())
+    }
+
+    /// Begins again.
+    pub(super) fn begin(&self) {
+        let mut state = lock(&self.state);
+        state.link = Link::new(self.config.clone());
+        state.clock_ns = 0;
+        state.unsent.clear();
+        state.tails.clear();
+        state.jumps.clear();
+        forget(&mut state);
+    }
+
+    /// From here on events are given one by one, each when the guest has nothing left to do, or batch by batch.
+    pub(super) fn singly(&self, singly: bool) {
+        lock(&self.state).singly = singly;
+    }
+
+    /// The number of the event that was given last, if they are given one by one.
+    pub(super) fn in_flight(&self) -> Option<u64> {
+        let state = lock(&self.state);
+        state.in_flight.as_ref().map(|event| event.number)
+    }
+
+    /// Where a replica begins again.
+    pub(super) fn place(&self, step: Step) -> u64 {
+        let hub = self.hub.lock();
+        let point = hub
+            .members
+            .get(self.me)
+            .and_then(|member| member.recovery.point.as_ref());
+        match step {
+            Step::Checkpoint => point.map_or(0, |point| point.port.next),
+            _ => 0,
+        }
+    }
+
+    /// The event that was on its way was fatal: this replica does not get it any more.
+    pub(super) fn leave_out_input(&self) {
+        let mut state = lock(&self.state);
+        let Some(event) = state.in_flight.take() else {
+            return;
+        };
+        state.without.insert(event.number);
+        let (what, excerpt) = match &event.what {
+            ToGuest::Data { conn, bytes } => (format!("connection {conn}"), excerpt(bytes)),
+            ToGuest::Datagram { flow, bytes, .. } => (format!("flow {flow}"), excerpt(bytes)),
+            other => ("a connection".to_owned(), format!("{other:?}")),
+        };
+        self.hub.tell(Told::InputLeftOut {
+            replica: self.me,
+            input: event.number,
+            place: what,
+            position: event.after,
+            excerpt,
+        });
+    }
+
+    /// Whether the guest takes a checkpoint at the boundary at which it stands; then [`Port::checkpointed`] must follow. At a quiet
+    /// moment only: nothing is on its way to the guest, and all that it has said was taken.
+    #[must_use]
+    pub fn checkpoint_due(&self, wait_until_ns: u64) -> bool {
+        let state = lock(&self.state);
+        let quiet = wait_until_ns != WAIT_NONE
+            && state.frames.is_empty()
+            && state.waiting.is_empty()
+            && state.within == 0
+            && !state.singly
+            && !state.link.has_frames();
+        quiet && self.hub.checkpoint_due(&mut self.hub.lock(), self.me)
+    }
+
+    /// The machine's part of a checkpoint was taken, or not.
+    pub fn checkpointed(&self, taken: Result<(), String>) {
+        let mut state = lock(&self.state);
+        let mut hub = self.hub.lock();
+        if taken.is_ok() {
+            // They are behind.
+            state.without.clear();
+        }
+        let taken = taken.map(|()| self.save(&state, &hub));
+        self.hub.checkpointed(&mut hub, self.me, taken);
     }
 
     /// Gives the guest's outputs away. Never blocks on the vote.
@@ -328,28 +446,64 @@ impl Port {
         }
     }
 
-    /// Gives a batch to the link.
+    /// Gives a batch to the link, or its next event.
     fn give(&self, state: &mut State, hub: &mut Inner, batch: &Batch) {
-        hub.log.taken(self.me);
         state.busy = 0;
         state.clock_ns = state.clock_ns.max(batch.at_ns);
-        for event in batch.events.iter() {
-            let input = self.translated(state, hub, &event.what);
-            if let ToGuest::Data { conn, bytes } = &event.what {
-                // What waits in a tail counts as acknowledged: it is bounded by the length of a token.
-                let given = match &input {
-                    Some(ToGuest::Data { bytes, .. }) => bytes.len(),
-                    _ => 0,
-                };
-                *state.unsent.entry(*conn).or_default() += given as u64;
-                let less = bytes.len().saturating_sub(given) as u64;
-                self.hub.acknowledged(hub, self.me, *conn, less);
+        while let Some(event) = batch.events.get(state.within) {
+            state.within += 1;
+            if state.without.contains(&event.number) {
+                self.pass_over(state, hub, event);
+                continue;
             }
-            if let Some(input) = input {
-                state.link.input(input, state.clock_ns);
+            self.give_event(state, hub, event);
+            if state.singly {
+                state.in_flight = Some(event.clone());
+                break;
             }
         }
+        if state.within >= batch.events.len() {
+            state.within = 0;
+            hub.log.taken(self.me);
+        }
         self.poll(state);
+    }
+
+    fn give_event(&self, state: &mut State, hub: &mut Inner, event: &Event) {
+        if let Some(conn) = event.what.conn()
+            && state.jumps.remove(&conn)
+            && let Some(channel) = hub.channels.get_mut(&conn)
+        {
+            // The answer to what was left out had ended when the client sent this.
+            channel.matcher.enter(super::hub::id(self.me), event.after);
+        }
+        let input = self.translated(state, hub, &event.what);
+        if let ToGuest::Data { conn, bytes } = &event.what {
+            // What waits in a tail counts as acknowledged: it is bounded by the length of a token.
+            let given = match &input {
+                Some(ToGuest::Data { bytes, .. }) => bytes.len(),
+                _ => 0,
+            };
+            *state.unsent.entry(*conn).or_default() += given as u64;
+            let less = bytes.len().saturating_sub(given) as u64;
+            self.hub.acknowledged(hub, self.me, *conn, less);
+        }
+        if let Some(input) = input {
+            state.link.input(input, state.clock_ns);
+        }
+    }
+
+    /// Leaves an input out. Until the client's next one the replica takes no part in the connection; with that its place in the output
+    /// jumps over the answer.
+    fn pass_over(&self, state: &mut State, hub: &mut Inner, event: &Event) {
+        if let Some(conn) = event.what.conn()
+            && let Some(channel) = hub.channels.get_mut(&conn)
+        {
+            state.jumps.insert(conn);
+            channel.matcher.leave(super::hub::id(self.me));
+            self.hub
+                .acknowledged(hub, self.me, conn, event.what.payload() as u64);
+        }
     }
 
     /// Whether this replica has said what had been released to the clients when they sent what is in the batch, where that is asked
@@ -396,19 +550,14 @@ impl Port {
         state.clock_ns = wanted.min(next).min(most).max(state.clock_ns);
     }
 
-    /// An embedded guest is at a boundary: gives its outputs away, and waits for what there is for it.
-    pub fn boundary(&self, outputs: Vec<Output>, wait_until_ns: u64) -> Next {
+    /// An embedded guest is at a boundary: gives its outputs away.
+    ///
+    /// # Errors
+    /// When the replica is to go.
+    pub fn give_away(&self, outputs: Vec<Output>) -> Result<(), Stop> {
         let mut state = lock(&self.state);
-        {
-            let mut hub = self.hub.lock();
-            match self.put(&mut state, &mut hub, outputs) {
-                Ok(()) => {}
-                Err(Stop::Left) => return Next::Leave,
-                Err(Stop::Misbehaved(report)) => return Next::Misbehaved(report),
-            }
-        }
-        drop(state);
-        self.await_entry(wait_until_ns)
+        let mut hub = self.hub.lock();
+        self.put(&mut state, &mut hub, outputs)
     }
 
     /// Waits for what there is for an embedded guest that stands at a boundary.
@@ -481,7 +630,7 @@ impl Port {
                     // It was the link's: if it has nothing to send, the guest sleeps on.
                 }
                 Due::Batch(_) | Due::Nothing => {
-                    self.went_idle(hub);
+                    self.went_idle(state, hub);
                     self.hub.flush_held(hub, self.me);
                     let left = Duration::from_nanos(timer.saturating_sub(now));
                     return Err((timer != WAIT_FOREVER).then_some(left));
@@ -523,12 +672,16 @@ impl Port {
         Next::Resume(Arc::new(self.entry(hub, state)))
     }
 
-    fn went_idle(&self, hub: &mut Inner) {
+    fn went_idle(&self, state: &mut State, hub: &mut Inner) {
         if let Some(member) = hub.members.get_mut(self.me) {
             member.place = Place::Idle;
             member.was_idle = true;
         }
         self.hub.ready_if_all_were_idle(hub);
+        if state.within == 0 && self.hub.has_caught_up(hub, self.me) {
+            state.singly = false;
+            state.in_flight = None;
+        }
     }
 
     /// Gives a free-running guest's outputs away and takes what there is for it. `now_ns` is its device thread's clock. Never blocks on
@@ -553,7 +706,7 @@ impl Port {
                 _ => break,
             }
         }
-        self.went_idle(hub);
+        self.went_idle(&mut state, hub);
         Ok(self.entry(hub, &mut state))
     }
 

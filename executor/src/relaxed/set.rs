@@ -6,11 +6,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::front::Front;
-use super::guest::{End as GuestEnd, Guest};
+use super::guest::Guest;
 use super::hub::Hub;
 use super::link::LinkConfig;
 use super::members::{no_thread, tick};
 use super::port::Port;
+use super::recovery;
 use crate::console::Console;
 use crate::control::protocol::{Command, Reply, Status};
 use crate::control::server::Controlled;
@@ -251,7 +252,7 @@ where
     B: Fn(usize) -> Result<Box<dyn Guest>, Failure>,
 {
     let hub = &core.hub;
-    let mut guest = match build(me) {
+    let guest = match build(me) {
         Ok(guest) => guest,
         Err(failure) => return hub.failed(failure),
     };
@@ -269,17 +270,7 @@ where
         return hub.failed(Failure::new(ExitCode::Internal, text));
     };
     let port = Arc::new(port);
-    match guest.run(&port) {
-        GuestEnd::Left => {}
-        GuestEnd::Crash(report) => hub.fell(me, format!("its machine crashed: {report}"), true),
-        GuestEnd::Misbehaved(report) => {
-            hub.fell(
-                me,
-                format!("it broke the rules of a device: {report}"),
-                true,
-            );
-        }
-    }
+    recovery::life::live(hub, &port, guest, &|| build(me));
 }
 
 impl RelaxedHandle {

@@ -66,6 +66,7 @@ fn settings(roles: &[Role], policy: Policy) -> Settings {
         lag_timeout: Duration::from_millis(600),
         log_bytes: 1 << 20,
         no_quorum: NoQuorum::Stop,
+        recovery: crate::recovery::RecoveryConfig::off(),
     }
 }
 

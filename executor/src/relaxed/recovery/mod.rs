@@ -1,0 +1,326 @@
+//! How a replica that was stopped comes back: checkpoints at quiet moments, the inputs since then again, and its outputs compared
+//! with what was released meanwhile (R7). The lockstep sets' `crate::recovery` has a journal of entries instead; here every replica
+//! has a clock of its own, and what it shares with the others is the order of inputs.
+//!
+//! A checkpoint is the machine's (kept by the guest, on the replica's own thread) and a [`Point`] beside it: the endpoint, the place
+//! in the log, and how far the replica had come on every channel.
+
+pub mod ladder;
+pub(super) mod life;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use quorate_voter::relaxed::Role;
+
+use super::hub::{Hub, Inner, Place, id};
+use super::link::ConnId;
+use super::port::PortState;
+use crate::events::Event;
+use crate::recovery::Step;
+
+/// Where a replica was when its machine's checkpoint was taken.
+#[derive(Clone, Debug)]
+pub(super) struct Point {
+    /// Its port.
+    pub(super) port: PortState,
+    /// Bytes that it had said on each connection.
+    streams: HashMap<ConnId, u64>,
+    /// Datagrams by the guest's port.
+    datagrams: HashMap<u16, u64>,
+    /// Whole lines of its console, and what it had begun of the next.
+    lines: (u64, Vec<u8>),
+}
+
+/// A replica that is on its way back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Return {
+    /// By what.
+    step: Step,
+    /// When it was stopped.
+    since: Instant,
+}
+
+/// What is known of a replica's checkpoints and failures.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    /// Its last checkpoint.
+    pub(super) point: Option<Point>,
+    /// Not before this the next one is taken.
+    next_at: Option<Instant>,
+    /// When it was stopped.
+    pub(super) stopped_at: Option<Instant>,
+    /// It is stopped, and its thread will bring it back.
+    pub(super) returns: bool,
+    /// It runs, and has not caught up.
+    pub(super) returning: Option<Return>,
+    /// It was stopped by a crash.
+    pub(super) crashed: bool,
+    /// Since it was brought back last it has caught up.
+    pub(super) caught_up: bool,
+}
+
+impl Hub {
+    /// Whether replicas come back.
+    pub(super) fn recovers(&self) -> bool {
+        self.settings.recovery.enabled
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        self.settings
+            .recovery
+            .checkpoint_interval
+            .filter(|_| self.recovers())
+    }
+
+    /// Whether pages that change are to be tracked.
+    pub(super) fn takes_checkpoints(&self) -> bool {
+        self.interval().is_some()
+    }
+
+    /// Whether a replica whose guest is quiet takes a checkpoint now. If so the turn is its until [`Hub::checkpointed`]: one replica
+    /// pauses at a time.
+    pub(super) fn checkpoint_due(&self, inner: &mut Inner, me: usize) -> bool {
+        let Some(interval) = self.interval() else {
+            return false;
+        };
+        let members = inner.members.len();
+        let next = inner.log.position(me);
+        let Some(member) = inner.members.get_mut(me).filter(|member| member.alive) else {
+            return false;
+        };
+        let own = &mut member.recovery;
+        if !member.was_idle || own.returning.is_some() || inner.checkpointing.is_some() {
+            return false;
+        }
+        if own
+            .point
+            .as_ref()
+            .is_some_and(|point| point.port.next == next)
+        {
+            return false;
+        }
+        let now = Instant::now();
+        // Staggered from the beginning.
+        let first =
+            interval * u32::try_from(me + 1).unwrap_or(1) / u32::try_from(members).unwrap_or(1);
+        if now < *own.next_at.get_or_insert(now + first) {
+            return false;
+        }
+        own.next_at = Some(now + interval);
+        inner.checkpointing = Some(me);
+        true
+    }
+
+    /// The machine's checkpoint was taken, or not.
+    pub(super) fn checkpointed(
+        &self,
+        inner: &mut Inner,
+        me: usize,
+        taken: Result<PortState, String>,
+    ) {
+        inner.checkpointing = None;
+        let port = match taken {
+            Ok(port) => port,
+            Err(reason) => {
+                return self.tell(Event::CheckpointFailed {
+                    replica: Some(me),
+                    reason,
+                });
+            }
+        };
+        let replica = id(me);
+        let mut streams = HashMap::new();
+        for (conn, channel) in &mut inner.channels {
+            channel.matcher.mark(replica);
+            streams.insert(*conn, channel.matcher.position(replica));
+        }
+        let datagrams = inner.datagrams.iter();
+        let point = Point {
+            port,
+            streams,
+            datagrams: datagrams
+                .map(|(&port, matcher)| (port, matcher.position(replica)))
+                .collect(),
+            lines: (
+                inner.lines.lines(replica),
+                inner.lines.begun(replica).to_vec(),
+            ),
+        };
+        if let Some(member) = inner.members.get_mut(me) {
+            member.recovery.point = Some(point);
+        }
+        self.keep_log(inner, me);
+    }
+
+    /// Tells the log what it has to keep for a replica: everything while that is little, so that it can start afresh, else what its
+    /// checkpoint needs (R10).
+    pub(super) fn keep_log(&self, inner: &mut Inner, me: usize) {
+        let Some(member) = inner.members.get(me) else {
+            return;
+        };
+        let own = &member.recovery;
+        let lives = member.alive || own.returns;
+        let history =
+            inner.log.first() == 0 && inner.log.cost() as u64 <= self.settings.recovery.history;
+        let from = match &own.point {
+            _ if !self.recovers() || !lives => None,
+            _ if history => Some(0),
+            Some(point) => Some(point.port.next),
+            None => None,
+        };
+        inner.log.keep(me, from);
+    }
+
+    /// R10: what the log keeps for checkpoints is bounded. At the bound the history is given up first, then the checkpoint for which most
+    /// is kept.
+    pub(super) fn bound_log(&self, inner: &mut Inner) {
+        if !self.recovers() {
+            return;
+        }
+        let members = inner.members.len();
+        (0..members).for_each(|me| self.keep_log(inner, me));
+        let limit = self.settings.recovery.history_limit();
+        while inner.log.cost() as u64 > limit
+            && let Some(me) = inner.log.oldest_kept()
+        {
+            if let Some(member) = inner.members.get_mut(me) {
+                member.recovery.point = None;
+            }
+            inner.log.keep(me, None);
+        }
+    }
+
+    /// Brings a replica back whose machine and port stand at its last checkpoint, or at the beginning. Its outputs are compared with what
+    /// was released from there on (R7), and count when it has caught up.
+    ///
+    /// # Errors
+    /// When the log does not go back that far. `Ok(false)`: the set has ended.
+    pub(super) fn readmit(&self, me: usize, step: Step) -> Result<bool, String> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if inner.end.is_some() {
+            return Ok(false);
+        }
+        let replica = id(me);
+        let Some(member) = inner.members.get_mut(me) else {
+            return Ok(false);
+        };
+        let point = match step {
+            Step::Checkpoint => member.recovery.point.clone(),
+            _ => None,
+        };
+        let next = point.as_ref().map_or(0, |point| point.port.next);
+        if !inner.log.enter(me, next) {
+            return Err("the inputs since then are no longer there".to_owned());
+        }
+        let since = member.recovery.stopped_at.unwrap_or_else(Instant::now);
+        member.recovery.returning = Some(Return { step, since });
+        member.recovery.caught_up = false;
+        member.recovery.crashed = false;
+        member.alive = true;
+        member.stopped = None;
+        member.place = Place::Running;
+        member.lags_since = None;
+        member.retry.clear();
+        member.restarts += 1;
+        for (conn, channel) in &mut inner.channels {
+            let at = point.as_ref().and_then(|point| point.streams.get(conn));
+            // A request was left out there, and the next one has not come: see `Port`.
+            let waits = point
+                .as_ref()
+                .is_some_and(|point| point.port.jumps.contains(conn));
+            if !waits {
+                channel.matcher.enter(replica, at.copied().unwrap_or(0));
+            }
+        }
+        for (port, matcher) in &mut inner.datagrams {
+            let at = point.as_ref().and_then(|point| point.datagrams.get(port));
+            matcher.enter(replica, at.copied().unwrap_or(0));
+        }
+        match &point {
+            Some(point) => inner.lines.enter(replica, point.lines.0, &point.lines.1),
+            None => inner.lines.enter(replica, 0, &[]),
+        }
+        drop(guard);
+        self.ring_all();
+        Ok(true)
+    }
+
+    /// A replica's guest is idle. True if it was on its way back and has caught up just now: it has been given all that the others have,
+    /// and has said all that was released.
+    pub(super) fn has_caught_up(&self, inner: &mut Inner, me: usize) -> bool {
+        let replica = id(me);
+        let Some(member) = inner.members.get(me).filter(|member| member.alive) else {
+            return false;
+        };
+        let Some(Return { step, since }) = member.recovery.returning else {
+            return false;
+        };
+        // Under load the others may always be a batch ahead.
+        let given = inner.log.position(me) + 1 >= inner.log.end();
+        let behind = |channel: &super::hub::Channel| {
+            channel.matcher.takes_part(replica) && channel.matcher.behind(replica) > 0
+        };
+        if !given || inner.channels.values().any(behind) {
+            return false;
+        }
+        let boundary = member.exchanges;
+        if let Some(member) = inner.members.get_mut(me) {
+            member.recovery.returning = None;
+            member.recovery.caught_up = true;
+            member.exited = None;
+        }
+        let after_ms = since.elapsed().as_millis() as u64;
+        self.tell(Event::Recovered {
+            replica: me,
+            step,
+            boundary,
+            after_ms,
+            layout: "kept",
+        });
+        if self.votes(inner) >= self.votes_needed(inner) && inner.held_for_recovery {
+            inner.held_for_recovery = false;
+            inner.no_quorum = None;
+            self.tell(Event::Majority { boundary });
+        }
+        let back =
+            |member: &super::hub::Member| member.alive && member.recovery.returning.is_none();
+        if inner.members.iter().all(back) {
+            self.tell(Event::FullStrength { after_ms });
+        }
+        true
+    }
+
+    /// A replica does not come back.
+    pub(super) fn leave_out(&self, me: usize, reason: String) {
+        let mut inner = self.lock();
+        if inner.end.is_some() {
+            return;
+        }
+        if let Some(member) = inner.members.get_mut(me) {
+            member.recovery.returns = false;
+            member.recovery.point = None;
+        }
+        inner.log.keep(me, None);
+        self.tell(Event::LeftOut {
+            replica: me,
+            reason,
+        });
+        let held = std::mem::take(&mut inner.held_for_recovery);
+        if held {
+            inner.no_quorum = None;
+            self.count_votes(&mut inner);
+        }
+    }
+
+    /// Somebody whose word counts is on its way back, or will be.
+    pub(super) fn somebody_returns(&self, inner: &Inner) -> bool {
+        inner.members.iter().enumerate().any(|(me, member)| {
+            (member.recovery.returns && !member.alive || member.recovery.returning.is_some())
+                && self.settings.voters.role(id(me)) != Some(Role::Canary)
+        })
+    }
+}
