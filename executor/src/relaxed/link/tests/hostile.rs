@@ -126,10 +126,7 @@ fn the_window_is_kept() {
         receive_window: 4096,
         ..LinkConfig::default()
     };
-    let mut world = World::new(
-        config,
-        Guest::new(65536, Program::Echo),
-    );
+    let mut world = World::new(config, Guest::new(65536, Program::Echo));
     world.takes = false;
     world.open(0);
     world.data(0, &[7; 100]);
