@@ -33,6 +33,10 @@ pub trait Guest {
     fn restore(&mut self) -> Result<(), String> {
         Err("such a machine takes no checkpoints".to_owned())
     }
+    /// Whether such a guest can be brought back when it was stopped.
+    fn comes_back(&self) -> bool {
+        false
+    }
     /// Start address of each region of the layout.
     fn layout(&self) -> Vec<(&'static str, u64)>;
 }
@@ -64,7 +68,9 @@ impl<V: Vcpu> EmbeddedGuest<V> {
             let base = self.kept.as_ref().map(|(checkpoint, _)| checkpoint);
             let taken = self.vcpu.checkpoint(base);
             port.checkpointed(taken.map(|(checkpoint, _)| {
+                let positions = V::positions(&checkpoint);
                 self.kept = Some((checkpoint, wait_until_ns));
+                positions
             }));
         }
         loop {
@@ -140,6 +146,10 @@ impl<V: Vcpu> Guest for EmbeddedGuest<V> {
 
     fn kicker(&self) -> Kick {
         self.vcpu.kicker()
+    }
+
+    fn comes_back(&self) -> bool {
+        true
     }
 
     fn restore(&mut self) -> Result<(), String> {

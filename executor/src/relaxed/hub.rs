@@ -728,7 +728,7 @@ impl Hub {
         member.place = Place::Stopped;
         member.lags_since = None;
         member.mail.clear();
-        member.recovery.returns = self.settings.recovery.enabled;
+        member.recovery.returns = self.settings.recovery.enabled && member.recovery.able;
         member.recovery.crashed = crashed;
         if member.recovery.returning.take().is_none() {
             member.recovery.stopped_at = Some(Instant::now());

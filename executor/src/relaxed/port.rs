@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quorate_abi::sync::{FLAG_TERMINATE, WAIT_FOREVER, WAIT_NONE};
-use quorate_devices::{DiskReads, Entry, NoDisks, Output};
+use quorate_devices::{DiskPosition, DiskReads, Entry, NoDisks, Output};
 use quorate_voter::relaxed::EndOfStream;
 
 use super::bell::Bell;
@@ -296,14 +296,14 @@ impl Port {
     }
 
     /// The machine's part of a checkpoint was taken, or not.
-    pub fn checkpointed(&self, taken: Result<(), String>) {
+    pub fn checkpointed(&self, taken: Result<Vec<DiskPosition>, String>) {
         let mut state = lock(&self.state);
         let mut hub = self.hub.lock();
         if taken.is_ok() {
             // They are behind.
             state.without.clear();
         }
-        let taken = taken.map(|()| self.save(&state, &hub));
+        let taken = taken.map(|positions| (self.save(&state, &hub), positions));
         self.hub.checkpointed(&mut hub, self.me, taken);
     }
 

@@ -257,6 +257,7 @@ where
         Err(failure) => return hub.failed(failure),
     };
     hub.built(me, guest.kicker(), guest.layout());
+    hub.comes_back(me, guest.comes_back());
     if !hub.all_built(me) {
         return;
     }

@@ -62,8 +62,8 @@ pub(in crate::relaxed) fn live(
                         step,
                         reason,
                     });
-                    next =
-                        ladder.impossible(step == Step::Checkpoint && hub.lock().log.first() == 0);
+                    let history = hub.has_history(&hub.lock());
+                    next = ladder.impossible(history);
                 }
             }
         }
@@ -84,7 +84,7 @@ fn failure(hub: &Hub, port: &Port) -> Option<Failure> {
         in_flight,
         caught_up: member.recovery.caught_up,
         has_checkpoint: member.recovery.point.is_some(),
-        has_history: inner.log.first() == 0,
+        has_history: hub.has_history(&inner),
     })
 }
 

@@ -11,10 +11,14 @@ pub(super) mod life;
 mod tests;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_voter::relaxed::Role;
 
+use quorate_devices::DiskPosition;
+
+use super::disk::ViewSnapshot;
 use super::hub::{Hub, Inner, Place, id};
 use super::link::ConnId;
 use super::port::PortState;
@@ -22,7 +26,7 @@ use crate::events::Event;
 use crate::recovery::Step;
 
 /// Where a replica was when its machine's checkpoint was taken.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Point {
     /// Its port.
     pub(super) port: PortState,
@@ -32,6 +36,9 @@ pub(super) struct Point {
     datagrams: HashMap<u16, u64>,
     /// Whole lines of its console, and what it had begun of the next.
     lines: (u64, Vec<u8>),
+    /// Its views of the disks, and how far it had come on them.
+    views: Arc<Vec<ViewSnapshot>>,
+    positions: Vec<DiskPosition>,
 }
 
 /// A replica that is on its way back.
@@ -44,7 +51,7 @@ pub(super) struct Return {
 }
 
 /// What is known of a replica's checkpoints and failures.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Recovery {
     /// Its last checkpoint.
     pub(super) point: Option<Point>,
@@ -54,6 +61,8 @@ pub(super) struct Recovery {
     pub(super) stopped_at: Option<Instant>,
     /// It is stopped, and its thread will bring it back.
     pub(super) returns: bool,
+    /// Its guest can be brought back.
+    pub(super) able: bool,
     /// It runs, and has not caught up.
     pub(super) returning: Option<Return>,
     /// It was stopped by a crash.
@@ -119,11 +128,11 @@ impl Hub {
         &self,
         inner: &mut Inner,
         me: usize,
-        taken: Result<PortState, String>,
+        taken: Result<(PortState, Vec<DiskPosition>), String>,
     ) {
         inner.checkpointing = None;
-        let port = match taken {
-            Ok(port) => port,
+        let (port, positions) = match taken {
+            Ok(taken) => taken,
             Err(reason) => {
                 return self.tell(Event::CheckpointFailed {
                     replica: Some(me),
@@ -148,6 +157,12 @@ impl Hub {
                 inner.lines.lines(replica),
                 inner.lines.begun(replica).to_vec(),
             ),
+            views: self
+                .disks()
+                .map(|disks| disks.snapshot(me))
+                .unwrap_or_default()
+                .into(),
+            positions,
         };
         if let Some(member) = inner.members.get_mut(me) {
             member.recovery.point = Some(point);
@@ -162,7 +177,7 @@ impl Hub {
             return;
         };
         let own = &member.recovery;
-        let lives = member.alive || own.returns;
+        let lives = own.able && (member.alive || own.returns);
         let history =
             inner.log.first() == 0 && inner.log.cost() as u64 <= self.settings.recovery.history;
         let from = match &own.point {
@@ -193,6 +208,18 @@ impl Hub {
         }
     }
 
+    /// Whether a replica's guest can be brought back.
+    pub(super) fn comes_back(&self, me: usize, able: bool) {
+        if let Some(member) = self.lock().members.get_mut(me) {
+            member.recovery.able = able;
+        }
+    }
+
+    /// Whether a replica can begin afresh: the log has all inputs, and there is no disk that what it did before has left its traces on.
+    pub(super) fn has_history(&self, inner: &Inner) -> bool {
+        inner.log.first() == 0 && self.disks().is_none()
+    }
+
     /// Brings a replica back whose machine and port stand at its last checkpoint, or at the beginning. Its outputs are compared with what
     /// was released from there on (R7), and count when it has caught up.
     ///
@@ -213,7 +240,15 @@ impl Hub {
             _ => None,
         };
         let next = point.as_ref().map_or(0, |point| point.port.next);
+        if let (Some(disks), Some(point)) = (self.disks(), &point) {
+            disks
+                .enter(me, &point.views, &point.positions)
+                .map_err(|error| error.to_string())?;
+        }
         if !inner.log.enter(me, next) {
+            if let Some(disks) = self.disks() {
+                disks.leave(me);
+            }
             return Err("the inputs since then are no longer there".to_owned());
         }
         let since = member.recovery.stopped_at.unwrap_or_else(Instant::now);
