@@ -349,7 +349,7 @@ impl Core {
         r.counts_from = before.counts_from.min(position);
         match before.lost_at {
             // It departed before: what it says from here on is not what was released.
-            Some(at) if position > at => r.lost_at = Some(at),
+            Some(at) if position > at.min(agreed) => r.lost_at = Some(at),
             Some(_) => {}
             // What is released, only the first branch holds.
             None if position < agreed => {}

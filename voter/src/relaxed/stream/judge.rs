@@ -80,7 +80,11 @@ impl Core {
             if to <= self.agreed_symbols() || self.agreed_end.is_some() {
                 break;
             }
+            let so_far = self.agreed_symbols();
             self.advance(to, branch);
+            if self.agreed_symbols() == so_far {
+                break;
+            }
         }
         self.abandon();
         self.agreed_symbols() != before || !self.reports.is_empty()
