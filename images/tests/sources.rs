@@ -50,7 +50,8 @@ impl Bench {
             dir: TempDir::new().unwrap(),
         };
         fs::create_dir(bench.path("mirror")).unwrap();
-        fs::create_dir(bench.path("prog-1")).unwrap();
+        // dpkg-source writes into this directory.
+        fs::create_dir_all(bench.path("prog-1/debian/source")).unwrap();
         fs::write(bench.path("prog-1/word"), "old\n").unwrap();
         let made = std::process::Command::new("tar")
             .args(["-czf", "mirror/prog_1.tar.gz", "prog-1"])
