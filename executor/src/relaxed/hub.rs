@@ -598,6 +598,9 @@ impl Hub {
         }
         if news {
             self.news(inner, conn);
+        } else {
+            // Nothing new to anybody, but it may be the last that was waited for.
+            self.forget_if_done(inner, conn);
         }
         taken
     }
@@ -623,6 +626,8 @@ impl Hub {
         };
         if channel.matcher.end(id(me), how) {
             self.news(inner, conn);
+        } else {
+            self.forget_if_done(inner, conn);
         }
     }
 
