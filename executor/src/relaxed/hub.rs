@@ -705,6 +705,11 @@ impl Hub {
                 "its output differs from what was released".to_owned(),
                 false,
             );
+            if let Some(member) = inner.members.get_mut(me) {
+                // A dying program's connections are closed before anybody hears of its end, and a newer version may answer
+                // otherwise each time: an input may be what did it, so that one is looked for if replaying is no help.
+                member.recovery.crashed = true;
+            }
         }
     }
 

@@ -476,6 +476,7 @@ impl Port {
         {
             // The answer to what was left out had ended when the client sent this.
             channel.matcher.enter(super::hub::id(self.me), event.after);
+            self.hub.news(hub, conn);
         }
         let input = self.translated(state, hub, &event.what);
         if let ToGuest::Data { conn, bytes } = &event.what {
@@ -501,6 +502,8 @@ impl Port {
         {
             state.jumps.insert(conn);
             channel.matcher.leave(super::hub::id(self.me));
+            // What was held back for its word may go out now.
+            self.hub.news(hub, conn);
             self.hub
                 .acknowledged(hub, self.me, conn, event.what.payload() as u64);
         }

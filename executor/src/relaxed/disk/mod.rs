@@ -13,7 +13,6 @@
 //!
 //! **R10**: [`RelaxedBounds`] has all bounds and what happens at each.
 
-mod disk;
 mod ext4;
 mod spec;
 mod state;
@@ -22,16 +21,17 @@ mod tests;
 mod threads;
 mod tree;
 mod view;
+mod voted;
 
 use std::sync::Arc;
 
 use quorate_devices::{Completion, DiskPosition, DiskReads, Entry, Output};
 
-pub use disk::{MAX_RANGES, NotifyRelaxed, RelaxedDisk, ViewSnapshot};
 pub use spec::{
     Held, Mode, RelaxedBounds, RelaxedNotice, RelaxedReport, RelaxedSpec, RelaxedStats,
     UnconfirmedRange,
 };
+pub use voted::{MAX_RANGES, NotifyRelaxed, RelaxedDisk, ViewSnapshot};
 
 use crate::store::StoreError;
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use quorate_devices::BlockStatus;
 
-use super::disk::Core;
 use super::spec::RelaxedNotice;
 use super::state::State;
+use super::voted::Core;
 use crate::sync::lock;
 
 /// Threads that read, per disk.

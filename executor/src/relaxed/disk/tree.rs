@@ -15,6 +15,8 @@ const _: () = assert!(
 );
 
 #[derive(Clone, Debug)]
+// The inner nodes are the smaller part of a tree by far, and their pointers need no second hop.
+#[allow(clippy::large_enum_variant)]
 enum Node<T> {
     Inner([Option<Arc<Node<T>>>; FAN]),
     Leaf(Box<[Option<T>; FAN]>),

@@ -2,8 +2,8 @@
 //!
 //! 1. Its last checkpoint, and the inputs since then as fast as it takes them. That brings back who was killed, hung, or was
 //!    spoiled by the host.
-//! 2. If it crashes on that way too, an input may be what kills it: the same again, one input at a time, each only when the guest has
-//!    nothing left to do. The input that is on its way when it crashes then is the **fatal** one.
+//! 2. If it crashes or differs on that way too, an input may be what does it: the same again, one input at a time, each only when the guest has
+//!    nothing left to do. The input that is on its way when it fails then is the **fatal** one.
 //! 3. The same again without the fatal input.
 //! 4. If that is no help, a fresh machine and all inputs from the beginning, in the same way, if the log still has them.
 //!
@@ -20,7 +20,7 @@ pub const FATAL_LIMIT: usize = 8;
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Its machine or program broke down; false if it was killed, outvoted or hung.
+    /// An input may have done it: its machine or program broke down, or said something else; false if it was killed or hung.
     pub crash: bool,
     /// The input that it was given last, if inputs were given one by one.
     pub in_flight: Option<u64>,
@@ -193,21 +193,18 @@ mod tests {
     #[test]
     fn what_a_checkpoint_does_not_mend_begins_from_the_beginning() {
         let mut ladder = Ladder::new(10, WINDOW);
-        let outvoted = Failure {
+        let hung = Failure {
             crash: false,
             has_history: true,
             ..CRASH
         };
         let now = Duration::ZERO;
         assert_eq!(
-            ladder.failed(outvoted, now),
+            ladder.failed(hung, now),
             back(Step::Checkpoint, false, None)
         );
-        assert_eq!(
-            ladder.failed(outvoted, now),
-            back(Step::Replay, false, None)
-        );
-        assert!(matches!(ladder.failed(outvoted, now), Move::LeaveOut(_)));
+        assert_eq!(ladder.failed(hung, now), back(Step::Replay, false, None));
+        assert!(matches!(ladder.failed(hung, now), Move::LeaveOut(_)));
         let mut ladder = Ladder::new(10, WINDOW);
         let lost = Failure {
             has_checkpoint: false,

@@ -65,7 +65,7 @@ pub(super) struct Recovery {
     pub(super) able: bool,
     /// It runs, and has not caught up.
     pub(super) returning: Option<Return>,
-    /// It was stopped by a crash.
+    /// An input may have been what stopped it: it crashed, or differed.
     pub(super) crashed: bool,
     /// Since it was brought back last it has caught up.
     pub(super) caught_up: bool,
@@ -144,7 +144,8 @@ impl Hub {
         let mut streams = HashMap::new();
         for (conn, channel) in &mut inner.channels {
             channel.matcher.mark(replica);
-            streams.insert(*conn, channel.matcher.position(replica));
+            // In the replica's own bytes: with masks they are not those that were compared.
+            streams.insert(*conn, channel.matcher.own_position(replica));
         }
         let datagrams = inner.datagrams.iter();
         let point = Point {
@@ -278,6 +279,11 @@ impl Hub {
         match &point {
             Some(point) => inner.lines.enter(replica, point.lines.0, &point.lines.1),
             None => inner.lines.enter(replica, 0, &[]),
+        }
+        // Whose word is waited for, and what may go out, has changed on all of them.
+        let conns: Vec<_> = inner.channels.keys().copied().collect();
+        for conn in conns {
+            self.news(inner, conn);
         }
         drop(guard);
         self.ring_all();
