@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quorate_devices::{DiskReads, Output};
+use quorate_devices::{DiskReads, Entry, Output};
 use quorate_vmm::linux::{Exchange, Exchanged, LinuxEnd, LinuxHandle, LinuxMachine};
 
 use super::guest::{End, Guest};
@@ -23,6 +23,8 @@ struct World<'p> {
     handle: LinuxHandle,
     reads: Reads,
     tamper: &'p mut Tamper,
+    /// Requests for disks whose completions the machine has been given. It has their data only when it comes again.
+    given: &'p mut Entry,
     /// Its program's end was told.
     left: bool,
     misbehaved: Option<String>,
@@ -109,6 +111,7 @@ fn flip_register(
 impl Exchange for World<'_> {
     fn exchange(&mut self, mut outputs: Vec<Output>) -> Result<Exchanged, String> {
         let (hub, me) = (self.port.hub(), self.port.replica());
+        self.port.delivered(&std::mem::take(self.given));
         self.tamper.outputs(me, &mut outputs);
         if let Some(wait) = self.tamper.wait() {
             hub.pause(me, wait);
@@ -124,7 +127,7 @@ impl Exchange for World<'_> {
             Ok(entry) => {
                 let deadline = self.port.deadline_ns();
                 let left = deadline.map(|at| Duration::from_nanos(at.saturating_sub(now)));
-                self.port.delivered(&entry);
+                self.given.completions.clone_from(&entry.completions);
                 Ok(Exchanged {
                     entry,
                     again_in: left,
@@ -152,12 +155,14 @@ impl Guest for LinuxGuest {
         port.on_input(Box::new(move || waking.wake()));
         let (hub, me) = (Arc::clone(port.hub()), port.replica());
         let mut tamper = Tamper::default();
+        let mut given = Entry::default();
         loop {
             let mut world = World {
                 port,
                 handle: self.handle.clone(),
                 reads: port.reads(),
                 tamper: &mut tamper,
+                given: &mut given,
                 left: false,
                 misbehaved: None,
                 asked_to_end: false,
