@@ -4,8 +4,7 @@
 //! The programs are ordinary Linux programs. They must pass on Linux itself, natively: that is what makes them a measure of the
 //! embedded kernel. They print no address and no time, so that replicas agree (R8).
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
+pub mod plain;
 pub mod probe;
 
 use std::panic::AssertUnwindSafe;
@@ -98,6 +97,7 @@ pub fn must(value: impl TryInto<i64>) -> Result<i64, String> {
 
 /// The calling thread's errno.
 pub fn errno() -> i32 {
+    // SAFETY: the location is the thread's own.
     unsafe { *libc::__errno_location() }
 }
 
@@ -105,7 +105,9 @@ pub fn errno() -> i32 {
 pub fn anonymous_file(name: &str) -> Result<i32, String> {
     let path = format!("/tmp/{name}-{}\0", std::process::id());
     let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
+    // SAFETY: the path ends with a zero byte.
     let fd = must(unsafe { libc::open(path.as_ptr().cast(), flags, 0o600) })?;
+    // SAFETY: the path ends with a zero byte.
     must(unsafe { libc::unlink(path.as_ptr().cast()) })?;
     Ok(fd as i32)
 }

@@ -152,6 +152,8 @@ unsafe extern "C" {
 }
 
 extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel hands a handler a complete `siginfo_t` and the registers, to be changed at
+    // will; it goes on in `probe_leave`, on the stack that `probe_enter` noted.
     unsafe {
         let context = &mut *context.cast::<libc::ucontext_t>();
         let registers = &mut context.uc_mcontext.gregs;
@@ -181,6 +183,9 @@ pub fn probe(op: Op, a: u64, b: u64) -> Result<u64, Fault> {
         libc::SIGFPE,
         libc::SIGTRAP,
     ];
+    // SAFETY: the structures are of numbers; the alternative stack outlives its use, and what was
+    // set before is set again; `op` faults or returns, and either way `probe_enter` restores what
+    // the caller must keep.
     unsafe {
         let mut alternative = vec![0u8; 64 << 10];
         let mut stack: libc::stack_t = std::mem::zeroed();

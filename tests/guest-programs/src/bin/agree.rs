@@ -1,8 +1,7 @@
 //! Prints what programs print, and nothing that depends on where things lie: replicas in different layouts must agree on all of it (R8).
 //! `agree address` prints an address, on which they cannot agree. `agree leaks` prints what the processor says of itself.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
+use guest_programs::plain::{getpid, getppid, gettid, getuid};
 use libc::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -33,6 +32,7 @@ fn leaks() {
     println!("rdrand offered: {}", leaf(1).2 >> 30 & 1);
     for _ in 0..5 {
         let mut aux = 0;
+        // SAFETY: instructions that read counters, and `aux` takes what one of them gives.
         let (a, b) = unsafe {
             (
                 core::arch::x86_64::_rdtsc(),
@@ -44,8 +44,10 @@ fn leaks() {
     // Offered or not, the instructions must not leak.
     let (mut value, mut carry): (u64, u8);
     for _ in 0..3 {
+        // SAFETY: writes the two registers that it names.
         unsafe { std::arch::asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) carry) };
         println!("rdrand: {value:x} {carry}");
+        // SAFETY: writes the two registers that it names.
         unsafe { std::arch::asm!("rdseed {}", "setc {}", out(reg) value, out(reg_byte) carry) };
         println!("rdseed: {value:x} {carry}");
     }
@@ -55,6 +57,8 @@ fn leaks() {
         ("rdtscp", &[0x0f, 0x01, 0xf9, 0xc3]),
     ] {
         for prot in [PROT_READ | PROT_EXEC, PROT_READ | PROT_WRITE | PROT_EXEC] {
+            // SAFETY: the page is mapped, written within its bounds and made executable before it
+            // is called; the code returns at once.
             unsafe {
                 let at = mmap(
                     std::ptr::null_mut(),
@@ -100,7 +104,7 @@ fn ordinary() {
         .map(|i| {
             std::thread::spawn(move || {
                 std::thread::yield_now();
-                let id = unsafe { gettid() };
+                let id = gettid();
                 println!("thread {i} has id {id}, {:?}", std::thread::current().id());
                 id
             })
@@ -113,6 +117,7 @@ fn ordinary() {
             .map(|t| t.join().unwrap_or(-1))
             .collect::<Vec<_>>()
     );
+    // SAFETY: the calls take numbers and give numbers.
     unsafe {
         println!(
             "{} {} {} {}",
@@ -213,6 +218,7 @@ fn ordinary() {
     // Memory given back and taken again.
     let before: usize = (0..200).map(|i| vec![1u8; i * 1000].len()).sum();
     println!("{before}");
+    // SAFETY: the structure is of numbers, and the call fills it.
     unsafe {
         let mut info: sysinfo = zeroed();
         sysinfo(&mut info);

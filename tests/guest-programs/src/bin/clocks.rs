@@ -1,7 +1,6 @@
 //! Clocks, sleeping, and timeouts.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
+use guest_programs::plain::{close, epoll_create1, pipe_ends, timerfd_create, write_bytes};
 use guest_programs::*;
 use libc::*;
 use std::mem::zeroed;
@@ -9,8 +8,10 @@ use std::ptr::null_mut;
 use std::time::{Duration, Instant, SystemTime};
 
 fn now(clock: i32) -> i64 {
+    // SAFETY: a C structure of numbers, for which zeroes are a value.
     let mut at: timespec = unsafe { zeroed() };
     // The call itself: natively the C library would not make one.
+    // SAFETY: `at` takes the result.
     unsafe { syscall(SYS_clock_gettime, clock, &mut at) };
     at.tv_sec * 1_000_000_000 + at.tv_nsec
 }
@@ -20,6 +21,21 @@ fn spec(ns: i64) -> timespec {
         tv_sec: ns / 1_000_000_000,
         tv_nsec: ns % 1_000_000_000,
     }
+}
+
+fn sleep_for(tv_sec: i64, tv_nsec: i64) -> i32 {
+    // SAFETY: the structure outlives the call, and no rest of the time is asked for.
+    unsafe { nanosleep(&timespec { tv_sec, tv_nsec }, null_mut()) }
+}
+
+fn sleep_until(clock: i32, ns: i64) {
+    // SAFETY: the structure outlives the call.
+    unsafe { syscall(SYS_clock_nanosleep, clock, TIMER_ABSTIME, &spec(ns), 0) };
+}
+
+fn stamp() -> u64 {
+    // SAFETY: reads a counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// What `body` takes must be at least `least_ms`, and not much more (the host may be busy).
@@ -61,48 +77,32 @@ fn main() {
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_err(|e| e.to_string())?;
         holds!(since.as_secs() > 1_750_000_000);
+        // SAFETY: no place for the result is given.
         let seconds = unsafe { time(null_mut()) };
         holds!((seconds - since.as_secs() as i64).abs() <= 1);
+        // SAFETY: a C structure of numbers, for which zeroes are a value.
         let mut value: timeval = unsafe { zeroed() };
+        // SAFETY: `value` takes the result.
         unsafe { gettimeofday(&mut value, null_mut()) };
         holds!((value.tv_sec - seconds).abs() <= 1);
         holds!((now(CLOCK_REALTIME_COARSE) / 1_000_000_000 - seconds).abs() <= 1);
         Ok(())
     });
     check("unknown clocks", || {
+        // SAFETY: a C structure of numbers, for which zeroes are a value.
         let mut at: timespec = unsafe { zeroed() };
         same!(
+            // SAFETY: `at` would take a result.
             sys(unsafe { syscall(SYS_clock_gettime, 77, &mut at) }),
             Err(EINVAL)
         );
         same!(
+            // SAFETY: `at` takes the result.
             sys(unsafe { syscall(SYS_clock_getres, CLOCK_MONOTONIC, &mut at) }),
             Ok(0)
         );
-        same!(
-            sys(unsafe {
-                nanosleep(
-                    &timespec {
-                        tv_sec: 0,
-                        tv_nsec: 1_000_000_000,
-                    },
-                    null_mut(),
-                )
-            }),
-            Err(EINVAL)
-        );
-        same!(
-            sys(unsafe {
-                nanosleep(
-                    &timespec {
-                        tv_sec: -1,
-                        tv_nsec: 0,
-                    },
-                    null_mut(),
-                )
-            }),
-            Err(EINVAL)
-        );
+        same!(sys(sleep_for(0, 1_000_000_000)), Err(EINVAL));
+        same!(sys(sleep_for(-1, 0)), Err(EINVAL));
         Ok(())
     });
     check("nanosleep", || {
@@ -113,14 +113,9 @@ fn main() {
     });
     check("clock_nanosleep until a time", || {
         for clock in [CLOCK_MONOTONIC, CLOCK_REALTIME] {
-            takes(40, || unsafe {
-                let until = spec(now(clock) + 40_000_000);
-                syscall(SYS_clock_nanosleep, clock, TIMER_ABSTIME, &until, 0);
-            })?;
-            let past = spec(now(clock) - 1_000_000_000);
-            takes(0, || unsafe {
-                syscall(SYS_clock_nanosleep, clock, TIMER_ABSTIME, &past, 0);
-            })?;
+            takes(40, || sleep_until(clock, now(clock) + 40_000_000))?;
+            let past = now(clock) - 1_000_000_000;
+            takes(0, || sleep_until(clock, past))?;
         }
         Ok(())
     });
@@ -156,11 +151,11 @@ fn main() {
         })?;
         // The time stamp counter too.
         takes(0, || {
-            let first = unsafe { core::arch::x86_64::_rdtsc() };
+            let first = stamp();
             for _ in 0..1000 {
-                std::hint::black_box(unsafe { core::arch::x86_64::_rdtsc() });
+                std::hint::black_box(stamp());
             }
-            assert!(unsafe { core::arch::x86_64::_rdtsc() } > first);
+            assert!(stamp() > first);
         })
     });
     check("a thread that waits busily lets others run", || {
@@ -176,6 +171,7 @@ fn main() {
         });
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("timerfd", || unsafe {
         let fd = must(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK))? as i32;
         let mut count = 0u64;
@@ -212,9 +208,9 @@ fn main() {
         close(fd);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("timeouts of poll, select, epoll_wait", || unsafe {
-        let mut ends = [0i32; 2];
-        must(pipe(ends.as_mut_ptr()))?;
+        let ends = pipe_ends()?;
         let mut wait = pollfd {
             fd: ends[0],
             events: POLLIN,
@@ -244,7 +240,7 @@ fn main() {
         };
         epoll_ctl(epoll, EPOLL_CTL_ADD, ends[0], &mut event);
         takes(40, || assert_eq!(epoll_wait(epoll, &mut event, 1, 40), 0))?;
-        write(ends[1], b"x".as_ptr().cast(), 1);
+        write_bytes(ends[1], b"x");
         takes(0, || assert_eq!(epoll_wait(epoll, &mut event, 1, 4000), 1))?;
         for fd in [ends[0], ends[1], epoll] {
             close(fd);
@@ -259,7 +255,9 @@ fn main() {
             slept < 80_000_000,
             "{slept} ns of processor time while asleep"
         );
+        // SAFETY: a C structure of numbers, for which zeroes are a value.
         let mut usage: rusage = unsafe { zeroed() };
+        // SAFETY: `usage` takes the result.
         must(unsafe { getrusage(RUSAGE_SELF, &mut usage) })?;
         Ok(())
     });

@@ -93,12 +93,15 @@ struct Buffer(*mut u8, usize);
 impl Buffer {
     fn new(len: usize) -> Buffer {
         let layout = std::alloc::Layout::from_size_align(len, BLOCK).unwrap();
+        // SAFETY: the layout's size is that of whole blocks, not 0.
         let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
         assert!(!pointer.is_null());
         Buffer(pointer, len)
     }
 
     fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the allocation has this length, is initialised, and `self` is borrowed for as
+        // long.
         unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
     }
 }
@@ -337,6 +340,7 @@ fn churn(path: &Path, blocks: u64, rounds: u64, seed: u64) -> Done {
                 // Where this does nothing, more blocks than fit into memory do it.
                 use std::os::fd::AsRawFd;
                 let start = (block * BLOCK as u64) as i64;
+                // SAFETY: takes numbers; tells the kernel what is not needed.
                 unsafe {
                     libc::posix_fadvise(
                         file.as_raw_fd(),

@@ -1,7 +1,9 @@
 //! Files and everything else that a descriptor can be, but sockets.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
+use guest_programs::plain::{
+    close, dup2, epoll_create1, eventfd, fallocate, fcntl_number, isatty, pipe_ends, read_bytes,
+    write_bytes,
+};
 use guest_programs::*;
 use libc::*;
 use std::fs;
@@ -218,10 +220,7 @@ fn regular(dir: &str) {
         file.unlock().map_err(text)?;
         same!(other.try_lock().is_ok(), true);
         use std::os::fd::AsRawFd;
-        same!(
-            sys(unsafe { fallocate(file.as_raw_fd(), 0, 0, 10_000) }),
-            Ok(0)
-        );
+        same!(sys(fallocate(file.as_raw_fd(), 0, 0, 10_000)), Ok(0));
         same!(file.metadata().map_err(text)?.len(), 10_000);
         file.sync_all().map_err(text)?;
         file.sync_data().map_err(text)?;
@@ -236,20 +235,24 @@ fn regular(dir: &str) {
 }
 
 fn descriptors() {
+    // SAFETY: the calls take numbers, an empty buffer, or a local that outlives them.
     check("fcntl, dup2, close", || unsafe {
         let fd = anonymous_file("fcntl")?;
-        same!(fcntl(fd, F_GETFD), 0);
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-        same!(fcntl(fd, F_GETFD), FD_CLOEXEC);
-        same!(fcntl(fd, F_GETFL) & (O_ACCMODE | O_APPEND), O_RDWR);
-        fcntl(fd, F_SETFL, O_APPEND | O_NONBLOCK);
+        same!(fcntl_number(fd, F_GETFD, 0), 0);
+        fcntl_number(fd, F_SETFD, FD_CLOEXEC);
+        same!(fcntl_number(fd, F_GETFD, 0), FD_CLOEXEC);
         same!(
-            fcntl(fd, F_GETFL) & (O_APPEND | O_NONBLOCK),
+            fcntl_number(fd, F_GETFL, 0) & (O_ACCMODE | O_APPEND),
+            O_RDWR
+        );
+        fcntl_number(fd, F_SETFL, O_APPEND | O_NONBLOCK);
+        same!(
+            fcntl_number(fd, F_GETFL, 0) & (O_APPEND | O_NONBLOCK),
             O_APPEND | O_NONBLOCK
         );
         same!(dup2(fd, 77), 77);
-        same!(fcntl(77, F_GETFD), 0);
-        same!(fcntl(fd, F_DUPFD, 100), 100);
+        same!(fcntl_number(77, F_GETFD, 0), 0);
+        same!(fcntl_number(fd, F_DUPFD, 100), 100);
         same!(sys(dup3(fd, fd, 0)), Err(EINVAL));
         same!(dup2(fd, fd), fd);
         for fd in [fd, 77, 100] {
@@ -280,6 +283,7 @@ fn descriptors() {
         setrlimit(RLIMIT_NOFILE, &limit);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("pipes", || unsafe {
         let mut ends = [0i32; 2];
         must(pipe2(ends.as_mut_ptr(), O_NONBLOCK))?;
@@ -299,8 +303,8 @@ fn descriptors() {
         );
         same!(sys(lseek(ends[0], 0, SEEK_SET)), Err(ESPIPE));
         let reader = <fs::File as std::os::fd::FromRawFd>::from_raw_fd(ends[0]);
-        fcntl(ends[0], F_SETFL, 0);
-        fcntl(ends[1], F_SETFL, 0);
+        fcntl_number(ends[0], F_SETFL, 0);
+        fcntl_number(ends[1], F_SETFL, 0);
         let writer = std::thread::spawn(move || {
             let block: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
             for _ in 0..10 {
@@ -322,6 +326,7 @@ fn descriptors() {
         );
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("eventfd", || unsafe {
         let fd = must(eventfd(3, EFD_NONBLOCK))? as i32;
         let mut value = 0u64;
@@ -345,6 +350,7 @@ fn descriptors() {
         close(semaphore);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("epoll: level, edge, one-shot", || unsafe {
         let epoll = must(epoll_create1(EPOLL_CLOEXEC))? as i32;
         let mut ends = [0i32; 2];
@@ -358,10 +364,10 @@ fn descriptors() {
             };
             sys(epoll_ctl(epoll, op, ends[0], &mut event))
         };
-        let put = || write(ends[1], b"x".as_ptr().cast(), 1);
+        let put = || write_bytes(ends[1], b"x");
         let take = || {
             let mut byte = [0u8; 1];
-            read(ends[0], byte.as_mut_ptr().cast(), 1)
+            read_bytes(ends[0], &mut byte)
         };
         same!(control(EPOLL_CTL_MOD, EPOLLIN), Err(ENOENT));
         same!(control(EPOLL_CTL_ADD, EPOLLIN), Ok(0));
@@ -409,9 +415,9 @@ fn descriptors() {
         close(epoll);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("poll and select", || unsafe {
-        let mut ends = [0i32; 2];
-        must(pipe(ends.as_mut_ptr()))?;
+        let ends = pipe_ends()?;
         let mut set = [
             pollfd {
                 fd: ends[0],
@@ -428,7 +434,7 @@ fn descriptors() {
             (poll(set.as_mut_ptr(), 2, 0), set[0].revents, set[1].revents),
             (1, 0, POLLOUT)
         );
-        write(ends[1], b"x".as_ptr().cast(), 1);
+        write_bytes(ends[1], b"x");
         same!((poll(set.as_mut_ptr(), 2, -1), set[0].revents), (2, POLLIN));
         let mut bad = [
             pollfd {
@@ -491,6 +497,7 @@ fn special() {
             holds!(buffer != [0u8; 100]);
         }
         let mut other = [0u8; 100];
+        // SAFETY: the array has 100 bytes.
         same!(unsafe { getrandom(other.as_mut_ptr().cast(), 100, 0) }, 100);
         holds!(buffer != other);
         Ok(())
@@ -550,7 +557,7 @@ fn special() {
             code(fs::File::open("/dev/tty")).is_none_or(|e| e == ENXIO),
             true
         );
-        same!(unsafe { isatty(0) }, 0);
+        same!(isatty(0), 0);
         Ok(())
     });
 }

@@ -1,8 +1,6 @@
 //! Mappings of files in a directory, which may be on a disk: `mapped [DIRECTORY]` does everything, `mapped DIRECTORY check` looks, after
 //! another start, for what the first run has left there.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
 use guest_programs::*;
 use libc::*;
 use std::fs::{self, File, OpenOptions};
@@ -31,6 +29,7 @@ struct Mapping {
 
 impl Mapping {
     fn new(file: &File, len: usize, prot: i32, flags: i32) -> Result<Self, String> {
+        // SAFETY: the kernel chooses where: nothing of the program is replaced.
         let at = unsafe { mmap(null_mut(), len, prot, flags, file.as_raw_fd(), 0) };
         if at == MAP_FAILED {
             return Err(std::io::Error::last_os_error().to_string());
@@ -44,15 +43,18 @@ impl Mapping {
 
     fn put(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= self.len);
+        // SAFETY: the range lies in the mapping, as just checked, and no slice of it exists.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(at), bytes.len()) };
     }
 
     fn get(&self, at: usize, len: usize) -> Vec<u8> {
         assert!(at + len <= self.len);
+        // SAFETY: the range lies in the mapping, as just checked; nobody writes to it meanwhile.
         unsafe { std::slice::from_raw_parts(self.at.add(at), len).to_vec() }
     }
 
     fn sync(&self) -> Outcome {
+        // SAFETY: the mapping is of this length.
         same!(unsafe { msync(self.at.cast(), self.len, MS_SYNC) }, 0);
         Ok(())
     }
@@ -60,6 +62,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // SAFETY: the mapping is of this length, and nothing of it is in use any more.
         unsafe { munmap(self.at.cast(), self.len) };
     }
 }
@@ -164,9 +167,11 @@ fn big(dir: &str) {
         let source = open(&format!("{dir}/big"))?;
         let map = Mapping::new(&source, BIG, PROT_READ, MAP_SHARED)?;
         let copy = open(&format!("{dir}/copy"))?;
+        // SAFETY: the source mapping is larger than 1 MiB.
         let wrote = unsafe { write(copy.as_raw_fd(), map.at.cast(), 1 << 20) };
         same!(wrote, 1 << 20);
         let other = Mapping::shared(&copy, 1 << 20)?;
+        // SAFETY: the target mapping is of 1 MiB.
         let got = unsafe { pread(source.as_raw_fd(), other.at.cast(), 1 << 20, 1 << 20) };
         same!(got, 1 << 20);
         holds!(other.get(0, 1 << 20) == map.get(1 << 20, 1 << 20));

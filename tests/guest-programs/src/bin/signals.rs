@@ -1,8 +1,10 @@
 //! Handlers, masks, waits, faults, timers, and the registers that a handler must not disturb. With an argument the program ends by what
 //! it names.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
+use guest_programs::plain::{
+    alarm, close, default_action, epoll_create1, getpid, gettid, getuid, ignore, kill, pause,
+    pipe_ends, raise, read_bytes, write_bytes,
+};
 use guest_programs::probe::*;
 use guest_programs::*;
 use libc::*;
@@ -37,6 +39,7 @@ fn logged() -> Vec<u64> {
 
 fn mask_now() -> u64 {
     let mut set = 0u64;
+    // SAFETY: `set` has the eight bytes that the call is told of.
     unsafe { syscall(SYS_rt_sigprocmask, SIG_BLOCK, 0, &mut set, 8) };
     set
 }
@@ -46,17 +49,19 @@ fn bits(signals: &[i32]) -> u64 {
 }
 
 fn set_mask(set: u64) {
+    // SAFETY: `set` has the eight bytes that the call is told of.
     unsafe { syscall(SYS_rt_sigprocmask, SIG_SETMASK, &set, 0, 8) };
 }
 
 extern "C" fn note(signal: i32, info: *mut siginfo_t, _context: *mut c_void) {
+    // SAFETY: the kernel hands a handler a complete `siginfo_t`.
     unsafe {
         CODE.store((*info).si_code, SeqCst);
         PID.store((*info).si_pid(), SeqCst);
         UID.store((*info).si_uid() as i32, SeqCst);
         VALUE.store((*info).si_value().sival_ptr as u64, SeqCst);
     }
-    TID.store(unsafe { gettid() }, SeqCst);
+    TID.store(gettid(), SeqCst);
     let local = 0u8;
     ADDRESS.store(&raw const local as u64, SeqCst);
     MASK.store(mask_now(), SeqCst);
@@ -64,25 +69,27 @@ extern "C" fn note(signal: i32, info: *mut siginfo_t, _context: *mut c_void) {
 }
 
 extern "C" fn note_value(signal: i32, info: *mut siginfo_t, _context: *mut c_void) {
+    // SAFETY: the kernel hands a handler a complete `siginfo_t`.
     log(signal as u64 * 1000 + unsafe { (*info).si_value().sival_ptr as u64 });
 }
 
 extern "C" fn nested(signal: i32, _info: *mut siginfo_t, _context: *mut c_void) {
     log(signal as u64);
     if signal == SIGUSR1 {
-        unsafe { raise(SIGUSR2) };
+        raise(SIGUSR2);
     }
     log(signal as u64 + 100);
 }
 
 extern "C" fn write_to_pipe(signal: i32, _info: *mut siginfo_t, _context: *mut c_void) {
     log(signal as u64);
-    unsafe { write(PIPE.load(SeqCst), b"h".as_ptr().cast(), 1) };
+    write_bytes(PIPE.load(SeqCst), b"h");
 }
 
 type Handler = extern "C" fn(i32, *mut siginfo_t, *mut c_void);
 
 fn handle(signal: i32, handler: Handler, flags: i32, mask: &[i32]) {
+    // SAFETY: handlers touch atomics and make calls that may be made in one; `action` is a local.
     unsafe {
         let mut action: sigaction = zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -94,10 +101,6 @@ fn handle(signal: i32, handler: Handler, flags: i32, mask: &[i32]) {
     }
 }
 
-fn default(signal: i32) {
-    unsafe { libc::signal(signal, SIG_DFL) };
-}
-
 fn after_ms(first: i64, interval: i64) {
     let time = |ms: i64| timeval {
         tv_sec: ms / 1000,
@@ -107,10 +110,12 @@ fn after_ms(first: i64, interval: i64) {
         it_interval: time(interval),
         it_value: time(first),
     };
+    // SAFETY: the timer outlives the call.
     unsafe { syscall(SYS_setitimer, ITIMER_REAL, &timer, 0) };
 }
 
 fn handlers() {
+    // SAFETY: the values are numbers in the shape of pointers, which nobody follows.
     check("siginfo of raise, kill and sigqueue", || unsafe {
         handle(SIGUSR1, note, 0, &[]);
         raise(SIGUSR1);
@@ -153,14 +158,14 @@ fn handlers() {
     check("the handler's mask", || {
         handle(SIGUSR1, note, 0, &[SIGUSR2, SIGTERM]);
         let before = mask_now();
-        unsafe { raise(SIGUSR1) };
+        raise(SIGUSR1);
         same!(
             MASK.load(SeqCst),
             before | bits(&[SIGUSR1, SIGUSR2, SIGTERM])
         );
         same!(mask_now(), before);
         handle(SIGUSR1, note, SA_NODEFER, &[]);
-        unsafe { raise(SIGUSR1) };
+        raise(SIGUSR1);
         same!(MASK.load(SeqCst), before);
         logged();
         Ok(())
@@ -168,10 +173,10 @@ fn handlers() {
     check("nested handlers", || {
         handle(SIGUSR1, nested, 0, &[]);
         handle(SIGUSR2, nested, 0, &[]);
-        unsafe { raise(SIGUSR1) };
+        raise(SIGUSR1);
         same!(logged(), [10, 12, 112, 110]);
         handle(SIGUSR1, nested, 0, &[SIGUSR2]);
-        unsafe { raise(SIGUSR1) };
+        raise(SIGUSR1);
         same!(logged(), [10, 110, 12, 112]);
         Ok(())
     });
@@ -179,6 +184,7 @@ fn handlers() {
         handle(SIGUSR1, note, 0, &[]);
         handle(SIGUSR2, note, 0, &[]);
         set_mask(bits(&[SIGUSR1, SIGUSR2]));
+        // SAFETY: every pointer is to a local that outlives the call.
         unsafe {
             raise(SIGUSR2);
             raise(SIGUSR1);
@@ -206,6 +212,7 @@ fn handlers() {
         set_mask(0);
         Ok(())
     });
+    // SAFETY: the values are numbers in the shape of pointers, which nobody follows.
     check("real-time signals queue", || unsafe {
         let rt = SIGRTMIN();
         handle(rt, note_value, 0, &[]);
@@ -235,6 +242,7 @@ fn handlers() {
         same!(logged(), [base + 1011, base + 1012, base + 1013]);
         Ok(())
     });
+    // SAFETY: every pointer is to a local, or null, that is, not asked for.
     check("SA_RESETHAND, SIG_IGN", || unsafe {
         handle(SIGUSR1, note, SA_RESETHAND, &[]);
         raise(SIGUSR1);
@@ -242,7 +250,7 @@ fn handlers() {
         let mut old: sigaction = zeroed();
         sigaction(SIGUSR1, null(), &mut old);
         same!(old.sa_sigaction, SIG_DFL);
-        libc::signal(SIGUSR1, SIG_IGN);
+        ignore(SIGUSR1);
         raise(SIGUSR1);
         set_mask(bits(&[SIGUSR1]));
         raise(SIGUSR1);
@@ -250,7 +258,7 @@ fn handlers() {
         set_mask(0);
         logged();
         for signal in [SIGCHLD, SIGURG, SIGWINCH, SIGCONT] {
-            default(signal);
+            default_action(signal);
             raise(signal);
         }
         same!(
@@ -260,6 +268,8 @@ fn handlers() {
         same!(sys(syscall(SYS_rt_sigaction, 0, 0, 0, 8)), Err(EINVAL));
         Ok(())
     });
+    // SAFETY: the memory of the alternative stack outlives its use: the old one is set again at the
+    // end.
     check("sigaltstack", || unsafe {
         let mut memory = vec![0u8; 65536];
         let range = memory.as_ptr() as u64..memory.as_ptr() as u64 + 65536;
@@ -305,19 +315,19 @@ fn until_ended<T>(worker: &std::thread::JoinHandle<T>, send: impl Fn()) {
 fn waits() {
     check(
         "a read is interrupted, or made again with SA_RESTART",
+        // SAFETY: every pointer is to a local that outlives the call.
         || unsafe {
-            let mut ends = [0i32; 2];
-            must(pipe(ends.as_mut_ptr()))?;
+            let ends = pipe_ends()?;
             PIPE.store(ends[1], SeqCst);
             let mut byte = [0u8; 1];
             // The timer goes on: a signal that comes before the wait has begun does no harm.
             handle(SIGALRM, note, 0, &[]);
             after_ms(20, 20);
-            same!(sys(read(ends[0], byte.as_mut_ptr().cast(), 1)), Err(EINTR));
+            same!(sys(read_bytes(ends[0], &mut byte)), Err(EINTR));
             after_ms(0, 0);
             handle(SIGALRM, write_to_pipe, SA_RESTART, &[]);
             after_ms(20, 0);
-            same!(sys(read(ends[0], byte.as_mut_ptr().cast(), 1)), Ok(1));
+            same!(sys(read_bytes(ends[0], &mut byte)), Ok(1));
             same!(byte, *b"h");
             logged();
             // These are never made again.
@@ -352,8 +362,9 @@ fn waits() {
             Ok(())
         },
     );
+    // SAFETY: the request outlives the call.
     check("an ignored signal does not end a wait", || unsafe {
-        libc::signal(SIGALRM, SIG_IGN);
+        ignore(SIGALRM);
         after_ms(10, 0);
         let request = timespec {
             tv_sec: 0,
@@ -362,6 +373,7 @@ fn waits() {
         same!(sys(nanosleep(&request, null_mut())), Ok(0));
         Ok(())
     });
+    // SAFETY: `now` takes a result.
     check("setitimer, getitimer, alarm", || unsafe {
         handle(SIGALRM, note, SA_RESTART, &[]);
         after_ms(10, 10);
@@ -381,6 +393,7 @@ fn waits() {
         same!(alarm(0), 0);
         Ok(())
     });
+    // SAFETY: the set outlives the calls.
     check("sigsuspend and ppoll swap the mask", || unsafe {
         handle(SIGUSR1, note, 0, &[]);
         set_mask(bits(&[SIGUSR1]));
@@ -396,6 +409,7 @@ fn waits() {
         set_mask(0);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("sigwait and sigtimedwait", || unsafe {
         let mut set: sigset_t = zeroed();
         sigaddset(&mut set, SIGUSR1);
@@ -438,6 +452,7 @@ fn waits() {
         same!(logged(), []);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("signalfd", || unsafe {
         let mut set: sigset_t = zeroed();
         sigaddset(&mut set, SIGUSR2);
@@ -457,14 +472,15 @@ fn waits() {
         sigprocmask(SIG_UNBLOCK, &set, null_mut());
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("SIGPIPE", || unsafe {
         handle(SIGPIPE, note, 0, &[]);
-        let mut ends = [0i32; 2];
-        must(pipe(ends.as_mut_ptr()))?;
+        let ends = pipe_ends()?;
         close(ends[0]);
-        same!(sys(write(ends[1], b"x".as_ptr().cast(), 1)), Err(EPIPE));
+        same!(sys(write_bytes(ends[1], b"x")), Err(EPIPE));
         same!(logged(), [SIGPIPE as u64]);
         close(ends[1]);
+        let mut ends = ends;
         must(socketpair(AF_UNIX, SOCK_STREAM, 0, ends.as_mut_ptr()))?;
         close(ends[0]);
         same!(
@@ -475,12 +491,13 @@ fn waits() {
         same!(sys(send(ends[1], b"x".as_ptr().cast(), 1, 0)), Err(EPIPE));
         same!(logged(), [SIGPIPE as u64]);
         close(ends[1]);
-        libc::signal(SIGPIPE, SIG_IGN);
+        ignore(SIGPIPE);
         Ok(())
     });
     check("a signal for one thread", || {
         handle(SIGUSR1, note, 0, &[]);
         let (send, receive) = std::sync::mpsc::channel();
+        // SAFETY: the request outlives the call.
         let worker = std::thread::spawn(move || unsafe {
             let _ = send.send((pthread_self() as u64, gettid()));
             let request = timespec {
@@ -490,6 +507,7 @@ fn waits() {
             sys(nanosleep(&request, null_mut()))
         });
         let (thread, tid) = receive.recv().map_err(|e| e.to_string())?;
+        // SAFETY: the thread has not ended: its handle is not joined yet.
         until_ended(&worker, || unsafe {
             pthread_kill(thread as pthread_t, SIGUSR1);
         });
@@ -502,6 +520,7 @@ fn waits() {
         || {
             handle(SIGUSR1, note, 0, &[]);
             let (send, receive) = std::sync::mpsc::channel();
+            // SAFETY: the request outlives the call.
             let worker = std::thread::spawn(move || unsafe {
                 let _ = send.send(gettid());
                 let request = timespec {
@@ -512,13 +531,13 @@ fn waits() {
             });
             let tid = receive.recv().map_err(|e| e.to_string())?;
             set_mask(bits(&[SIGUSR1]));
-            until_ended(&worker, || unsafe {
+            until_ended(&worker, || {
                 kill(getpid(), SIGUSR1);
             });
             same!(worker.join().map_err(|_| "panicked")?, Err(EINTR));
             same!((logged().is_empty(), TID.load(SeqCst)), (false, tid));
             // One may have come too late for it.
-            unsafe { libc::signal(SIGUSR1, SIG_IGN) };
+            ignore(SIGUSR1);
             set_mask(0);
             Ok(())
         },
@@ -561,6 +580,7 @@ fn faults() {
         same!(fault.addr, fault.rip);
         let fault = probe(op_x87_divide, 0, 0).err().ok_or("no fault")?;
         same!((fault.signal, fault.code, fault.trapno), (SIGFPE, 3, 16));
+        // SAFETY: puts the floating-point state back to what programs start with.
         unsafe { std::arch::asm!("fninit", "ldmxcsr [{}]", in(reg) &0x1f80u32) };
         Ok(())
     });
@@ -569,6 +589,7 @@ fn faults() {
 /// Spoils everything that a handler may spoil.
 extern "C" fn spoil(signal: i32, _info: *mut siginfo_t, _context: *mut c_void) {
     log(signal as u64);
+    // SAFETY: handlers may spoil these registers: that the kernel restores them is the check.
     unsafe {
         std::arch::asm!(
             "pcmpeqd xmm0, xmm0", "movaps xmm1, xmm0", "movaps xmm2, xmm0", "movaps xmm3, xmm0", "movaps xmm4, xmm0",
@@ -581,6 +602,8 @@ extern "C" fn spoil(signal: i32, _info: *mut siginfo_t, _context: *mut c_void) {
 }
 
 extern "C" fn change_registers(_signal: i32, _info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel hands a handler the registers of what it interrupted, to be changed at
+    // will.
     unsafe {
         let registers = &mut (*context.cast::<ucontext_t>()).uc_mcontext.gregs;
         registers[REG_RBX as usize] = 0x1111;
@@ -594,11 +617,13 @@ extern "C" fn change_registers(_signal: i32, _info: *mut siginfo_t, context: *mu
 fn registers() {
     check("registers survive a handler", || {
         handle(SIGUSR1, spoil, 0, &[]);
-        let pid = unsafe { getpid() };
+        let pid = getpid();
         // Results at 0 (XMM), 40 (x87), 48 (MXCSR); the MXCSR values to load at 56 and 60.
         let mut block = [0u64; 8];
         block[7] = 0x3f80 | 0x1f80 << 32;
         let mut general = [0u64; 5];
+        // SAFETY: the block has room for what is written at its offsets; every register that is
+        // changed is named.
         unsafe {
             std::arch::asm!(
                 "ldmxcsr [{block} + 56]",
@@ -630,13 +655,15 @@ fn registers() {
     check("a handler can change the registers", || {
         handle(SIGILL, change_registers, 0, &[]);
         let (mut rbx, mut r15, mut carry) = (7u64, 0u64, 0u8);
+        // SAFETY: the handler skips the undefined instruction; every register that is changed is
+        // named.
         unsafe {
             std::arch::asm!(
                 "xchg rbx, rsi", "clc", "ud2", "setc cl", "xchg rbx, rsi",
                 inout("rsi") rbx, out("cl") carry, out("r15") r15,
             );
         }
-        default(SIGILL);
+        default_action(SIGILL);
         same!((rbx, r15, carry), (0x1111, 0x2222, 1));
         Ok(())
     });
@@ -646,10 +673,12 @@ fn registers() {
                 std::thread::spawn(move || {
                     let rounding = 0x1f80 | (i % 4) << 13;
                     let (mut bad, mut value) = (0, 0u64);
+                    // SAFETY: only the rounding mode is changed, and set back below.
                     unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &rounding) };
                     for round in 0..200u64 {
                         let mark = u64::from(i) << 32 | round;
                         let mut mxcsr = 0u32;
+                        // SAFETY: `mxcsr` takes a result; every register that is changed is named.
                         unsafe {
                             std::arch::asm!(
                                 "movq xmm6, {mark}", "movq xmm12, {mark}", "mov eax, 24", "syscall", // sched_yield
@@ -660,6 +689,7 @@ fn registers() {
                         }
                         bad += u32::from(value != mark || mxcsr & 0xffc0 != rounding);
                     }
+                    // SAFETY: sets the rounding mode back.
                     unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &0x1f80u32) };
                     bad
                 })
@@ -673,15 +703,17 @@ fn registers() {
 }
 
 fn main() {
+    // SAFETY: wild stores are to end the program: that is what these words ask for; other pointers
+    // are to locals.
     unsafe {
         match std::env::args().nth(1).as_deref() {
             Some("abort") => libc::abort(),
             Some("term") => {
-                default(SIGTERM);
+                default_action(SIGTERM);
                 kill(getpid(), SIGTERM);
             }
             Some("segv") => {
-                default(SIGSEGV);
+                default_action(SIGSEGV);
                 op_store(0x10, 1);
             }
             Some("blocked-segv") => {
@@ -690,11 +722,11 @@ fn main() {
                 op_store(0x10, 1);
             }
             Some("pipe") => {
-                default(SIGPIPE);
+                default_action(SIGPIPE);
                 let mut ends = [0i32; 2];
                 pipe(ends.as_mut_ptr());
                 close(ends[0]);
-                write(ends[1], b"x".as_ptr().cast(), 1);
+                write_bytes(ends[1], b"x");
             }
             Some("alarm") => {
                 alarm(1);

@@ -1,8 +1,7 @@
 //! System-call sites and what may stand around them, and instructions that would leak the host's time. `sites speed` compares the cost of
 //! calls.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
+use guest_programs::plain::{close, getpid, getppid, pipe_ends, read_bytes, write_bytes};
 use guest_programs::*;
 use libc::*;
 use std::arch::{asm, global_asm};
@@ -179,23 +178,24 @@ site_rcx:
 "#
 );
 
+// SAFETY: each is assembly above that keeps to C's convention; those marked safe take numbers and touch their own stack only.
 unsafe extern "C" {
-    fn site_return_then_code() -> i64;
-    fn site_far_behind() -> i64;
-    fn site_far_jump() -> i64;
-    fn site_short_behind() -> i64;
-    fn site_short_jump() -> i64;
-    fn site_shortest_jump() -> i64;
+    safe fn site_return_then_code() -> i64;
+    safe fn site_far_behind() -> i64;
+    safe fn site_far_jump() -> i64;
+    safe fn site_short_behind() -> i64;
+    safe fn site_short_jump() -> i64;
+    safe fn site_shortest_jump() -> i64;
     fn site_read(fd: i32, to: *mut u8, len: usize) -> i64;
-    fn site_behind() -> i64;
-    fn site_branch_behind(skip: u64) -> i64;
-    fn site_two_in_a_row() -> i64;
-    fn site_red_zone() -> i64;
-    fn site_rip_relative() -> i64;
-    fn site_branch_right_behind(value: u64) -> i64;
-    fn site_call_right_behind() -> i64;
-    fn site_loop(times: u64) -> i64;
-    fn site_flags(flags: u64) -> u64;
+    safe fn site_behind() -> i64;
+    safe fn site_branch_behind(skip: u64) -> i64;
+    safe fn site_two_in_a_row() -> i64;
+    safe fn site_red_zone() -> i64;
+    safe fn site_rip_relative() -> i64;
+    safe fn site_branch_right_behind(value: u64) -> i64;
+    safe fn site_call_right_behind() -> i64;
+    safe fn site_loop(times: u64) -> i64;
+    safe fn site_flags(flags: u64) -> u64;
 }
 
 type Call = extern "C" fn() -> i64;
@@ -205,6 +205,8 @@ const ROUNDS: usize = 40;
 
 /// Puts code into memory of its own: `at` bytes into two pages, so that it can end where the first ends.
 fn place(code: &[u8], at: usize) -> Result<(u64, Call), String> {
+    // SAFETY: the pages are mapped, the code is copied within their bounds and made executable; it
+    // keeps to C's convention.
     unsafe {
         let base = mmap(
             std::ptr::null_mut(),
@@ -233,7 +235,7 @@ fn getpid_loop(call: impl Fn(), times: u64) -> f64 {
 
 /// Prints the cost of calls: through sites that can be rewritten, and through one that cannot.
 fn speed() -> Outcome {
-    let rewritten = getpid_loop(|| unsafe { assert!(site_loop(1000) == 0) }, 1000) / 1000.0;
+    let rewritten = getpid_loop(|| assert!(site_loop(1000) == 0), 1000) / 1000.0;
     // A jump into the site from close by, and no room: this one must trap each time.
     let (_, refused) = place(&[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xc3, 0xeb, 0xfd], 0)?;
     let trapped = getpid_loop(
@@ -253,7 +255,7 @@ fn speed() -> Outcome {
 }
 
 fn main() {
-    let pid = i64::from(unsafe { getpid() });
+    let pid = i64::from(getpid());
     if std::env::args().nth(1).as_deref() == Some("speed") {
         check("speed", speed);
         finish();
@@ -261,23 +263,20 @@ fn main() {
     // Every check runs many times: the first calls trap, later ones go through what the site was rewritten to.
     check("code behind the return", || {
         for _ in 0..ROUNDS {
-            same!(
-                unsafe { (site_return_then_code(), site_behind()) },
-                (pid, 1234)
-            );
+            same!((site_return_then_code(), site_behind()), (pid, 1234));
         }
         Ok(())
     });
     check("a branch to the instruction behind", || {
         for _ in 0..ROUNDS {
             same!(
-                unsafe { (site_branch_behind(0), site_branch_behind(1)) },
+                (site_branch_behind(0), site_branch_behind(1)),
                 (pid + 1, 40)
             );
         }
         Ok(())
     });
-    check("jumps to behind the call from far away", || unsafe {
+    check("jumps to behind the call from far away", || {
         for _ in 0..ROUNDS {
             same!((site_far_behind(), site_far_jump()), (pid, 77));
             same!(
@@ -287,9 +286,9 @@ fn main() {
         }
         Ok(())
     });
+    // SAFETY: the byte outlives the call that fills it.
     check("a thread in the call while others make it", || unsafe {
-        let mut ends = [0i32; 2];
-        must(pipe(ends.as_mut_ptr()))?;
+        let ends = pipe_ends()?;
         let reader = ends[0];
         let mut waiting = Vec::new();
         for _ in 0..ROUNDS {
@@ -300,7 +299,7 @@ fn main() {
             std::thread::yield_now();
         }
         for _ in 0..ROUNDS {
-            must(write(ends[1], b"x".as_ptr().cast(), 1))?;
+            must(write_bytes(ends[1], b"x"))?;
         }
         for each in waiting {
             same!(each.join().map_err(|_| "panicked")?, 1);
@@ -312,26 +311,27 @@ fn main() {
     check("two calls in a row", || {
         for _ in 0..ROUNDS {
             // The second call's number is the first one's result.
+            // SAFETY: the call of this number touches no memory.
             let expected = unsafe { syscall(pid, 0, 0, 0) };
             let _ = expected;
-            same!(unsafe { site_two_in_a_row() }.signum() <= 1, true);
+            same!(site_two_in_a_row().signum() <= 1, true);
         }
         Ok(())
     });
     check("the red zone", || {
         for _ in 0..ROUNDS {
-            same!(unsafe { site_red_zone() }, 112_233);
+            same!(site_red_zone(), 112_233);
         }
         Ok(())
     });
     check("neighbours that depend on where they stand", || {
         for _ in 0..ROUNDS {
-            same!(unsafe { site_rip_relative() }, 4711);
+            same!(site_rip_relative(), 4711);
             same!(
-                unsafe { (site_branch_right_behind(5), site_branch_right_behind(6)) },
+                (site_branch_right_behind(5), site_branch_right_behind(6)),
                 (2, 1)
             );
-            same!(unsafe { site_call_right_behind() }, 12);
+            same!(site_call_right_behind(), 12);
         }
         Ok(())
     });
@@ -340,10 +340,11 @@ fn main() {
         let status = 0x8d5u64 | 0x400;
         for _ in 0..ROUNDS {
             for flags in [0u64, 1, 0x40, 0x80, 0x800, 0x400, 0x8d5, 0xcd5] {
-                same!(unsafe { site_flags(flags | 0x202) } & status, flags);
+                same!(site_flags(flags | 0x202) & status, flags);
             }
             let (mut a, mut b, mut c, mut d) = (1u64, 2u64, 3u64, 4u64);
             let (r9, r10): (u64, u64);
+            // SAFETY: `getpid` changes the registers named only.
             unsafe {
                 asm!("mov eax, 39", "syscall", inout("rdi") a, inout("rsi") b, inout("rdx") c, inout("r8") d,
                     inout("r9") 5u64 => r9, inout("r10") 6u64 => r10, out("rax") _, out("rcx") _, out("r11") _);
@@ -367,10 +368,12 @@ fn main() {
         for _ in 0..ROUNDS {
             same!(call(), pid);
         }
+        // SAFETY: nothing calls the code any more.
         unsafe { munmap(base as *mut c_void, 8192) };
         Ok(())
     });
     check("code that replaces itself", || {
+        // SAFETY: the kernel chooses where.
         let base = unsafe {
             mmap(
                 std::ptr::null_mut(),
@@ -381,11 +384,9 @@ fn main() {
                 0,
             )
         };
-        for (number, expected) in [
-            (39u8, pid),
-            (110, i64::from(unsafe { getppid() })),
-            (39, pid),
-        ] {
+        for (number, expected) in [(39u8, pid), (110, i64::from(getppid())), (39, pid)] {
+            // SAFETY: the page is mapped, and written only while nobody runs it; the code returns
+            // at once.
             unsafe {
                 must(mprotect(base, 4096, PROT_READ | PROT_WRITE))?;
                 let code = [0xb8u8, number, 0, 0, 0, 0x0f, 0x05, 0x90, 0x90, 0x90, 0xc3];
@@ -398,6 +399,7 @@ fn main() {
             }
         }
         // Unmapped and mapped anew, at the same place.
+        // SAFETY: the page is replaced by one of its own, written before it is called.
         unsafe {
             munmap(base, 4096);
             let again = mmap(
@@ -418,18 +420,18 @@ fn main() {
     });
     check("a million calls", || {
         for _ in 0..10 {
-            same!(unsafe { site_loop(100_000) }, 0);
+            same!(site_loop(100_000), 0);
         }
         Ok(())
     });
+    // SAFETY: the handler does nothing, and may run at any time; structures are locals.
     check("a signal restarts a rewritten call", || unsafe {
         extern "C" fn nothing(_: i32) {}
         let mut action: sigaction = std::mem::zeroed();
         action.sa_sigaction = nothing as *const () as usize;
         action.sa_flags = SA_RESTART;
         sigaction(SIGALRM, &action, std::ptr::null_mut());
-        let mut ends = [0i32; 2];
-        must(pipe(ends.as_mut_ptr()))?;
+        let ends = pipe_ends()?;
         for _ in 0..ROUNDS {
             let timer = itimerval {
                 it_interval: std::mem::zeroed(),
@@ -441,16 +443,17 @@ fn main() {
             syscall(SYS_setitimer, ITIMER_REAL, &timer, 0);
             let writer = std::thread::spawn(move || {
                 std::thread::sleep(std::time::Duration::from_millis(3));
-                write(ends[1], b"x".as_ptr().cast(), 1)
+                write_bytes(ends[1], b"x")
             });
             let mut byte = [0u8; 1];
-            same!(sys(read(ends[0], byte.as_mut_ptr().cast(), 1)), Ok(1));
+            same!(sys(read_bytes(ends[0], &mut byte)), Ok(1));
             writer.join().map_err(|_| "panicked")?;
         }
         close(ends[0]);
         close(ends[1]);
         Ok(())
     });
+    // SAFETY: calls that do not exist do nothing.
     check("system calls that do not exist", || unsafe {
         for number in [174i64, 178, 180, 999, -5].repeat(3) {
             same!(sys(syscall(number, 0, 0, 0)), Err(ENOSYS));

@@ -1,7 +1,6 @@
 //! Sockets within one machine: TCP and UDP over the loopback, and AF_UNIX.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
+use guest_programs::plain::{close, ignore, listen, socket, write_bytes};
 use guest_programs::*;
 use libc::*;
 use std::io::{Read, Write};
@@ -28,6 +27,7 @@ fn pattern(len: usize) -> Vec<u8> {
 
 fn option(fd: i32, name: i32) -> i32 {
     let (mut value, mut len) = (-1i32, 4u32);
+    // SAFETY: `value` and `len` take the results, and `len` is the size of `value`.
     unsafe { getsockopt(fd, SOL_SOCKET, name, (&raw mut value).cast(), &mut len) };
     value
 }
@@ -91,7 +91,7 @@ fn tcp() {
         let mut answer = String::new();
         client.read_to_string(&mut answer).map_err(text)?;
         same!(answer, "answer");
-        unsafe { signal(SIGPIPE, SIG_IGN) };
+        ignore(SIGPIPE);
         same!(code(client.write(b"x")), Some(EPIPE));
         Ok(())
     });
@@ -120,6 +120,7 @@ fn tcp() {
             let SocketAddr::V4(target) = target else {
                 return Err("not IPv4".into());
             };
+            // SAFETY: the address has 16 bytes; `wait` is a local.
             unsafe {
                 let fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
                 let address = sockaddr_in {
@@ -297,9 +298,11 @@ fn unix() {
             (3, 5)
         );
         let mut ends = [0i32; 2];
+        // SAFETY: the array has room for both.
         must(unsafe { socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends.as_mut_ptr()) })?;
+        // SAFETY: the buffer has more bytes than are asked for.
         unsafe {
-            write(ends[0], b"packet".as_ptr().cast(), 6);
+            write_bytes(ends[0], b"packet");
             same!(sys(read(ends[1], buffer.as_mut_ptr().cast(), 3)), Ok(3));
             close(ends[0]);
             same!(sys(read(ends[1], buffer.as_mut_ptr().cast(), 3)), Ok(0));
@@ -351,10 +354,12 @@ fn unix() {
         std::fs::remove_file(&new).map_err(text)?;
         Ok(())
     });
+    // SAFETY: the message's parts are locals that outlive the calls, and its control buffer has the
+    // length that it names.
     check("open files pass through a socket", || unsafe {
         let (a, b) = UnixStream::pair().map_err(text)?;
         let file = anonymous_file("passed")?;
-        write(file, b"inside".as_ptr().cast(), 6);
+        write_bytes(file, b"inside");
         let mut byte = [1u8; 1];
         let mut part = iovec {
             iov_base: byte.as_mut_ptr().cast(),
@@ -392,6 +397,7 @@ fn main() {
     tcp();
     udp();
     unix();
+    // SAFETY: the descriptors are numbers; structures are locals that outlive the calls.
     check("what sockets refuse", || unsafe {
         same!(sys(socket(AF_INET, 77, 0)), Err(EINVAL));
         same!(sys(socket(99, SOCK_STREAM, 0)), Err(EAFNOSUPPORT));

@@ -1,8 +1,6 @@
 //! Threads, and what they meet at. `threads exit-group` ends the process while others run; `threads main-exits` ends the first thread
 //! before the others.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
 use guest_programs::*;
 use libc::*;
 use std::cell::Cell;
@@ -192,6 +190,7 @@ fn futexes() {
         timeout: *const timespec,
         bits: u32,
     ) -> Result<i64, i32> {
+        // SAFETY: the word outlives the call; `timeout` is null or a local of the caller's.
         sys(unsafe { syscall(SYS_futex, word.as_ptr(), operation, value, timeout, 0, bits) })
     }
     check("futex: values, timeouts, bitsets", || {
@@ -206,7 +205,9 @@ fn futexes() {
             Err(ETIMEDOUT)
         );
         for clock in [CLOCK_MONOTONIC, CLOCK_REALTIME] {
+            // SAFETY: a C structure of numbers, for which zeroes are a value.
             let mut at: timespec = unsafe { zeroed() };
+            // SAFETY: `at` takes the result.
             unsafe { clock_gettime(clock, &mut at) };
             let start = Instant::now();
             at.tv_nsec += 30_000_000;
@@ -239,6 +240,7 @@ fn futexes() {
         same!(futex(&word, FUTEX_WAIT, 5, &bad, 0), Err(EINVAL));
         same!(futex(&word, FUTEX_WAKE, 1, std::ptr::null(), 0), Ok(0));
         same!(
+            // SAFETY: the address is not aligned: the kernel must refuse it.
             sys(unsafe {
                 syscall(
                     SYS_futex,
@@ -274,6 +276,7 @@ fn futexes() {
         same!(joined(handles)?, [Ok(0); 4]);
         Ok(())
     });
+    // SAFETY: the mutex is never freed, and is initialised before its use.
     check("robust mutex", || unsafe {
         let mutex = Box::leak(Box::new(zeroed::<pthread_mutex_t>()));
         let mut attributes: pthread_mutexattr_t = zeroed();
@@ -300,6 +303,7 @@ fn futexes() {
         same!(pthread_mutex_lock(mutex), ENOTRECOVERABLE);
         Ok(())
     });
+    // SAFETY: the semaphore and the lock are never freed, and are initialised before their use.
     check("semaphores and spin locks", || unsafe {
         let semaphore = Box::leak(Box::new(zeroed::<sem_t>()));
         sem_init(semaphore, 0, 0);
@@ -317,8 +321,10 @@ fn futexes() {
         poster.join().map_err(|_| "panicked")?;
         Ok(())
     });
+    // SAFETY: the thread that is cancelled holds nothing.
     check("cancellation runs the destructors", || unsafe {
         extern "C" fn sleeps(_: *mut c_void) -> *mut c_void {
+            // SAFETY: sleeping is a point at which a thread may be cancelled; it holds nothing.
             unsafe { libc::sleep(100) };
             null_mut()
         }
@@ -369,6 +375,7 @@ fn main() {
                 println!("the other thread goes on");
                 std::process::exit(6);
             });
+            // SAFETY: ends the thread; the others need nothing on its stack.
             unsafe { syscall(SYS_exit, 1) };
         }
         _ => {}

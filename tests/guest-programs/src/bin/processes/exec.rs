@@ -26,6 +26,7 @@ fn exec(path: &str, words: &[&str], variables: &[&str]) -> i32 {
             .chain([std::ptr::null()])
             .collect::<Vec<_>>()
     };
+    // SAFETY: both arrays end with a null pointer, and they and their strings outlive the call.
     unsafe {
         execve(
             c(path).as_ptr(),
@@ -49,7 +50,7 @@ pub fn as_child(words: &[String]) -> ! {
         }
         "status" => words[2].parse().unwrap_or(98),
         "open" => {
-            let open = |fd: &String| unsafe { fcntl(fd.parse().unwrap_or(-1), F_GETFD) } >= 0;
+            let open = |fd: &String| fcntl_number(fd.parse().unwrap_or(-1), F_GETFD, 0) >= 0;
             let all: Vec<&str> = words[2..]
                 .iter()
                 .map(|fd| if open(fd) { "open" } else { "closed" })
@@ -57,6 +58,7 @@ pub fn as_child(words: &[String]) -> ! {
             println!("{}", all.join(" "));
             0
         }
+        // SAFETY: no action is given, only asked for; every pointer is to a local.
         "signals" => unsafe {
             let state = |signal| {
                 let mut action: sigaction = std::mem::zeroed();
@@ -84,6 +86,7 @@ pub fn as_child(words: &[String]) -> ! {
             );
             0
         },
+        // SAFETY: takes nothing, gives a number.
         "identity" => unsafe {
             println!("{} {} {}", getpid(), getppid(), syscall(SYS_gettid));
             0
@@ -98,10 +101,10 @@ pub fn as_child(words: &[String]) -> ! {
             );
             0
         }
-        "alarm" => unsafe {
+        "alarm" => {
             pause();
             0
-        },
+        }
         "cat" => {
             let copied = std::io::copy(&mut std::io::stdin(), &mut std::io::stdout());
             i32::from(copied.is_err())
@@ -124,14 +127,12 @@ pub fn as_child(words: &[String]) -> ! {
 fn said(body: impl FnOnce() -> i32) -> Result<String, String> {
     let (read_end, write_end) = pipe_pair()?;
     let pid = child(|| {
-        unsafe {
-            dup2(write_end, 1);
-            close(write_end);
-            close(read_end);
-        }
+        dup2(write_end, 1);
+        close(write_end);
+        close(read_end);
         body()
     })?;
-    unsafe { close(write_end) };
+    close(write_end);
     let text = String::from_utf8_lossy(&read_all(read_end)?).into_owned();
     same!(status_of(pid)?, 0);
     Ok(text)
@@ -169,6 +170,7 @@ pub fn programs() {
             same!(exec(&lost, &["x"], &[]), ENOENT);
             let huge = "x".repeat(200 << 10);
             same!(exec(&me(), &["x", &huge], &[]), E2BIG);
+            // SAFETY: the kernel must refuse the pointers; the array ends with a null pointer.
             unsafe {
                 same!(
                     sys(execve(
@@ -206,6 +208,7 @@ pub fn programs() {
         }
         Ok(())
     });
+    // SAFETY: the arrays end with a null pointer, and they and their strings outlive the calls.
     check("execveat and fexecve", || unsafe {
         let path = me();
         let fd = must(open(c(&path).as_ptr(), O_RDONLY))? as i32;
@@ -247,9 +250,9 @@ pub fn programs() {
         close(at);
         Ok(())
     });
-    check("close-on-exec", || unsafe {
+    check("close-on-exec", || {
         let (kept, closed) = pipe_pair()?;
-        must(fcntl(closed, F_SETFD, FD_CLOEXEC))?;
+        must(fcntl_number(closed, F_SETFD, FD_CLOEXEC))?;
         let text = said(|| {
             exec(
                 &me(),
@@ -261,7 +264,7 @@ pub fn programs() {
         // A failed call closes nothing.
         in_child(|| {
             same!(exec("/nowhere", &["x"], &[]), ENOENT);
-            must(fcntl(closed, F_GETFD))?;
+            must(fcntl_number(closed, F_GETFD, 0))?;
             Ok(())
         })?;
         close(kept);
@@ -270,9 +273,10 @@ pub fn programs() {
     });
     check("signals over exec", || {
         extern "C" fn nothing(_: i32) {}
+        // SAFETY: the handler does nothing, and may run at any time; the set is a local.
         let text = said(|| unsafe {
             libc::signal(SIGUSR1, nothing as *const () as usize);
-            libc::signal(SIGUSR2, SIG_IGN);
+            ignore(SIGUSR2);
             let mut mask: sigset_t = std::mem::zeroed();
             sigaddset(&mut mask, SIGHUP);
             sigprocmask(SIG_BLOCK, &mask, null_mut());
@@ -282,7 +286,7 @@ pub fn programs() {
         same!(text, "default ignored blocked 1 pending 1 0\n");
         Ok(())
     });
-    check("the same process, whichever thread calls", || unsafe {
+    check("the same process, whichever thread calls", || {
         let parent = getpid();
         let (read_end, write_end) = pipe_pair()?;
         for from_thread in [false, true] {
@@ -308,7 +312,7 @@ pub fn programs() {
                 call()
             })?;
             let mut line = [0u8; 64];
-            let n = must(read(read_end, line.as_mut_ptr().cast(), line.len()))? as usize;
+            let n = must(read_bytes(read_end, &mut line))? as usize;
             same!(
                 String::from_utf8_lossy(&line[..n]),
                 format!("{pid} {parent} {pid}\n")
@@ -324,6 +328,7 @@ pub fn programs() {
         same!(short, "processes 3\n");
         Ok(())
     });
+    // SAFETY: the structures outlive the calls.
     check("an alarm outlives the program", || unsafe {
         let pid = child(|| {
             let timer = itimerval {
@@ -358,6 +363,7 @@ pub fn programs() {
         holds!(alarm(0) > 40);
         Ok(())
     });
+    // SAFETY: the arrays end with a null pointer, and they and their strings outlive the calls.
     check("spawning through the library", || unsafe {
         for i in 0..5 {
             let status = Command::new(me()).args(["status", &i.to_string()]).status();
@@ -403,6 +409,8 @@ pub fn programs() {
         same!(sys(wait(null_mut())), Err(ECHILD));
         Ok(())
     });
+    // SAFETY: the child runs on a stack of its own, on which `body` has room, and the caller waits
+    // until it has ended.
     check("vfork shares the memory until exec or exit", || unsafe {
         let words = shared_words()?;
         let value = &words[0];
@@ -411,6 +419,7 @@ pub fn programs() {
         // What vfork does, in a shape that Rust's stack survives: a child with a stack of its own.
         let mut stack = vec![0u8; 64 << 10];
         extern "C" fn body(at: *mut c_void) -> i32 {
+            // SAFETY: `at` is the parent's local, which outlives the child.
             unsafe { at.cast::<u32>().write_volatile(2) };
             21
         }
@@ -435,7 +444,8 @@ pub fn programs() {
                 .spawn()
         };
         let (read_end, write_end) = pipe_pair()?;
-        unsafe { fcntl(write_end, F_SETFD, FD_CLOEXEC) };
+        fcntl_number(write_end, F_SETFD, FD_CLOEXEC);
+        // SAFETY: the descriptor is given away: nobody else closes it.
         let mut input = unsafe { Stdio::from_raw_fd(read_end) };
         let mut running = Vec::new();
         for _ in 0..3 {
@@ -450,11 +460,8 @@ pub fn programs() {
             .spawn()
             .map_err(|e| e.to_string())?;
         let data = vec![b'q'; 30_000];
-        same!(
-            must(unsafe { write(write_end, data.as_ptr().cast(), data.len()) })?,
-            30_000
-        );
-        unsafe { close(write_end) };
+        same!(must(write_bytes(write_end, &data))?, 30_000);
+        close(write_end);
         let mut out = Vec::new();
         if let Some(mut stdout) = last.stdout.take() {
             std::io::Read::read_to_end(&mut stdout, &mut out).map_err(|e| e.to_string())?;

@@ -10,6 +10,8 @@ static STATUS: AtomicI32 = AtomicI32::new(0);
 
 extern "C" fn caught(signal: i32, info: *mut siginfo_t, _: *mut c_void) {
     CAUGHT.store(signal, SeqCst);
+    // SAFETY: the kernel hands a handler a complete `siginfo_t`; the fields read are those of these
+    // signals.
     unsafe {
         SENDER.store((*info).si_pid(), SeqCst);
         CODE.store((*info).si_code, SeqCst);
@@ -20,6 +22,7 @@ extern "C" fn caught(signal: i32, info: *mut siginfo_t, _: *mut c_void) {
 }
 
 fn handle(signal: i32, flags: i32) -> Result<sigaction, String> {
+    // SAFETY: the handler touches atomics only, and `action` and `before` are locals.
     unsafe {
         let mut action: sigaction = std::mem::zeroed();
         action.sa_sigaction = caught as *const () as usize;
@@ -32,11 +35,12 @@ fn handle(signal: i32, flags: i32) -> Result<sigaction, String> {
 }
 
 fn restore(signal: i32, before: &sigaction) {
+    // SAFETY: `before` is what the same call gave.
     unsafe { libc::sigaction(signal, before, null_mut()) };
 }
 
 pub fn relations() {
-    check("parents, groups and sessions", || unsafe {
+    check("parents, groups and sessions", || {
         let (me, group, session) = (getpid(), getpgrp(), getsid(0));
         in_child(|| {
             same!(getppid(), me);
@@ -59,6 +63,8 @@ pub fn relations() {
         same!(sys(setpgid(1 << 22, 0)), Err(ESRCH));
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("a shell's job: a group of children", || unsafe {
         let (read_end, write_end) = pipe_pair()?;
         let idle = || {
@@ -89,6 +95,8 @@ pub fn relations() {
         close(write_end);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("orphans are adopted", || unsafe {
         must(prctl(PR_SET_CHILD_SUBREAPER, 1))?;
         let words = shared_words()?;
@@ -125,6 +133,8 @@ pub fn relations() {
         close(write_end);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("a signal when the parent dies", || unsafe {
         must(prctl(PR_SET_CHILD_SUBREAPER, 1))?;
         let (read_end, write_end) = pipe_pair()?;
@@ -150,6 +160,7 @@ pub fn relations() {
         close(write_end);
         Ok(())
     });
+    // SAFETY: paths are literals, structures are locals, and the kernel is asked for numbers only.
     check("directory, umask, limits, nice value, name", || unsafe {
         must(chdir(c"/tmp".as_ptr()))?;
         umask(0o027);
@@ -171,7 +182,7 @@ pub fn relations() {
                 let mut limit: rlimit = std::mem::zeroed();
                 must(getrlimit(RLIMIT_NOFILE, &mut limit))?;
                 same!((limit.rlim_cur, limit.rlim_max), (100, 500));
-                same!(sys(fcntl(0, F_DUPFD, 100)), Err(EINVAL));
+                same!(sys(fcntl_number(0, F_DUPFD, 100)), Err(EINVAL));
                 Ok(())
             })?;
             must(setpriority(PRIO_PROCESS, 0, 7))?;
@@ -191,6 +202,7 @@ pub fn relations() {
         must(chdir(c"/".as_ptr()))?;
         Ok(())
     });
+    // SAFETY: every pointer is to a local that takes a result.
     check("times of children", || unsafe {
         let mut usage: rusage = std::mem::zeroed();
         let mut status = 0;
@@ -207,6 +219,8 @@ pub fn relations() {
         holds!(times.tms_cutime >= 0);
         Ok(())
     });
+    // SAFETY: every pointer is to a local; the children leave through `_exit` at once, with nothing
+    // changed.
     check("clone: ids where they are asked for", || unsafe {
         let mut ids = [0u32; 2];
         let flags = (CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | SIGCHLD) as u64;
@@ -251,7 +265,7 @@ pub fn relations() {
 }
 
 pub fn signals() {
-    check("SIGCHLD says who and how", || unsafe {
+    check("SIGCHLD says who and how", || {
         let before = handle(SIGCHLD, 0)?;
         let pid = child(|| 13)?;
         until_dead(pid)?;
@@ -273,7 +287,7 @@ pub fn signals() {
         restore(SIGCHLD, &before);
         Ok(())
     });
-    check("kill tells the sender", || unsafe {
+    check("kill tells the sender", || {
         let before = handle(SIGUSR1, SA_RESTART)?;
         let me = getpid();
         let pid = child(|| kill(me, SIGUSR1))?;
@@ -291,6 +305,8 @@ pub fn signals() {
         same!(sys(kill(pid, 0)), Err(ESRCH));
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("a wait that a signal ends, or not", || unsafe {
         for flags in [0, SA_RESTART] {
             let before = handle(SIGUSR1, flags)?;
@@ -324,6 +340,8 @@ pub fn signals() {
         }
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("sigsuspend and sigwait for a child", || unsafe {
         let mut set: sigset_t = std::mem::zeroed();
         sigaddset(&mut set, SIGCHLD);
@@ -346,6 +364,8 @@ pub fn signals() {
     });
     check(
         "what is pending is not inherited, what is blocked is",
+        // SAFETY: every pointer is to a local that outlives its call; the children leave through
+        // `_exit`, and share nothing that they change.
         || unsafe {
             let mut set: sigset_t = std::mem::zeroed();
             sigaddset(&mut set, SIGUSR2);
@@ -370,6 +390,8 @@ pub fn signals() {
             Ok(())
         },
     );
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("queued signals between processes", || unsafe {
         let mut set: sigset_t = std::mem::zeroed();
         sigaddset(&mut set, 40);
@@ -404,6 +426,7 @@ pub fn signals() {
         must(sigprocmask(SIG_SETMASK, &before, null_mut()))?;
         Ok(())
     });
+    // SAFETY: the calls take numbers.
     check("threads of others, by their ids", || unsafe {
         let (read_end, write_end) = pipe_pair()?;
         let pid = child(|| {
@@ -422,6 +445,8 @@ pub fn signals() {
         close(write_end);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("intervals in two processes", || unsafe {
         in_child(|| {
             let before = handle(SIGALRM, 0)?;
@@ -459,6 +484,7 @@ fn stat_field(pid: pid_t, index: usize) -> Result<String, String> {
 }
 
 pub fn proc_files() {
+    // SAFETY: literals end with a zero byte.
     check("/proc of another process", || unsafe {
         let (read_end, write_end) = pipe_pair()?;
         let (answer_end, ready_end) = pipe_pair()?;
@@ -515,7 +541,7 @@ pub fn proc_files() {
         }
         Ok(())
     });
-    check("/proc/self is whoever looks", || unsafe {
+    check("/proc/self is whoever looks", || {
         let own = || std::fs::read_link("/proc/self").map(|p| p.to_string_lossy().into_owned());
         same!(own().map_err(|e| e.to_string())?, getpid().to_string());
         in_child(|| {

@@ -1,22 +1,27 @@
 //! Processes: fork, wait, exec, pipes, signals, groups, and what parent and child have in common. `processes first …` is for the first
 //! process of a set.
 
-#![allow(clippy::undocumented_unsafe_blocks)]
-
 mod exec;
 mod kin;
 mod share;
 
+use guest_programs::plain::{
+    _exit, alarm, close, default_action, dup2, epoll_create1, eventfd, fcntl_number, ftruncate,
+    getpgid, getpgrp, getpid, getppid, getpriority, getsid, getuid, ignore, kill, pause, pipe_ends,
+    read_bytes, sched_yield, setpgid, setpriority, setsid, umask, usleep, write_bytes,
+};
 use guest_programs::*;
 use libc::*;
 use std::ptr::null_mut;
 
 /// Runs `body` in a child, whose status it gives.
 pub fn child(body: impl FnOnce() -> i32) -> Result<pid_t, String> {
+    // SAFETY: the program has one thread here, or the child uses nothing that another thread may
+    // hold.
     match must(unsafe { fork() })? {
         0 => {
             let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-            unsafe { _exit(status.unwrap_or(99)) }
+            _exit(status.unwrap_or(99))
         }
         pid => Ok(pid as pid_t),
     }
@@ -28,11 +33,11 @@ pub fn in_child(body: impl FnOnce() -> Outcome) -> Outcome {
     let pid = child(|| match body() {
         Ok(()) => 0,
         Err(why) => {
-            unsafe { write(write_end, why.as_ptr().cast(), why.len()) };
+            write_bytes(write_end, why.as_bytes());
             1
         }
     })?;
-    unsafe { close(write_end) };
+    close(write_end);
     let said = read_all(read_end)?;
     match status_of(pid)? {
         0 => Ok(()),
@@ -46,6 +51,7 @@ pub fn in_child(body: impl FnOnce() -> Outcome) -> Outcome {
 /// Waits for one child.
 pub fn status_of(pid: pid_t) -> Result<i32, String> {
     let mut status = -1;
+    // SAFETY: `status` takes the result.
     let got = must(unsafe { waitpid(pid, &mut status, 0) })?;
     same!(got as pid_t, pid);
     Ok(status)
@@ -53,6 +59,7 @@ pub fn status_of(pid: pid_t) -> Result<i32, String> {
 
 /// Waits until a child has ended, and leaves it.
 pub fn until_dead(pid: pid_t) -> Result<siginfo_t, String> {
+    // SAFETY: `info` is of numbers, and takes the result.
     unsafe {
         let mut info: siginfo_t = std::mem::zeroed();
         must(waitid(P_PID, pid as u32, &mut info, WEXITED | WNOWAIT))?;
@@ -62,9 +69,7 @@ pub fn until_dead(pid: pid_t) -> Result<siginfo_t, String> {
 
 /// (end for reading, end for writing)
 pub fn pipe_pair() -> Result<(i32, i32), String> {
-    let mut fds = [0; 2];
-    must(unsafe { pipe(fds.as_mut_ptr()) })?;
-    Ok((fds[0], fds[1]))
+    pipe_ends().map(|[read_end, write_end]| (read_end, write_end))
 }
 
 /// Everything up to the end of file; closes the descriptor.
@@ -72,9 +77,9 @@ pub fn read_all(fd: i32) -> Result<Vec<u8>, String> {
     let mut all = Vec::new();
     let mut buffer = [0u8; 4096];
     loop {
-        let n = must(unsafe { read(fd, buffer.as_mut_ptr().cast(), buffer.len()) })?;
+        let n = must(read_bytes(fd, &mut buffer))?;
         if n == 0 {
-            unsafe { close(fd) };
+            close(fd);
             return Ok(all);
         }
         all.extend_from_slice(&buffer[..n as usize]);
@@ -83,18 +88,18 @@ pub fn read_all(fd: i32) -> Result<Vec<u8>, String> {
 
 /// Waits for one byte.
 pub fn await_byte(fd: i32) -> Outcome {
-    let mut byte = 0u8;
-    same!(must(unsafe { read(fd, (&raw mut byte).cast(), 1) })?, 1);
+    same!(must(read_bytes(fd, &mut [0u8]))?, 1);
     Ok(())
 }
 
 /// Writes one byte.
 pub fn give_byte(fd: i32) {
-    unsafe { write(fd, b"x".as_ptr().cast(), 1) };
+    write_bytes(fd, b"x");
 }
 
 /// Memory that children share.
 pub fn shared_words() -> Result<&'static [std::sync::atomic::AtomicU32; 1024], String> {
+    // SAFETY: the kernel chooses where; the page is never unmapped, and atomics may be shared.
     unsafe {
         let at = mmap(
             null_mut(),
@@ -122,29 +127,33 @@ fn endings() {
     check("ended by signals", || {
         for signal in [SIGKILL, SIGTERM, SIGHUP, SIGUSR1, SIGALRM, 40] {
             let pid = child(|| {
-                unsafe { kill(getpid(), signal) };
+                kill(getpid(), signal);
                 3
             })?;
             same!(status_of(pid)? & 0xff, signal);
         }
         let pid = child(|| {
             loop {
-                unsafe { pause() };
+                pause();
             }
         })?;
-        must(unsafe { kill(pid, SIGKILL) })?;
+        must(kill(pid, SIGKILL))?;
         same!(status_of(pid)?, SIGKILL);
         Ok(())
     });
     check("ended by faults", || {
+        // SAFETY: reads page 0, which is not mapped: that it faults is the check, in a child of its
+        // own.
         let pid = child(|| unsafe { *std::hint::black_box(8 as *const i32) })?;
         same!(status_of(pid)? & 0x7f, SIGSEGV);
+        // SAFETY: faults, which is the check, in a child of its own.
         let pid = child(|| unsafe {
             std::arch::asm!("ud2");
             0
         })?;
         same!(status_of(pid)? & 0x7f, SIGILL);
         let pid = child(|| {
+            // SAFETY: ends the child.
             unsafe { abort() };
         })?;
         same!(status_of(pid)? & 0x7f, SIGABRT);
@@ -152,6 +161,7 @@ fn endings() {
     });
     check("waiting: none, not yet, later, again", || {
         let mut status = 0;
+        // SAFETY: `status` takes each result.
         unsafe {
             same!(sys(waitpid(-1, &mut status, 0)), Err(ECHILD));
             same!(sys(waitpid(1 << 22, &mut status, 0)), Err(ECHILD));
@@ -182,11 +192,13 @@ fn endings() {
         }
         for (i, pid) in pids.iter().enumerate() {
             let mut status = 0;
+            // SAFETY: `status` takes the result.
             same!(unsafe { wait(&mut status) }, *pid);
             same!(status, (i as i32) << 8);
         }
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("waitid says who and how", || unsafe {
         let pid = child(|| 9)?;
         let info = until_dead(pid)?;
@@ -218,6 +230,7 @@ fn endings() {
         close(write_end);
         Ok(())
     });
+    // SAFETY: every pointer is to a local that outlives the call.
     check("children that nobody waits for", || unsafe {
         for flags in [0, SA_NOCLDWAIT] {
             let mut action: sigaction = std::mem::zeroed();
@@ -254,8 +267,10 @@ fn endings() {
         let pid = child(|| {
             std::thread::spawn(|| {
                 std::thread::sleep(std::time::Duration::from_millis(5));
+                // SAFETY: ends the thread; nothing on its stack is needed any more.
                 unsafe { syscall(SYS_exit, 11) };
             });
+            // SAFETY: ends the thread; nothing on its stack is needed any more.
             unsafe { syscall(SYS_exit, 12) };
             0
         })?;
@@ -284,7 +299,7 @@ fn main() {
     }
     // Under `nohup` the native run would inherit that it is ignored.
     // SAFETY: sets the default action.
-    unsafe { signal(SIGHUP, SIG_DFL) };
+    default_action(SIGHUP);
     endings();
     share::memory();
     share::descriptors();

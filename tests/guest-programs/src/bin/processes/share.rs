@@ -9,10 +9,12 @@ use std::sync::atomic::Ordering::SeqCst;
 static mut GLOBAL: u32 = 1;
 
 fn global() -> u32 {
+    // SAFETY: only one thread uses the variable.
     unsafe { (&raw const GLOBAL).read_volatile() }
 }
 
 fn set_global(value: u32) {
+    // SAFETY: only one thread uses the variable.
     unsafe { (&raw mut GLOBAL).write_volatile(value) };
 }
 
@@ -50,6 +52,7 @@ pub fn memory() {
         })?;
         same!((words[0].load(SeqCst), words[1023].load(SeqCst)), (3, 4));
         // Pages that nobody has touched before the fork.
+        // SAFETY: the mapping has 4 MiB, and the byte lies in it.
         unsafe {
             let at = mmap(
                 null_mut(),
@@ -69,6 +72,7 @@ pub fn memory() {
         }
         Ok(())
     });
+    // SAFETY: the mappings have 8192 bytes, and the bytes lie in them; `byte` takes a result.
     check("mapped files", || unsafe {
         let fd = anonymous_file("mapped")?;
         must(ftruncate(fd, 8192))?;
@@ -94,6 +98,7 @@ pub fn memory() {
         close(fd);
         Ok(())
     });
+    // SAFETY: the page is mapped anew; the byte beyond the break is the child's own.
     check("protection and the break are each one's own", || unsafe {
         let page = mmap(
             null_mut(),
@@ -123,11 +128,11 @@ pub fn descriptors() {
         let mut pids = Vec::new();
         for i in 0..3u8 {
             pids.push(child(|| {
-                unsafe { write(write_end, [b'a' + i; 100].as_ptr().cast(), 100) };
+                write_bytes(write_end, &[b'a' + i; 100]);
                 0
             })?);
         }
-        unsafe { close(write_end) };
+        close(write_end);
         same!(read_all(read_end)?.len(), 300);
         for pid in pids {
             same!(status_of(pid)?, 0);
@@ -137,12 +142,13 @@ pub fn descriptors() {
     check("a megabyte through a pipe", || {
         let (read_end, write_end) = pipe_pair()?;
         let pid = child(|| {
-            unsafe { close(read_end) };
+            close(read_end);
+            // SAFETY: the descriptor is given away: nobody else closes it in this process.
             let mut out = unsafe { std::fs::File::from_raw_fd(write_end) };
             let data: Vec<u8> = (0..1u32 << 20).map(|i| (i >> 8) as u8).collect();
             i32::from(out.write_all(&data).is_err())
         })?;
-        unsafe { close(write_end) };
+        close(write_end);
         let data = read_all(read_end)?;
         same!(data.len(), 1 << 20);
         holds!(data.iter().enumerate().all(|(i, b)| *b == (i >> 8) as u8));
@@ -151,32 +157,30 @@ pub fn descriptors() {
     });
     check("nobody reads: SIGPIPE and EPIPE", || {
         let (read_end, write_end) = pipe_pair()?;
-        unsafe { close(read_end) };
+        close(read_end);
         let pid = child(|| {
-            unsafe {
-                libc::signal(SIGPIPE, SIG_DFL);
-                write(write_end, b"x".as_ptr().cast(), 1);
-            }
+            default_action(SIGPIPE);
+            write_bytes(write_end, b"x");
             0
         })?;
         same!(status_of(pid)?, SIGPIPE);
-        in_child(|| unsafe {
-            libc::signal(SIGPIPE, SIG_IGN);
-            same!(sys(write(write_end, b"x".as_ptr().cast(), 1)), Err(EPIPE));
+        in_child(|| {
+            ignore(SIGPIPE);
+            same!(sys(write_bytes(write_end, b"x")), Err(EPIPE));
             Ok(())
         })?;
         // The last reader is a child that goes while the parent writes.
         let (read_end, write_two) = pipe_pair()?;
         let pid = child(|| {
-            unsafe { close(write_two) };
+            close(write_two);
             i32::from(await_byte(read_end).is_err())
         })?;
-        unsafe { close(read_end) };
-        in_child(|| unsafe {
-            libc::signal(SIGPIPE, SIG_IGN);
+        close(read_end);
+        in_child(|| {
+            ignore(SIGPIPE);
             let block = [0u8; 4096];
             loop {
-                match sys(write(write_two, block.as_ptr().cast(), block.len())) {
+                match sys(write_bytes(write_two, &block)) {
                     Ok(_) => {}
                     other => {
                         same!(other, Err(EPIPE));
@@ -186,16 +190,16 @@ pub fn descriptors() {
             }
         })?;
         same!(status_of(pid)?, 0);
-        unsafe {
-            close(write_end);
-            close(write_two);
-        }
+        close(write_end);
+        close(write_two);
         Ok(())
     });
     check(
         "an open file's position is common, a table's slots are not",
         || {
             let fd = anonymous_file("position")?;
+            // SAFETY: the file owns the descriptor; the child that closes it by number does not use
+            // the file again.
             let mut file = unsafe { std::fs::File::from_raw_fd(fd) };
             file.write_all(b"0123456789").map_err(|e| e.to_string())?;
             file.seek(SeekFrom::Start(2)).map_err(|e| e.to_string())?;
@@ -203,21 +207,19 @@ pub fn descriptors() {
                 let mut part = [0u8; 3];
                 file.read_exact(&mut part).map_err(|e| e.to_string())?;
                 same!(&part, b"234");
-                unsafe {
-                    must(dup2(fd, 77))?;
-                    must(fcntl(fd, F_SETFL, O_APPEND))?;
-                    must(close(fd))?;
-                }
+                must(dup2(fd, 77))?;
+                must(fcntl_number(fd, F_SETFL, O_APPEND))?;
+                must(close(fd))?;
                 Ok(())
             })?;
             same!(file.stream_position().map_err(|e| e.to_string())?, 5);
-            unsafe {
-                holds!(must(fcntl(fd, F_GETFL))? as i32 & O_APPEND != 0);
-                same!(sys(fcntl(77, F_GETFD)), Err(EBADF));
-            }
+            holds!(must(fcntl_number(fd, F_GETFL, 0))? as i32 & O_APPEND != 0);
+            same!(sys(fcntl_number(77, F_GETFD, 0)), Err(EBADF));
             Ok(())
         },
     );
+    // SAFETY: every pointer is to a local that outlives its call; the children leave through
+    // `_exit`, and share nothing that they change.
     check("socket pairs and eventfds", || unsafe {
         let mut pair = [0; 2];
         must(socketpair(AF_UNIX, SOCK_STREAM, 0, pair.as_mut_ptr()))?;
@@ -233,7 +235,7 @@ pub fn descriptors() {
             0
         })?;
         close(pair[1]);
-        must(write(pair[0], b"a".as_ptr().cast(), 1))?;
+        must(write_bytes(pair[0], b"a"))?;
         let mut value = 0u64;
         must(read(event, (&raw mut value).cast(), 8))?;
         same!(value, 7);
@@ -279,6 +281,7 @@ pub fn descriptors() {
         let words = shared_words()?;
         let mut workers = Vec::new();
         for _ in 0..2 {
+            // SAFETY: `event` outlives the calls.
             workers.push(child(|| unsafe {
                 let set = epoll_create1(0);
                 let mut event = epoll_event {
@@ -309,6 +312,7 @@ pub fn descriptors() {
         }
         Ok(())
     });
+    // SAFETY: `event` outlives the calls.
     check("a child that closes does not unregister", || unsafe {
         let (read_end, write_end) = pipe_pair()?;
         let set = must(epoll_create1(0))? as i32;
@@ -333,6 +337,7 @@ pub fn descriptors() {
 }
 
 pub fn locks() {
+    // SAFETY: the locks outlive the calls.
     check("record locks are a process's, and go with it", || unsafe {
         let fd = anonymous_file("locks")?;
         let lock = |kind: i32| flock {
@@ -371,6 +376,8 @@ pub fn locks() {
         close(write_end);
         Ok(())
     });
+    // SAFETY: the semaphore and the mutex lie in shared memory that is never unmapped, apart from
+    // each other, and are initialised before their use.
     check("semaphores and mutexes between processes", || unsafe {
         let words = shared_words()?;
         let semaphore = (&raw const words[0]).cast::<sem_t>().cast_mut();
@@ -405,6 +412,8 @@ pub fn locks() {
         same!(words[200].load(SeqCst), 800);
         Ok(())
     });
+    // SAFETY: the mutex lies in shared memory that is never unmapped, and is initialised before its
+    // use.
     check("a robust mutex whose owner's process died", || unsafe {
         let words = shared_words()?;
         let mutex = (&raw const words[0]).cast::<pthread_mutex_t>().cast_mut();
@@ -434,6 +443,7 @@ pub fn locks() {
         close(write_end);
         Ok(())
     });
+    // SAFETY: the word is a static.
     check("private futexes of two processes are two", || unsafe {
         static WORD: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let word = (&raw const WORD).cast::<u32>();
