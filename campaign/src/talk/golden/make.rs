@@ -1,235 +1,51 @@
-//! The golden run: everything that trials begin with and are compared with.
-//!
-//! It is made in steps, and each is kept in the directory, so that an interrupted one goes on where it was: the clients are run
-//! live and their conversations written down; the appliance is started cold and warmed up; the conversation is played once for each
-//! size of set, and all must be the same. `golden.json` says what is there, and is exchanged as a whole when a step is complete.
+//! Makes the golden run, step by step: conversations, the warm set, the runs and the trace.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quorate_executor::channel;
-use quorate_executor::egress::{Item, Tap};
 use quorate_executor::events::End;
 use quorate_executor::exit::Failure;
 use quorate_executor::launch::{Options, Plan};
 use quorate_executor::save::Saved;
-use quorate_executor::stage::{DiskContent, Interposer, Limits, Performed, Play, Rig, warm};
+use quorate_executor::stage::{Rig, warm};
 use quorate_images::{Appliance, Progress};
 use quorate_vmm::LayoutKind;
 use quorate_vmm::fault::{Trace, Tracer};
-use quorate_vmm::{Machine, Outcome};
-use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 
-use super::cache::{private_dir, write_private};
-use super::conversation::Conversation;
-use super::file::{ConversationError, Recorded};
-use super::heard::{Course, Heard};
-use super::live;
-use super::player::{Player, PlayerSettings};
-use super::record::{RecordError, RecordSettings};
+use super::run::{self, Run, compare, course, is_as_recorded};
+use super::{Golden, GoldenError, State, VERSION};
 use crate::file::{Campaign, Layout};
 use crate::model::GoldenFacts;
+use crate::talk::cache::{private_dir, write_private};
+use crate::talk::conversation::{Act, Conversation, Log};
+use crate::talk::file::Recorded;
+use crate::talk::heard::Course;
+use crate::talk::live;
+use crate::talk::player::{Player, PlayerSettings};
+use crate::talk::record::RecordSettings;
 
-/// Version of what is kept: another one is made anew.
-const VERSION: u32 = 1;
-/// Releases of a run that are kept one by one, to say where two runs differ first (R10). What is beyond is compared by digest.
-const RELEASES_KEPT: usize = 1 << 20;
-/// Bytes of a release that are shown where two differ.
-const SHOWN: usize = 40;
 /// Instructions that are traced at most (R10): about a minute of single steps.
 const MAX_TRACED: u64 = 100_000_000;
-/// Processor time between two boundaries of a golden run: a healthy one gets on, even on a busy host and step by step.
-const SPIN: Duration = Duration::from_secs(120);
 
-/// See the module.
-pub struct Golden {
-    /// Where trials begin: for [`Rig::new`], with the largest set of the campaign.
-    pub plan: Plan,
-    /// What the client says.
-    pub conversation: Arc<Conversation>,
-    /// How it is played.
-    pub settings: PlayerSettings,
-    /// What the client hears when nothing is wrong.
-    pub heard: Heard,
-    /// What is on the disks then.
-    pub disks: Vec<DiskContent>,
-    /// How the set ends: over, or the guest's program ended.
-    pub end: End,
-    /// For draws.
-    pub facts: GoldenFacts,
-    /// All that a healthy machine executes, if some fault of the campaign comes at an instruction's number.
-    pub trace: Option<Arc<Trace>>,
-}
-
-/// Why there is no golden run.
-#[derive(Debug, thiserror::Error)]
-pub enum GoldenError {
-    /// The appliance, the host, or a staged set.
-    #[error("{0}")]
-    Failure(#[from] Failure),
-    /// The client.
-    #[error("{0}")]
-    Record(#[from] RecordError),
-    /// A conversation's file.
-    #[error("{0}")]
-    Conversation(#[from] ConversationError),
-    /// The live run.
-    #[error("the live run: {0}")]
-    Live(String),
-    /// A file.
-    #[error("{}: {action}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// With what.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The conversation cannot be played to its end though nothing is wrong.
-    #[error("{run}: {why}. The appliance does not answer in virtual time as it answered the client: look at the conversation in {}", file.display())]
-    Course {
-        /// Which run.
-        run: &'static str,
-        /// How it went.
-        why: String,
-        /// The conversation.
-        file: PathBuf,
-    },
-    /// Two golden runs differ.
-    #[error("the appliance is not deterministic: {first} and {second} differ: {what}")]
-    Differs {
-        /// One run.
-        first: String,
-        /// The other.
-        second: String,
-        /// The first difference.
-        what: String,
-    },
-    /// The trace.
-    #[error("the instructions of the golden run cannot be traced: {0}")]
-    Trace(String),
-}
-
-impl GoldenError {
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        GoldenError::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
-    }
-}
-
-/// `golden.json`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct State {
-    version: u32,
-    /// Digest of all that goes into it: another one makes everything anew.
-    inputs: String,
-    /// Digests of the conversations: warm-up, workload.
-    conversations: Option<(String, String)>,
-    /// Replicas that were saved warm.
-    warm: u8,
-    /// Releases and facts of the golden run.
-    golden: Option<(String, GoldenFacts)>,
-}
-
-impl State {
-    fn read(dir: &Path) -> State {
-        // What cannot be read is made anew.
-        let text = fs::read(dir.join("golden.json")).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
-    }
-
-    fn write(&self, dir: &Path) -> Result<(), GoldenError> {
-        let path = dir.join("golden.json");
-        let text = serde_json::to_vec_pretty(self)
-            .map_err(|error| GoldenError::io("cannot be written", &path, error.into()))?;
-        write_private(&path, &text)
-            .map_err(|source| GoldenError::io("cannot be written", &path, source))
-    }
-}
-
-/// One run to compare others with.
-struct Run {
-    name: String,
-    heard: Heard,
-    releases: Releases,
-    performed: Performed,
-    calls: u64,
-    adapted: Option<Conversation>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Releases {
-    kept: Vec<Release>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Release {
-    boundary: u64,
-    channel: u16,
-    digest: blake3::Hash,
-    begin: Vec<u8>,
-}
-
-struct Maker<'a> {
-    campaign: &'a Campaign,
-    dir: &'a Path,
-    progress: &'a dyn Fn(&str),
-    appliance: Appliance,
-    state: State,
-    replicas: u8,
-}
-
-impl Golden {
-    /// Makes what is missing in `dir` (the campaign's `golden` directory, which only one process may make at a time) and plays the
-    /// conversation at least once: a host on which it goes otherwise than where it was made is found out.
-    ///
-    /// # Errors
-    /// When the appliance cannot be built or run, a client fails, or two runs differ.
-    pub fn prepare(
-        campaign: &Campaign,
-        dir: &Path,
-        progress: &dyn Fn(&str),
-    ) -> Result<Golden, GoldenError> {
-        let dir = &std::path::absolute(dir)
-            .map_err(|source| GoldenError::io("no such path", dir, source))?;
-        private_dir(dir).map_err(|source| GoldenError::io("cannot be made", dir, source))?;
-        let path = dir.join("lock");
-        let lock = File::create(&path)
-            .map_err(|source| GoldenError::io("cannot be made", &path, source))?;
-        // Whoever comes second finds everything made.
-        flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|error| GoldenError::io("cannot be locked", &path, error.into()))?;
-        let path = campaign.appliance_path();
-        let appliance = Appliance::load(&path)
-            .map_err(|error| Failure::new(quorate_executor::exit::ExitCode::Appliance, error))?;
-        let maker = Maker {
-            campaign,
-            dir,
-            progress,
-            appliance,
-            state: State::read(dir),
-            replicas: campaign.replicas.iter().copied().max().unwrap_or(1),
-        };
-        maker.make()
-    }
-
-    /// A player of the golden conversation, for one trial.
-    #[must_use]
-    pub fn player(&self) -> Player {
-        Player::new(Arc::clone(&self.conversation), self.settings)
-    }
+/// What the steps need, and how far they are.
+pub(super) struct Maker<'a> {
+    pub campaign: &'a Campaign,
+    pub dir: &'a Path,
+    pub progress: &'a dyn Fn(&str),
+    pub appliance: Appliance,
+    pub state: State,
+    pub replicas: u8,
 }
 
 impl Maker<'_> {
-    fn make(mut self) -> Result<Golden, GoldenError> {
+    /// Makes what is missing, and plays the conversation at least once.
+    ///
+    /// # Errors
+    /// See [`Golden::prepare`].
+    pub fn make(mut self) -> Result<Golden, GoldenError> {
         (self.progress)("building the image");
         let options = self.options("disks")?;
         let cold = self.plan(&options)?;
@@ -583,44 +399,7 @@ impl Maker<'_> {
             lenient,
             ..self.settings()
         };
-        let player = Player::new(Arc::clone(conversation), settings);
-        let releases: Arc<Mutex<Releases>> = Arc::default();
-        let calls: Arc<Mutex<Option<(u64, u64)>>> = Arc::default();
-        let play = Play {
-            tap: Some(keep(&releases)),
-            interposers: vec![Box::new(Watch {
-                calls: Arc::clone(&calls),
-                tracer,
-            })],
-            limits: Limits {
-                spin: SPIN,
-                stall: SPIN,
-                wall: Duration::from_secs(3600),
-            },
-            ..Play::new(replicas, player.stage(), player.egress())
-        };
-        let performed = rig.perform(play)?;
-        if let End::Failed { code, detail } = &performed.summary.end {
-            return Err(Failure::new(*code, format!("{name}: {detail}")).into());
-        }
-        let adapted = player.adapted();
-        let releases =
-            std::mem::take(&mut *releases.lock().unwrap_or_else(PoisonError::into_inner));
-        let calls = calls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or(0, |(first, last)| last - first);
-        Ok(Run {
-            name: match replicas {
-                1 => format!("{name} with 1 replica"),
-                n => format!("{name} with {n} replicas"),
-            },
-            heard: player.take_heard(),
-            releases,
-            performed,
-            calls,
-            adapted,
-        })
+        run::perform(rig, replicas, name, conversation, settings, tracer)
     }
 
     fn check_course(&self, run: &Run) -> Result<(), GoldenError> {
@@ -708,29 +487,12 @@ fn knocks(conversation: &Conversation) -> Conversation {
     let mut ports = conversation.connections.clone();
     ports.sort_unstable();
     ports.dedup();
-    let mut log = super::conversation::Log::default();
+    let mut log = Log::default();
     for port in ports {
         let connection = log.open(port);
-        log.act(connection, super::conversation::Act::Shut);
+        log.act(connection, Act::Shut);
     }
     log.canonical()
-}
-
-/// Whether the client heard as many bytes as it did live.
-fn is_as_recorded(run: &Run, conversation: &Conversation) -> bool {
-    let same = |of: &super::conversation::Received| {
-        let heard = run.heard.connections.get(of.connection);
-        heard.is_some_and(|heard| heard.bytes.len() as u64 == of.bytes)
-    };
-    run.heard.course == Course::Complete && conversation.end.iter().all(same)
-}
-
-fn course(heard: &Heard) -> String {
-    match &heard.course {
-        Course::Unfinished => "it did not come to its end".to_owned(),
-        Course::Complete => "it came to its end".to_owned(),
-        Course::Broken { why, .. } | Course::Stuck { why } => why.clone(),
-    }
 }
 
 /// Building an image takes a while the first time.
@@ -755,93 +517,5 @@ fn remove(directory: &Path) -> Result<(), GoldenError> {
             Err(GoldenError::io("cannot be removed", directory, error))
         }
         _ => Ok(()),
-    }
-}
-
-fn keep(releases: &Arc<Mutex<Releases>>) -> Tap {
-    let releases = Arc::clone(releases);
-    Box::new(move |item| {
-        if let Item::Release {
-            boundary,
-            channel,
-            bytes,
-        } = item
-        {
-            let mut releases = releases.lock().unwrap_or_else(PoisonError::into_inner);
-            if releases.kept.len() < RELEASES_KEPT {
-                releases.kept.push(Release {
-                    boundary: *boundary,
-                    channel: channel.0,
-                    digest: blake3::hash(bytes),
-                    begin: bytes[..bytes.len().min(SHOWN)].to_vec(),
-                });
-            }
-        }
-    })
-}
-
-/// Whether two runs are the same; else the first difference.
-fn compare(first: &Run, second: &Run) -> Result<(), GoldenError> {
-    let prints = |run: &Run| run.performed.summary.status.fingerprint.clone();
-    let differs = |what: String| GoldenError::Differs {
-        first: first.name.clone(),
-        second: second.name.clone(),
-        what,
-    };
-    if prints(first) != prints(second) {
-        let pairs = first.releases.kept.iter().zip(&second.releases.kept);
-        let what = match pairs.into_iter().find(|(a, b)| a != b) {
-            Some((a, b)) => {
-                let name = channel::name(quorate_voter::Channel(a.channel));
-                format!(
-                    "at boundary {} on channel {name}: {} and (boundary {}) {}",
-                    a.boundary,
-                    super::judge::show(&a.begin),
-                    b.boundary,
-                    super::judge::show(&b.begin)
-                )
-            }
-            None => format!(
-                "one released {} outputs, the other {}",
-                first.releases.kept.len(),
-                second.releases.kept.len()
-            ),
-        };
-        return Err(differs(what));
-    }
-    if first.heard != second.heard {
-        return Err(differs("the client heard something else".to_owned()));
-    }
-    if first.performed.disks != second.performed.disks {
-        return Err(differs("the disks have other contents".to_owned()));
-    }
-    Ok(())
-}
-
-/// Counts system calls, and lets a tracer run the machine.
-struct Watch {
-    calls: Arc<Mutex<Option<(u64, u64)>>>,
-    tracer: Option<Arc<Mutex<Tracer>>>,
-}
-
-impl Interposer for Watch {
-    fn run(&mut self, machine: &mut Machine, _next_boundary: u64) -> Outcome {
-        match &self.tracer {
-            Some(tracer) => tracer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .run(machine),
-            None => machine.run(),
-        }
-    }
-
-    fn at_boundary(&mut self, machine: &mut Machine, _boundary: u64) -> Result<(), String> {
-        // A kernel without the recorder has no calls to count, and no faults that are triggered by them.
-        if let Ok(made) = machine.calls_made() {
-            let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-            let (first, _) = calls.unwrap_or((made, made));
-            *calls = Some((first, made));
-        }
-        Ok(())
     }
 }
