@@ -5,47 +5,40 @@
 //! is found out by trial: a bit that differs all by itself is flipped in the healthy machine before the divergence; if that goes the
 //! same way, it was this one.
 
+mod cause;
+mod flip;
+
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use quorate_abi::boot::Layout;
 use quorate_abi::flight::Record;
-use quorate_vmm::fault::{FaultRegister, Group};
-use quorate_vmm::{Checkpoint, Register};
+use quorate_vmm::Checkpoint;
 
-use crate::record::Recording;
-use crate::seeds::Seed;
-
-use super::atlas::{Atlas, Kind, relative};
+use super::atlas::{self, Atlas, Kind, relative};
 use super::binary::{Binary, REGISTERS, RIP, RSP, Registers};
 use super::calls::{self, Buffer};
 use super::crash;
-use super::difference::{PageDifference, Suspect, differences, suspects};
+use super::difference::{PageDifference, differences};
 use super::files::Files;
 use super::find::Divergence;
 use super::flight::{self, Compared, Log};
 use super::hex;
 use super::lab::{Ended, Lab, LabError, Spoil};
 use super::memory::{Memory, read_virt};
-use super::report::{CallReport, Calls, Cause, Explanation, Found, PageReport, Proof, Side};
+use super::report::{CallReport, Calls, Cause, Explanation, PageReport, Side};
 use super::stack::backtrace;
+use crate::record::Recording;
+use crate::seeds::Seed;
+use flip::agrees;
 
-/// Bits that are tried (R10), and how long.
-const MAX_TRIALS: usize = 512;
-const TRIAL_TIME: Duration = Duration::from_secs(60);
-/// The same for all bits of all registers.
-const REGISTER_TIME: Duration = Duration::from_secs(180);
 /// Pages that are listed.
 const MAX_PAGES: usize = 16;
 /// Calls before the first that differs that are shown.
 const CALLS_BEFORE: u64 = 4;
-/// Boundaries that a trial goes on after the divergence to compare all of memory.
-const MAX_ON: u64 = 256;
 /// Exceptions after one call that are gone through to get to a certain one.
 const STOPS: usize = 16;
-/// Bytes shown around the place that was hit, on each side.
-const AROUND: u64 = 32;
+
 /// What an explanation is made from.
 pub struct Case<'a> {
     /// The recording.
@@ -221,260 +214,6 @@ impl<'a, 'r> Bench<'a, 'r> {
         format!("with a healthy replay of the same layout, {place}")
     }
 
-    /// Looks for what was hit, and says how to do it to a healthy machine.
-    fn cause(&mut self, atlas: &Atlas<'_>) -> Result<(Cause, Option<Spoil>), LabError> {
-        let same_calls = matches!(self.compared, Compared::Same);
-        if self.level && self.found.is_empty() && same_calls {
-            return Ok((Cause::Outside, None));
-        }
-        let suspects = suspects(&self.healthy, Some(&self.before), &self.found);
-        let until = Instant::now() + crate::patience::patient(TRIAL_TIME);
-        let mut best: Option<(Suspect, Proof)> = None;
-        for suspect in suspects.iter().take(MAX_TRIALS) {
-            if Instant::now() > until {
-                break;
-            }
-            let proof = self.try_bit(suspect.spoil())?;
-            if best.is_none_or(|(_, known)| proof < known) {
-                best = Some((*suspect, proof));
-            }
-            if proof == Proof::Exact {
-                break;
-            }
-        }
-        if let Some((suspect, proof)) = best.filter(|(_, proof)| *proof != Proof::None) {
-            return Ok((
-                self.memory_cause(atlas, &suspect, proof, Found::Evidence),
-                Some(suspect.spoil()),
-            ));
-        }
-        if !self.case.blind
-            && let Some(found) = self.recorded(atlas)?
-        {
-            return Ok(found);
-        }
-        if let Some(found) = self.registers(atlas)? {
-            return Ok(found);
-        }
-        let mut text = "no single bit of memory, and no bit of a register at the boundary before, does to a healthy machine what happened to \
-                        the replica. It may have been a register while the guest ran, or more than one bit"
-            .to_owned();
-        if let Some(suspect) = suspects.iter().find(|suspect| suspect.still) {
-            // It may have done its work through what is gone now.
-            let place = atlas.place(suspect.at).text;
-            text.push_str(&format!(
-                ". All by itself differs bit {} of {place}",
-                suspect.bit
-            ));
-        }
-        let cause = Cause::Unknown { text };
-        Ok((cause, None))
-    }
-
-    /// The injected fault that the recording has, if it is a flipped bit.
-    fn recorded(&mut self, atlas: &Atlas<'_>) -> Result<Option<(Cause, Option<Spoil>)>, LabError> {
-        for injected in self.case.divergence.injected.iter().rev() {
-            match flipped(&injected.detail) {
-                Some(Flipped::Memory { at, bit }) => {
-                    let spoil = Spoil::Memory { at, bit };
-                    let proof = self.try_bit(spoil)?;
-                    let byte = |memory: &dyn Memory| {
-                        let mut byte = [0];
-                        if memory.read(at, &mut byte) {
-                            byte[0]
-                        } else {
-                            0
-                        }
-                    };
-                    let healthy = byte(&self.before);
-                    let suspect = Suspect {
-                        at,
-                        bit,
-                        healthy,
-                        other: healthy ^ 1 << (bit & 7),
-                        still: false,
-                        company: 0,
-                    };
-                    let cause = self.memory_cause(atlas, &suspect, proof, Found::Recorded);
-                    return Ok(Some((cause, Some(spoil))));
-                }
-                Some(Flipped::Register { register, bit }) => {
-                    let spoil = Spoil::Register { register, bit };
-                    let proof = self.try_bit(spoil)?;
-                    let name = register.name().to_owned();
-                    let cause = self.register_cause(atlas, name, bit, proof, Found::Recorded);
-                    return Ok(Some((cause, Some(spoil))));
-                }
-                Some(Flipped::Program { register, bit }) => {
-                    let spoil = Spoil::Program { register, bit };
-                    let proof = self.try_bit(spoil)?;
-                    let name = of_program(register);
-                    let cause = self.register_cause(atlas, name, bit, proof, Found::Recorded);
-                    return Ok(Some((cause, Some(spoil))));
-                }
-                None => {}
-            }
-        }
-        Ok(None)
-    }
-
-    /// Tries every bit of every register.
-    fn registers(&mut self, atlas: &Atlas<'_>) -> Result<Option<(Cause, Option<Spoil>)>, LabError> {
-        (self.case.progress)("trying the bits of the registers");
-        let until = Instant::now() + crate::patience::patient(REGISTER_TIME);
-        let mut best = None;
-        // Those that every code needs come first.
-        let first = ["rsp", "rip", "rbp", "rbx", "rdx", "rax"];
-        let others = Register::names().filter(|name| !first.contains(name));
-        let names = first.into_iter().chain(others);
-        let vcpus = names
-            .filter_map(|name| name.parse::<Register>().ok())
-            .flat_map(|register| (0..64).map(move |bit| (Spoil::Register { register, bit }, bit)));
-        // What the program's vector registers hold is seen in memory soon enough.
-        let groups = [Group::Pc, Group::General, Group::SegmentBase, Group::Flags];
-        let programs = groups
-            .into_iter()
-            .flat_map(FaultRegister::of)
-            .flat_map(|register| {
-                let bits = (0..64).filter(move |bit| register.bits() >> bit & 1 != 0);
-                bits.map(move |bit| (Spoil::Program { register, bit }, bit))
-            });
-        for (spoil, bit) in vcpus.chain(programs) {
-            if Instant::now() > until {
-                return Ok(best);
-            }
-            let proof = match self.try_bit(spoil) {
-                // The host does not let a guest have that value: so it was not that.
-                Err(LabError::Fault(_)) => continue,
-                proof => proof?,
-            };
-            if proof == Proof::Exact || (proof == Proof::Same && best.is_none()) {
-                let name = match spoil {
-                    Spoil::Program { register, .. } => of_program(register),
-                    Spoil::Register { register, .. } => register.name().to_owned(),
-                    _ => continue,
-                };
-                let cause = self.register_cause(atlas, name, bit, proof, Found::Trial);
-                best = Some((cause, Some(spoil)));
-                if proof == Proof::Exact {
-                    return Ok(best);
-                }
-            }
-        }
-        Ok(best)
-    }
-
-    fn register_cause(
-        &self,
-        atlas: &Atlas<'_>,
-        register: String,
-        bit: u8,
-        proof: Proof,
-        found: Found,
-    ) -> Cause {
-        let registers = self.before.registers();
-        Cause::Register {
-            register,
-            bit,
-            proof,
-            boundary: self.before.boundary(),
-            place: atlas.address(self.before.root(), registers.rip),
-            found,
-        }
-    }
-
-    fn memory_cause(
-        &self,
-        atlas: &Atlas<'_>,
-        suspect: &Suspect,
-        proof: Proof,
-        found: Found,
-    ) -> Cause {
-        let from = suspect.at.saturating_sub(AROUND) & !15;
-        let from = from.max(suspect.at & !0xfff);
-        let len = (suspect.at + AROUND - from).min((from & !0xfff) + 0x1000 - from) as usize;
-        let bytes = |memory: &dyn Memory| {
-            let mut bytes = vec![0; len];
-            memory.read(from, &mut bytes);
-            bytes
-        };
-        let (one, two) = (bytes(&self.healthy), bytes(&self.case.dump));
-        let mut around = hex::diff(&hex::Sides {
-            one: ("healthy", &one),
-            two: ("replica", &two),
-            base: from & 0xfff,
-        });
-        if around.is_empty() {
-            around = "the replica has written over it since\n".to_owned();
-        }
-        Cause::Memory {
-            place: Box::new(atlas.place(suspect.at)),
-            bit: suspect.bit,
-            healthy: suspect.healthy,
-            replica: suspect.other,
-            proof,
-            boundary: self.before.boundary(),
-            around,
-            found,
-        }
-    }
-
-    /// Spoils a healthy machine at the boundary before the divergence, and sees whether it goes the way of the replica.
-    fn try_bit(&mut self, spoil: Spoil) -> Result<Proof, LabError> {
-        let (case, boundary) = (self.case, self.case.divergence.boundary);
-        let before = self.before.clone();
-        let there = case.dump.boundary();
-        let on = there >= boundary && there - boundary <= MAX_ON;
-        let until = if on { there } else { boundary };
-        let until = until.max(before.boundary() + 1);
-        match self.lab.trial(&before, spoil, until) {
-            Ok(Ended::At(..)) => {}
-            Ok(Ended::Crashed(report)) => {
-                let (one, two) = (report.registers.as_deref(), case.dump.registers());
-                let same = one.is_some_and(|one| (one.rip, one.rsp) == (two.rip, two.rsp));
-                return Ok(match same && !case.dump.at_boundary() {
-                    true if self.same_memory()? => Proof::Exact,
-                    true => Proof::Same,
-                    false => Proof::None,
-                });
-            }
-            // KVM does not take every value of a register.
-            Ok(_) | Err(LabError::Machine(_)) => return Ok(Proof::None),
-            Err(error) => return Err(error),
-        }
-        if !self.goes_wrong_alike()? {
-            return Ok(Proof::None);
-        }
-        Ok(if on && self.same_memory()? {
-            Proof::Exact
-        } else {
-            Proof::Same
-        })
-    }
-
-    fn same_memory(&mut self) -> Result<bool, LabError> {
-        let spoiled = self.lab.dump()?;
-        Ok(differences(&spoiled, &self.case.dump).is_empty())
-    }
-
-    /// Whether the spoiled machine's calls are those of the replica where these differ from a healthy machine's.
-    fn goes_wrong_alike(&mut self) -> Result<bool, LabError> {
-        match self.compared {
-            Compared::Differs { number, .. } | Compared::Further { number } => {
-                let Ok(spoiled) = flight::read(&self.lab.live(), self.layout.kernel) else {
-                    return Ok(false);
-                };
-                Ok(match (spoiled.get(number), self.dump_log.get(number)) {
-                    (Some(one), Some(two)) => one == two,
-                    _ => false,
-                })
-            }
-            Compared::Unfinished { .. } | Compared::Nothing => Ok(false),
-            // The calls say nothing: memory has to.
-            Compared::Same => self.same_memory(),
-        }
-    }
-
     fn call(
         &mut self,
         healthy: &Atlas<'_>,
@@ -620,7 +359,7 @@ impl<'a, 'r> Bench<'a, 'r> {
         let Some((region, offset)) = relative(&self.layout, virt) else {
             return Ok(None);
         };
-        let start = super::atlas::regions(&layout)
+        let start = atlas::regions(&layout)
             .into_iter()
             .find(|(name, ..)| *name == region)
             .map_or(0, |(_, start, _)| start);
@@ -668,119 +407,5 @@ impl<'a, 'r> Bench<'a, 'r> {
         });
         pages.truncate(MAX_PAGES);
         (pages, kinds.into_iter().collect())
-    }
-}
-
-impl Suspect {
-    fn spoil(&self) -> Spoil {
-        Spoil::Memory {
-            at: self.at,
-            bit: self.bit,
-        }
-    }
-}
-
-/// What a register is called that the program will have when its kernel goes back to it.
-fn of_program(register: FaultRegister) -> String {
-    format!("{} of the program", register.name())
-}
-
-/// A flipped bit, as an event tells it.
-#[derive(Clone, Copy, Debug)]
-enum Flipped {
-    Memory { at: u64, bit: u8 },
-    Register { register: Register, bit: u8 },
-    Program { register: FaultRegister, bit: u8 },
-}
-
-/// Reads what [`crate::machine`] or a campaign says of a flip that it made: `physical address 0x1234 bit 5: …`, `rbx bit 7: …` or
-/// `the program's rbx bit 7: …`.
-fn flipped(detail: &str) -> Option<Flipped> {
-    let words: Vec<&str> = detail.split_whitespace().collect();
-    let place = words.windows(3).position(|three| three[1] == "bit")?;
-    let bit = words[place + 2].trim_end_matches(':').parse().ok()?;
-    let what = words[place].trim_end_matches(',');
-    match what.strip_prefix("0x") {
-        Some(address) => Some(Flipped::Memory {
-            at: u64::from_str_radix(address, 16).ok()?,
-            bit,
-        }),
-        None if place > 0 && words[place - 1] == "program's" => Some(Flipped::Program {
-            register: what.parse().ok()?,
-            bit,
-        }),
-        None => Some(Flipped::Register {
-            register: what.parse().ok()?,
-            bit,
-        }),
-    }
-}
-
-/// Whether what was found is what was injected; none if nothing was, or what was is no flipped bit.
-fn agrees(cause: &Cause, divergence: &Divergence) -> Option<bool> {
-    let mut flips = divergence
-        .injected
-        .iter()
-        .filter_map(|injected| flipped(&injected.detail))
-        .peekable();
-    flips.peek()?;
-    Some(flips.any(|flip| match (cause, flip) {
-        (
-            Cause::Memory {
-                place, bit: found, ..
-            },
-            Flipped::Memory { at, bit },
-        ) => (place.physical, *found) == (at, bit),
-        (
-            Cause::Register {
-                register,
-                bit: found,
-                ..
-            },
-            Flipped::Register {
-                register: other,
-                bit,
-            },
-        ) => *register == other.name() && *found == bit,
-        (
-            Cause::Register {
-                register,
-                bit: found,
-                ..
-            },
-            Flipped::Program {
-                register: other,
-                bit,
-            },
-        ) => *register == of_program(other) && *found == bit,
-        _ => false,
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use super::*;
-
-    #[test]
-    fn what_an_event_says_of_a_flip_is_understood() {
-        let memory = flipped("physical address 0x5c123 bit 5: 0x41 became 0x61").unwrap();
-        assert!(matches!(
-            memory,
-            Flipped::Memory {
-                at: 0x5c123,
-                bit: 5
-            }
-        ));
-        let register = flipped("rbx bit 42: 0x1 became 0x2").unwrap();
-        assert!(
-            matches!(register, Flipped::Register { register, bit: 42 } if register.name() == "rbx")
-        );
-        let program = flipped("flip: the program's fs_base bit 63: 0x1 became 0x2").unwrap();
-        assert!(
-            matches!(program, Flipped::Program { register, bit: 63 } if register.name() == "fs_base")
-        );
-        assert!(flipped("its next frame or console output is changed").is_none());
-        assert!(flipped("a triple fault").is_none());
     }
 }
