@@ -154,6 +154,15 @@ impl Options {
         Ok(Options::text(&format!("{text}\n[recovery]\n{lines}\n"))?.publish(6379))
     }
 
+    /// The Redis appliance of the repository under the relaxed discipline, with these lines in `[relaxed]`.
+    ///
+    /// # Errors
+    /// When the appliance cannot be read.
+    pub fn redis_relaxed(lines: &str) -> Result<Options, Error> {
+        let text = redis_text()?;
+        Ok(Options::text(&format!("{text}\n[relaxed]\n{lines}\n"))?.publish(6379))
+    }
+
     fn path(&self) -> PathBuf {
         match &self.directory {
             Some(directory) => directory.path().join("appliance.toml"),

@@ -129,7 +129,7 @@ fn files(kind: Kind, quick: bool) -> Result<Vec<(&'static str, Sample)>, Error> 
             command.arg("bench").arg(file).args([&mib, operations]);
             run(command, LONG)?
         }
-        Kind::Replicas(replicas) => {
+        Kind::Replicas(replicas) | Kind::Relaxed(replicas) => {
             let path = directory.path().join("disk.img");
             let words = ["disk", "bench", "/data/file", &mib, operations];
             let tables = format!(
@@ -226,7 +226,7 @@ fn redis(kind: Kind, quick: bool) -> Result<Sample, Error> {
             let server = NativeServer::start(&aof)?;
             benchmark(server.address().port())
         }
-        Kind::Replicas(replicas) => {
+        Kind::Replicas(replicas) | Kind::Relaxed(replicas) => {
             let file = path("data.img");
             let text = disk::appliance(REDIS, &[("path", file.clone().into())])?;
             let options = Options::text(&text)?.publish(6379);

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 /// What the figures were measured on.
+#[derive(Clone)]
 pub struct Host {
     /// Model name of the processor.
     pub cpu: String,

@@ -8,6 +8,7 @@ mod campaign;
 mod disk;
 mod host;
 mod limit;
+mod linux;
 mod load;
 mod recovery;
 mod report;
@@ -22,55 +23,85 @@ use serde_json::{Value, json};
 
 use host::Host;
 use load::LOADS;
-use results::{BOOTED, KINDS, Measured, Results};
-use server::Server;
+use results::{BOOTED, KINDS, Measured, RELAXED_KINDS, Results};
+use server::{Kind, Server};
 use usage::Memory;
 
 /// How long a server is watched without any request.
 const IDLE: Duration = Duration::from_millis(500);
 const USAGE: &str = "\
-Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--no-disks] [--only-disks]
-             [--no-recovery] [--only-recovery] [--no-campaign] [--only-campaign] [--docs]
+Usage: bench [--quick] [--rounds N] [--seconds S] [--boots N] [--no-boundary] [--no-PART]… [--only-PART]… [--docs]
 
-Measures the native redis-server and Quorate with 1, 2, 3 and 5 replicas in turns, prints a report, and writes it to
-target/bench/report.md and target/bench/results.json.
+Measures the native redis-server and Quorate with 1, 2, 3 and 5 replicas in turns, then the parts, prints a report, and writes
+it to target/bench/report.md and target/bench/results.json; that of a part to target/bench/PART.md and PART.json.
 
   --quick        2 rounds of 0.3 s for each load, 3 starts, no cost of a boundary: less than two minutes
   --rounds N     rounds [default: 5]
   --seconds S    length of each load in a round [default: 2]
   --boots N      starts whose time is taken, besides those of the rounds [default: 9]
   --no-boundary  leaves out the cost of a boundary, which is measured by programs that cargo builds first
-  --no-disks     leaves out the disks
-  --only-disks   leaves out everything else; the report is in target/bench/disks.md and disks.json
-  --no-recovery  leaves out recovery
-  --only-recovery
-                 leaves out everything else; the report is in target/bench/recovery.md and recovery.json
-  --no-campaign  leaves out fault-injection campaigns
-  --only-campaign
-                 leaves out everything else; the report is in target/bench/campaign.md and campaign.json
-  --docs         puts the report into docs/numbers.md too, in place of the one there";
+  --no-PART      leaves out a part
+  --only-PART    that part, and nothing that is not named so
+  --docs         puts the report into docs/numbers.md too, in place of the one there
 
-/// Where a report begins and ends in `docs/numbers.md`.
-type Marks = [&'static str; 2];
-const MARKS: Marks = [
-    "<!-- begin: bench --docs -->\n",
-    "<!-- end: bench --docs -->",
-];
-/// The same for that of the disks.
-const DISK_MARKS: Marks = [
-    "<!-- begin: bench --only-disks --docs -->\n",
-    "<!-- end: bench --only-disks --docs -->",
-];
-/// And for that of recovery.
-const RECOVERY_MARKS: Marks = [
-    "<!-- begin: bench --only-recovery --docs -->\n",
-    "<!-- end: bench --only-recovery --docs -->",
-];
-/// And for that of campaigns.
-const CAMPAIGN_MARKS: Marks = [
-    "<!-- begin: bench --only-campaign --docs -->\n",
-    "<!-- end: bench --only-campaign --docs -->",
-];
+Parts: disks, recovery, campaign, relaxed (the relaxed discipline beside lockstep), linux (Linux machines beside a plain one
+under QEMU; where they cannot run it goes on in the SVM lane, and then only with --only-linux)";
+
+/// Parts of the report beside the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Disks,
+    Recovery,
+    Campaign,
+    Relaxed,
+    Linux,
+}
+
+impl Part {
+    const ALL: [Part; 5] = [
+        Part::Disks,
+        Part::Recovery,
+        Part::Campaign,
+        Part::Relaxed,
+        Part::Linux,
+    ];
+
+    /// In arguments and names of files.
+    fn name(self) -> &'static str {
+        match self {
+            Part::Disks => "disks",
+            Part::Recovery => "recovery",
+            Part::Campaign => "campaign",
+            Part::Relaxed => "relaxed",
+            Part::Linux => "linux",
+        }
+    }
+
+    fn named(name: &str) -> Option<Part> {
+        Part::ALL.into_iter().find(|part| part.name() == name)
+    }
+
+    /// Measures it and keeps the report; false if anything went wrong.
+    fn run(self, options: &Options, host: &Host) -> bool {
+        match self {
+            Part::Disks => of_disks(options, host),
+            Part::Recovery => of_recovery(options, host),
+            Part::Campaign => of_campaigns(options, host),
+            Part::Relaxed => of_relaxed(options, host),
+            Part::Linux => of_linux(options, host),
+        }
+    }
+}
+
+/// Where a report begins and ends in `docs/numbers.md`; that of a part, or the first one.
+fn marks(part: Option<Part>) -> [String; 2] {
+    let only = part.map_or_else(String::new, |part| format!("--only-{} ", part.name()));
+    [
+        format!("<!-- begin: bench {only}--docs -->\n"),
+        format!("<!-- end: bench {only}--docs -->"),
+    ]
+}
+
 /// Rounds of the disks: each takes longer, and differs less.
 const DISK_ROUNDS: usize = 3;
 
@@ -80,12 +111,8 @@ struct Options {
     seconds: f64,
     boots: usize,
     boundary: bool,
-    disks: bool,
-    only_disks: bool,
-    recovery: bool,
-    only_recovery: bool,
-    campaign: bool,
-    only_campaign: bool,
+    left_out: Vec<Part>,
+    only: Vec<Part>,
     docs: bool,
 }
 
@@ -97,12 +124,8 @@ impl Options {
             seconds: 2.0,
             boots: 9,
             boundary: true,
-            disks: true,
-            only_disks: false,
-            recovery: true,
-            only_recovery: false,
-            campaign: true,
-            only_campaign: false,
+            left_out: Vec::new(),
+            only: Vec::new(),
             docs: false,
         };
         while let Some(argument) = arguments.next() {
@@ -130,14 +153,17 @@ impl Options {
                 "--seconds" => options.seconds = number()?,
                 "--boots" => options.boots = number()? as usize,
                 "--no-boundary" => options.boundary = false,
-                "--no-disks" => options.disks = false,
-                "--only-disks" => options.only_disks = true,
-                "--no-recovery" => options.recovery = false,
-                "--only-recovery" => options.only_recovery = true,
-                "--no-campaign" => options.campaign = false,
-                "--only-campaign" => options.only_campaign = true,
                 "--docs" => options.docs = true,
-                _ => return Err(format!("unknown argument {argument:?}")),
+                _ => {
+                    let part = |prefix| argument.strip_prefix(prefix).and_then(Part::named);
+                    if let Some(part) = part("--no-") {
+                        options.left_out.push(part);
+                    } else if let Some(part) = part("--only-") {
+                        options.only.push(part);
+                    } else {
+                        return Err(format!("unknown argument {argument:?}"));
+                    }
+                }
             }
         }
         Ok(options)
@@ -163,15 +189,17 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let mut parts = true;
-    let only = options.only_disks || options.only_recovery || options.only_campaign;
-    if options.only_disks || (options.disks && !only) {
-        parts &= of_disks(&options, &host);
-    }
-    if options.only_recovery || (options.recovery && !only) {
-        parts &= of_recovery(&options, &host);
-    }
-    if options.only_campaign || (options.campaign && !only) {
-        parts &= of_campaigns(&options, &host);
+    let only = !options.only.is_empty();
+    for part in Part::ALL {
+        // Linux machines take minutes in a lane: only where they run beside everything else.
+        let wanted = if only {
+            options.only.contains(&part)
+        } else {
+            !options.left_out.contains(&part) && (part != Part::Linux || linux::runs_here())
+        };
+        if wanted {
+            parts &= part.run(&options, &host);
+        }
     }
     if only {
         return if parts {
@@ -180,7 +208,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         };
     }
-    let mut results = measure(&options, host);
+    let mut results = measure(&options, host, &KINDS, &BOOTED);
     if options.boundary {
         // Kept without it first: cargo may have much to build for it.
         if let Err(error) = keep(&results, &report::markdown(&results)) {
@@ -192,7 +220,7 @@ fn main() -> ExitCode {
     println!("{text}");
     let mut kept = keep(&results, &text);
     if options.docs && kept.is_ok() {
-        kept = put_into_docs(&text, MARKS);
+        kept = put_into_docs(&text, &marks(None));
     }
     if let Err(error) = &kept {
         eprintln!("bench: {error}");
@@ -209,7 +237,7 @@ fn of_disks(options: &Options, host: &Host) -> bool {
     let rounds = if options.quick { 1 } else { DISK_ROUNDS };
     let disks = disk::measure(rounds, options.quick);
     let report = disks.markdown(host.cpus);
-    keep_part(options, host, "disks", &disks.json(), &report, DISK_MARKS)
+    keep_part(options, host, Part::Disks, &disks.json(), &report)
         && disks.failures.is_empty()
 }
 
@@ -218,7 +246,7 @@ fn of_recovery(options: &Options, host: &Host) -> bool {
     let recovery = recovery::measure(options.rounds, options.seconds, options.quick);
     let report = recovery.markdown();
     let json = recovery.json();
-    keep_part(options, host, "recovery", &json, &report, RECOVERY_MARKS)
+    keep_part(options, host, Part::Recovery, &json, &report)
         && recovery.failures.is_empty()
 }
 
@@ -227,7 +255,7 @@ fn of_campaigns(options: &Options, host: &Host) -> bool {
     let campaigns = campaign::measure(options.quick);
     let report = campaigns.markdown();
     let json = campaigns.json();
-    keep_part(options, host, "campaign", &json, &report, CAMPAIGN_MARKS)
+    keep_part(options, host, Part::Campaign, &json, &report)
         && campaigns.failures.is_empty()
 }
 
@@ -235,11 +263,11 @@ fn of_campaigns(options: &Options, host: &Host) -> bool {
 fn keep_part(
     options: &Options,
     host: &Host,
-    name: &str,
+    part: Part,
     figures: &Value,
     report: &str,
-    marks: Marks,
 ) -> bool {
+    let name = part.name();
     let text = format!(
         "Measured {} at commit {}, load average before: {}.\nMachine: {}.\n\n{report}",
         host.date,
@@ -251,7 +279,7 @@ fn keep_part(
     let json = json!({ "version": 1, "host": host.json(), "quick": options.quick, name: figures });
     let mut kept = write(name, &json, &text);
     if options.docs && kept.is_ok() {
-        kept = put_into_docs(&text, marks);
+        kept = put_into_docs(&text, &marks(Some(part)));
     }
     if let Err(error) = &kept {
         eprintln!("bench: {error}");
@@ -263,16 +291,26 @@ fn say(text: &str) {
     eprintln!("bench: {text}");
 }
 
-fn measure(options: &Options, host: Host) -> Results {
-    let mut results = Results {
-        host,
-        quick: options.quick,
-        rounds: options.rounds,
-        seconds: options.seconds,
-        servers: KINDS.into_iter().map(Measured::new).collect(),
-        boundary: None,
-        failures: Vec::new(),
-    };
+/// The relaxed discipline beside the native server and lockstep.
+fn of_relaxed(options: &Options, host: &Host) -> bool {
+    let results = measure(options, host.clone(), &RELAXED_KINDS, &RELAXED_KINDS);
+    let report = report::relaxed(&results);
+    keep_part(options, host, Part::Relaxed, &results.json(), &report) && results.failures.is_empty()
+}
+
+/// Linux machines, here or in the lane.
+fn of_linux(options: &Options, host: &Host) -> bool {
+    if !linux::runs_here() {
+        return linux::in_the_lane(options.quick, options.docs);
+    }
+    let linux = linux::measure(options.quick);
+    let (report, json) = (linux.markdown(), linux.json());
+    keep_part(options, host, Part::Linux, &json, &report) && linux.failures.is_empty()
+}
+
+/// Rounds of all loads on the servers of `kinds`, in turns, then starts of those in `booted`.
+fn measure(options: &Options, host: Host, kinds: &[Kind], booted: &[Kind]) -> Results {
+    let mut results = Results::new(host, options.quick, options.rounds, options.seconds, kinds);
     let Results {
         servers, failures, ..
     } = &mut results;
@@ -295,7 +333,7 @@ fn measure(options: &Options, host: Host) -> Results {
         say(&format!("start {start} of {}", options.boots));
         for measured in servers
             .iter_mut()
-            .filter(|measured| BOOTED.contains(&measured.kind))
+            .filter(|measured| booted.contains(&measured.kind))
         {
             let booted = Server::start(measured.kind).and_then(|server| {
                 let after = server.first_pong.as_secs_f64();
@@ -365,7 +403,7 @@ fn write(name: &str, json: &Value, report: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn put_into_docs(report: &str, marks: Marks) -> Result<(), String> {
+fn put_into_docs(report: &str, marks: &[String; 2]) -> Result<(), String> {
     let path = quorate_tests::repository().join("docs/numbers.md");
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     let text = std::fs::read_to_string(&path).map_err(failed)?;
@@ -374,9 +412,9 @@ fn put_into_docs(report: &str, marks: Marks) -> Result<(), String> {
     std::fs::write(&path, text).map_err(failed)
 }
 
-fn between_marks(text: &str, report: &str, marks: Marks) -> Option<String> {
-    let (before, rest) = text.split_once(marks[0])?;
-    let (_, after) = rest.split_once(marks[1])?;
+fn between_marks(text: &str, report: &str, marks: &[String; 2]) -> Option<String> {
+    let (before, rest) = text.split_once(&marks[0])?;
+    let (_, after) = rest.split_once(&marks[1])?;
     Some(format!(
         "{before}{}\n{}\n\n{}{after}",
         marks[0],
@@ -401,14 +439,30 @@ mod tests {
         assert!(parse(&["--seconds", "fast"]).is_err());
         assert!(parse(&["--seconds"]).is_err());
         assert!(parse(&["--slow"]).is_err());
+        assert!(parse(&["--only-ships"]).is_err());
+        let options = parse(&["--no-disks", "--only-linux", "--only-relaxed"]).unwrap();
+        assert_eq!(options.left_out, [Part::Disks]);
+        assert_eq!(options.only, [Part::Linux, Part::Relaxed]);
     }
 
     #[test]
     fn a_report_replaces_the_last_one() {
-        let text = format!("a\n{}old\n{}\nb\n", MARKS[0], MARKS[1]);
-        let once = between_marks(&text, "new\n", MARKS).unwrap();
-        assert_eq!(once, format!("a\n{}\nnew\n\n{}\nb\n", MARKS[0], MARKS[1]));
-        assert_eq!(between_marks(&once, "new\n", MARKS).unwrap(), once);
-        assert!(between_marks("no marks", "new", MARKS).is_none());
+        let marks = marks(None);
+        let [begin, end] = &marks;
+        let text = format!("a\n{begin}old\n{end}\nb\n");
+        let once = between_marks(&text, "new\n", &marks).unwrap();
+        assert_eq!(once, format!("a\n{begin}\nnew\n\n{end}\nb\n"));
+        assert_eq!(between_marks(&once, "new\n", &marks).unwrap(), once);
+        assert!(between_marks("no marks", "new", &marks).is_none());
+    }
+
+    #[test]
+    fn the_documentation_has_a_place_for_every_part() {
+        let path = quorate_tests::repository().join("docs/numbers.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        for part in std::iter::once(None).chain(Part::ALL.map(Some)) {
+            let marks = marks(part);
+            assert!(between_marks(&text, "new", &marks).is_some(), "{marks:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::load::{LOADS, Sample, median};
-use crate::results::{BOOTED, KINDS, Measured, Results};
+use crate::results::{Measured, Results};
 use crate::server::Kind;
 
 /// Set whose throughput is held against what the processors allow.
@@ -28,16 +28,31 @@ pub fn markdown(results: &Results) -> String {
         section(&mut text, results);
         text.push('\n');
     }
-    if !results.failures.is_empty() {
-        text.push_str("**Not everything went well; figures beside a failure do not count:**\n\n");
-        for failure in &results.failures {
-            line(
-                &mut text,
-                format_args!("- {}", failure.replace('\n', "\n  ")),
-            );
-        }
-    }
+    went_wrong(&mut text, &results.failures);
     text
+}
+
+/// The report about the relaxed discipline, without the lines about the machine.
+pub fn relaxed(results: &Results) -> String {
+    let mut text = String::new();
+    undisturbed(&mut text, results);
+    for section in [throughput, latency, costs, boots, memory] {
+        section(&mut text, results);
+        text.push('\n');
+    }
+    went_wrong(&mut text, &results.failures);
+    text
+}
+
+/// What failed; nothing if nothing did.
+pub fn went_wrong(text: &mut String, failures: &[String]) {
+    if failures.is_empty() {
+        return;
+    }
+    text.push_str("**Not everything went well; figures beside a failure do not count:**\n\n");
+    for failure in failures {
+        line(text, format_args!("- {}", failure.replace('\n', "\n  ")));
+    }
 }
 
 /// Writing to a string does not fail.
@@ -61,6 +76,11 @@ fn head(text: &mut String, results: &Results) {
         ),
     );
     line(text, format_args!("Machine: {}.\n", host.line()));
+    undisturbed(text, results);
+}
+
+/// How much of the machine others had meanwhile.
+fn undisturbed(text: &mut String, results: &Results) {
     let foreign = foreign(results);
     let most = foreign.iter().copied().fold(0.0, f64::max);
     line(
@@ -84,15 +104,13 @@ fn foreign(results: &Results) -> Vec<f64> {
     samples.flatten().map(|sample| sample.foreign).collect()
 }
 
-fn kinds() -> Vec<String> {
-    KINDS.iter().map(|kind| kind.name()).collect()
-}
-
 /// A table with a row per load and a column per server.
 fn per_load(text: &mut String, results: &Results, cell: impl Fn(Kind, usize, Sample) -> String) {
-    let mut rows = vec![[vec!["load".to_owned()], kinds()].concat()];
+    let kinds = || results.servers.iter().map(|server| server.kind);
+    let head = std::iter::once("load".to_owned());
+    let mut rows = vec![head.chain(kinds().map(Kind::name)).collect::<Vec<_>>()];
     for (index, load) in LOADS.into_iter().enumerate() {
-        let cells = KINDS.iter().map(|&kind| {
+        let cells = kinds().map(|kind| {
             results
                 .sample(kind, index)
                 .map_or_else(|| "-".to_owned(), |sample| cell(kind, index, sample))
@@ -110,7 +128,7 @@ fn throughput(text: &mut String, results: &Results) {
     per_load(text, results, |kind, load, sample| {
         let rps = thousands(sample.rps);
         match (kind, results.ratio(kind, load)) {
-            (Kind::Replicas(_), Some(ratio)) => format!("{rps} ({ratio:.3})"),
+            (Kind::Replicas(_) | Kind::Relaxed(_), Some(ratio)) => format!("{rps} ({ratio:.3})"),
             _ => rps,
         }
     });
@@ -127,14 +145,14 @@ fn costs(text: &mut String, results: &Results) {
     line(
         text,
         format_args!(
-            "Processor time per request in microseconds: client + all replicas' threads + gateway + other threads:\n"
+            "Processor time per request in microseconds: client + all replicas' threads + gateway (relaxed: front) + other threads:\n"
         ),
     );
     per_load(text, results, |kind, _, sample| {
         let cpu = sample.server_us;
         match kind {
             Kind::Native => format!("{:.2} + {:.2}", sample.client_us, cpu.total()),
-            Kind::Replicas(_) => format!(
+            Kind::Replicas(_) | Kind::Relaxed(_) => format!(
                 "{:.2} + {:.2} + {:.2} + {:.2}",
                 sample.client_us, cpu.guests, cpu.gateway, cpu.other
             ),
@@ -148,7 +166,7 @@ fn voted(text: &mut String, results: &Results) {
         format_args!("Voted per request: boundaries / ballots / bytes in ballots:\n"),
     );
     per_load(text, results, |kind, _, sample| match kind {
-        Kind::Native => "-".to_owned(),
+        Kind::Native | Kind::Relaxed(_) => "-".to_owned(),
         Kind::Replicas(_) => format!(
             "{:.4} / {:.4} / {:.0}",
             sample.voted.boundaries, sample.voted.ballots, sample.voted.bytes
@@ -205,7 +223,7 @@ fn boots(text: &mut String, results: &Results) {
             .map(str::to_owned)
             .to_vec(),
     ];
-    for measured in BOOTED.iter().filter_map(|&kind| results.of(kind)) {
+    for measured in &results.servers {
         let boots = &measured.boots;
         if let Some(median) = measured.boot() {
             let fastest = boots.iter().copied().fold(f64::INFINITY, f64::min);
@@ -244,14 +262,22 @@ fn memory(text: &mut String, results: &Results) {
     ];
     let mib = |bytes: f64| format!("{:.1}", bytes / f64::from(1 << 20));
     let beyond = |measured: &Measured| measured.memory().map(|memory| memory.beyond as f64);
-    let single = results.of(Kind::Replicas(1)).and_then(beyond);
+    let single = |kind| {
+        let single = match kind {
+            Kind::Relaxed(_) => Kind::Relaxed(1),
+            _ => Kind::Replicas(1),
+        };
+        results.of(single).and_then(beyond)
+    };
     for measured in &results.servers {
-        let (Kind::Replicas(replicas), Some(memory)) = (measured.kind, measured.memory()) else {
+        let (Kind::Replicas(replicas) | Kind::Relaxed(replicas), Some(memory)) =
+            (measured.kind, measured.memory())
+        else {
             continue;
         };
         let replicas = f64::from(replicas);
         let all = memory.beyond as f64;
-        let more = match single {
+        let more = match single(measured.kind) {
             Some(single) if replicas > 1.0 => mib((all - single) / (replicas - 1.0)),
             _ => "-".to_owned(),
         };

@@ -18,6 +18,16 @@ pub const KINDS: [Kind; 5] = [
     Kind::Replicas(5),
 ];
 
+/// The servers of the part about the relaxed discipline.
+pub const RELAXED_KINDS: [Kind; 6] = [
+    Kind::Native,
+    Kind::Replicas(1),
+    Kind::Replicas(3),
+    Kind::Relaxed(1),
+    Kind::Relaxed(2),
+    Kind::Relaxed(3),
+];
+
 /// Servers whose start is timed.
 pub const BOOTED: [Kind; 4] = [
     Kind::Native,
@@ -51,7 +61,7 @@ pub struct Results {
     pub rounds: usize,
     /// Seconds of each load.
     pub seconds: f64,
-    /// In the order of [`KINDS`].
+    /// In the order of the tables.
     pub servers: Vec<Measured>,
     /// Cost of a boundary, if it was measured.
     pub boundary: Option<Boundary>,
@@ -96,6 +106,19 @@ impl Measured {
 }
 
 impl Results {
+    /// Of `kinds`, nothing yet.
+    pub fn new(host: Host, quick: bool, rounds: usize, seconds: f64, kinds: &[Kind]) -> Results {
+        Results {
+            host,
+            quick,
+            rounds,
+            seconds,
+            servers: kinds.iter().copied().map(Measured::new).collect(),
+            boundary: None,
+            failures: Vec::new(),
+        }
+    }
+
     /// What was measured of a server.
     pub fn of(&self, kind: Kind) -> Option<&Measured> {
         self.servers.iter().find(|measured| measured.kind == kind)
@@ -159,7 +182,7 @@ impl Results {
     fn load_json(&self, measured: &Measured, index: usize, load: Load) -> Value {
         let limit = match measured.kind {
             Kind::Replicas(replicas) => self.limit(replicas, index).map(|limit| limit.json()),
-            Kind::Native => None,
+            Kind::Native | Kind::Relaxed(_) => None,
         };
         json!({
             "command": load.command,

@@ -20,8 +20,10 @@ const RETRY: Duration = Duration::from_micros(500);
 pub enum Kind {
     /// On the host.
     Native,
-    /// In this many replicas.
+    /// In this many replicas, in lockstep.
     Replicas(u8),
+    /// In this many replicas under the relaxed discipline.
+    Relaxed(u8),
 }
 
 impl Kind {
@@ -30,6 +32,7 @@ impl Kind {
         match self {
             Kind::Native => "native".to_owned(),
             Kind::Replicas(replicas) => format!("N={replicas}"),
+            Kind::Relaxed(replicas) => format!("relaxed N={replicas}"),
         }
     }
 }
@@ -70,9 +73,13 @@ impl Server {
                 let address = server.address();
                 (Process::Native(server), address, begun)
             }
-            Kind::Replicas(replicas) => {
-                let options = Options::redis().replicas(replicas.into());
+            Kind::Replicas(replicas) | Kind::Relaxed(replicas) => {
+                let options = match kind {
+                    Kind::Relaxed(_) => Options::redis_relaxed("").map_err(text)?,
+                    _ => Options::redis(),
+                };
                 let set = options
+                    .replicas(replicas.into())
                     .arguments(&["--layout", "random"])
                     .arguments(arguments)
                     .spawn()
@@ -159,7 +166,8 @@ impl Server {
     /// # Errors
     /// When the set does not answer.
     pub fn voted(&self) -> Result<Voted, String> {
-        let Process::Set(set) = &self.process else {
+        // Boundaries and ballots are lockstep's.
+        let (Process::Set(set), Kind::Replicas(_)) = (&self.process, self.kind) else {
             return Ok(Voted::default());
         };
         let status = Self::status(set).map_err(|error| format!("{error}\n{}", self.said()))?;

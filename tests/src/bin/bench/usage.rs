@@ -14,7 +14,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Cpu {
     /// Threads that run guest code (native: the server itself).
     pub guests: f64,
-    /// The gateway.
+    /// The gateway; the front of a relaxed set.
     pub gateway: f64,
     /// Everything else: console, control socket, ticker, waiting for children.
     pub other: f64,
@@ -40,7 +40,7 @@ impl Cpu {
             let name = name.trim();
             if name.starts_with("replica-") || !is_quorate(pid) {
                 cpu.guests += seconds;
-            } else if name == "gateway" {
+            } else if matches!(name, "gateway" | "front") {
                 cpu.gateway += seconds;
             } else {
                 cpu.other += seconds;
