@@ -237,8 +237,7 @@ fn of_disks(options: &Options, host: &Host) -> bool {
     let rounds = if options.quick { 1 } else { DISK_ROUNDS };
     let disks = disk::measure(rounds, options.quick);
     let report = disks.markdown(host.cpus);
-    keep_part(options, host, Part::Disks, &disks.json(), &report)
-        && disks.failures.is_empty()
+    keep_part(options, host, Part::Disks, &disks.json(), &report) && disks.failures.is_empty()
 }
 
 /// The same for recovery.
@@ -246,8 +245,7 @@ fn of_recovery(options: &Options, host: &Host) -> bool {
     let recovery = recovery::measure(options.rounds, options.seconds, options.quick);
     let report = recovery.markdown();
     let json = recovery.json();
-    keep_part(options, host, Part::Recovery, &json, &report)
-        && recovery.failures.is_empty()
+    keep_part(options, host, Part::Recovery, &json, &report) && recovery.failures.is_empty()
 }
 
 /// The same for campaigns.
@@ -255,18 +253,11 @@ fn of_campaigns(options: &Options, host: &Host) -> bool {
     let campaigns = campaign::measure(options.quick);
     let report = campaigns.markdown();
     let json = campaigns.json();
-    keep_part(options, host, Part::Campaign, &json, &report)
-        && campaigns.failures.is_empty()
+    keep_part(options, host, Part::Campaign, &json, &report) && campaigns.failures.is_empty()
 }
 
 /// Prints and writes one part of the report; false if it cannot be written.
-fn keep_part(
-    options: &Options,
-    host: &Host,
-    part: Part,
-    figures: &Value,
-    report: &str,
-) -> bool {
+fn keep_part(options: &Options, host: &Host, part: Part, figures: &Value, report: &str) -> bool {
     let name = part.name();
     let text = format!(
         "Measured {} at commit {}, load average before: {}.\nMachine: {}.\n\n{report}",

@@ -55,9 +55,7 @@ impl Guest {
         let published = host.zip(port);
         let command = match kind {
             Kind::Plain => plain(appliance, published)?,
-            Kind::Replicas(replicas) => {
-                set(appliance, replicas, published, directory.path())?
-            }
+            Kind::Replicas(replicas) => set(appliance, replicas, published, directory.path())?,
         };
         let started = Instant::now();
         Ok(Guest {
@@ -74,7 +72,8 @@ impl Guest {
     /// # Errors
     /// When none is.
     pub fn address(&self) -> Result<SocketAddr, String> {
-        self.address.ok_or_else(|| "nothing is published".to_owned())
+        self.address
+            .ok_or_else(|| "nothing is published".to_owned())
     }
 
     /// Since its start.
@@ -152,7 +151,8 @@ fn free_port() -> std::io::Result<u16> {
 /// # Errors
 /// When it is wrong, or its parts cannot be had.
 pub fn build(text: &str) -> Result<(Appliance, BuiltImage), String> {
-    let appliance = Appliance::parse(text, Path::new("bench.toml")).map_err(|error| error.to_string())?;
+    let appliance =
+        Appliance::parse(text, Path::new("bench.toml")).map_err(|error| error.to_string())?;
     let options = BuildOptions::new(default_cache_dir());
     let image = quorate_images::build(&appliance, &options).map_err(|error| error.to_string())?;
     Ok((appliance, image))
@@ -189,10 +189,28 @@ fn plain(text: &str, published: Option<(u16, u16)>) -> Result<Command, String> {
     let mut command = Command::new("qemu-system-x86_64");
     command
         // No XSAVE, as in Quorate's machines where KVM cannot give it to a guest: in the lane.
-        .args(["-accel", "kvm", "-cpu", "host,-xsave", "-M", "microvm,acpi=on"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args([
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host,-xsave",
+            "-M",
+            "microvm,acpi=on",
+        ])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
         .args(["-m", &format!("{}M", appliance.machine.memory >> 20)])
-        .args(["-serial", "stdio", "-global", "virtio-mmio.force-legacy=false"])
+        .args([
+            "-serial",
+            "stdio",
+            "-global",
+            "virtio-mmio.force-legacy=false",
+        ])
         .arg("-kernel")
         .arg(&linux.kernel)
         .args(["-append", &linux.cmdline])
@@ -202,7 +220,12 @@ fn plain(text: &str, published: Option<(u16, u16)>) -> Result<Command, String> {
             image.path.display()
         ))
         .args(["-device", "virtio-blk-device,drive=r", "-netdev", &network])
-        .args(["-device", "virtio-net-device,netdev=n", "-device", "virtio-rng-device"]);
+        .args([
+            "-device",
+            "virtio-net-device,netdev=n",
+            "-device",
+            "virtio-rng-device",
+        ]);
     if let Some(initramfs) = &linux.initramfs {
         command.arg("-initrd").arg(initramfs);
     }

@@ -118,8 +118,7 @@ pub fn in_the_lane(quick: bool, docs: bool) -> bool {
         super::say("Linux machines do not run on this machine's KVM: on to the SVM lane");
         let me = std::env::current_exe().map_err(|error| error.to_string())?;
         let kept = repository().join("target/bench");
-        std::fs::create_dir_all(&kept)
-            .map_err(|error| format!("{}: {error}", kept.display()))?;
+        std::fs::create_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
         let mut command = Command::new(repository().join("scripts/svm"));
         command.arg("--out").arg(&kept).arg(me).arg("--only-linux");
         if quick {
@@ -203,7 +202,10 @@ impl Linux {
             let guest = Guest::start(kind, &appliance, Some(80))?;
             let after = http::first_answer(&guest, PATHS[0])
                 .map_err(|error| format!("{}: {error}", kind.name()))?;
-            super::say(&format!("nginx, {}: first answer after {after:.1} s", kind.name()));
+            super::say(&format!(
+                "nginx, {}: first answer after {after:.1} s",
+                kind.name()
+            ));
             self.first_answer.push((kind, after));
             guests.push(guest);
         }

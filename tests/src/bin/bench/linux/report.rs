@@ -38,7 +38,9 @@ impl Linux {
             let of = |kind| {
                 let mut measured = self.shells.iter();
                 let found = measured.find(|(which, who, _)| (*which, *who) == (shell, kind));
-                found.map(|(_, _, times)| times).filter(|times| !times.is_empty())
+                found
+                    .map(|(_, _, times)| times)
+                    .filter(|times| !times.is_empty())
             };
             let plain = of(Kind::Plain).map(|times| median(times.iter().copied()));
             let cells = SHELLS.map(|kind| match (of(kind), plain) {
@@ -50,14 +52,23 @@ impl Linux {
                 (None, _) => "-".to_owned(),
             });
             let starts = of(Kind::Plain).map_or(0, Vec::len);
-            rows.push([vec![shell.name().to_owned(), starts.to_string()], cells.to_vec()].concat());
+            rows.push(
+                [
+                    vec![shell.name().to_owned(), starts.to_string()],
+                    cells.to_vec(),
+                ]
+                .concat(),
+            );
         }
         let cells = SHELLS.map(|kind| {
             let mut answers = self.first_answer.iter();
             let found = answers.find(|(who, _)| *who == kind);
             found.map_or_else(|| "-".to_owned(), |(_, after)| format!("{after:.1}"))
         });
-        let first = ["nginx' first answer, the servers above already running", "1"];
+        let first = [
+            "nginx' first answer, the servers above already running",
+            "1",
+        ];
         rows.push([first.map(str::to_owned).to_vec(), cells.to_vec()].concat());
         table(text, &rows);
     }
