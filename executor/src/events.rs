@@ -18,12 +18,22 @@ pub const EVENTS_KEPT: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// Every replica has passed its boot and the guest program waits for input for the first time.
+    /// Every replica has passed its boot and the guest program waits for input for the first time. Of replicas that boot Linux: as many as
+    /// are needed listen on each published TCP port, or have taken too long for it.
     Ready {
         /// Milliseconds since the set was started.
         after_ms: u64,
         /// Replicas that run.
         replicas: usize,
+    },
+    /// A guest has booted for as long as it may, and nobody listens there.
+    NobodyListens {
+        /// The replica.
+        replica: usize,
+        /// The guest's TCP ports.
+        ports: Vec<u16>,
+        /// Milliseconds since its machine began to run.
+        after_ms: u64,
     },
     /// The voter found a replica in the minority (R5).
     Outvoted {
@@ -201,6 +211,19 @@ impl fmt::Display for Event {
                     "ready after {:.3} s: {} running",
                     *after_ms as f64 / 1000.0,
                     count(*replicas)
+                )
+            }
+            Event::NobodyListens {
+                replica,
+                ports,
+                after_ms,
+            } => {
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                write!(
+                    f,
+                    "replica {replica}: after {} s nobody listens on TCP port {}: connections to it are refused from now on; if its program needs longer, give boot_timeout_ms in [linux]",
+                    after_ms / 1000,
+                    ports.join(", ")
                 )
             }
             Event::Outvoted { detail, .. } => write!(f, "verdict: {detail}"),

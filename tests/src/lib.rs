@@ -10,6 +10,7 @@ pub mod documents;
 pub mod faults;
 pub mod inside;
 pub mod kills;
+pub mod linux;
 pub mod load;
 pub mod native;
 pub mod process;

@@ -1,7 +1,7 @@
 //! A child process whose output can be waited for: every wait has a deadline, none of them sleeps.
 
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,6 +50,7 @@ pub struct Process {
     shared: Arc<Shared>,
     pid: u32,
     what: String,
+    stdin: Mutex<Option<ChildStdin>>,
 }
 
 /// What a process that has ended left.
@@ -69,11 +70,38 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(mut command: Command) -> Result<Process, Error> {
+        command.stdin(Stdio::null());
+        Process::start_as_it_is(command)
+    }
+
+    /// Starts `command` with a pipe on standard input: see [`Process::type_in`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with_input(mut command: Command) -> Result<Process, Error> {
+        command.stdin(Stdio::piped());
+        Process::start_as_it_is(command)
+    }
+
+    /// Gives it this on standard input.
+    ///
+    /// # Errors
+    /// When it does not take it, or was started without.
+    pub fn type_in(&self, text: &str) -> Result<(), Error> {
+        let mut stdin = self.stdin.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = match stdin.as_mut() {
+            Some(stdin) => stdin.write_all(text.as_bytes()),
+            None => Err(std::io::ErrorKind::NotConnected.into()),
+        };
+        written.map_err(|source| Error::Io {
+            what: format!("nothing can be typed to {}", self.what),
+            source,
+        })
+    }
+
+    fn start_as_it_is(mut command: Command) -> Result<Process, Error> {
         let what = format!("{command:?}");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| Error::Io {
             what: format!("cannot start {what}"),
             source,
@@ -90,9 +118,15 @@ impl Process {
             let shared = Arc::clone(&shared);
             thread::spawn(move || read_lines(stderr, &shared));
         }
+        let stdin = Mutex::new(child.stdin.take());
         let of_waiter = Arc::clone(&shared);
         thread::spawn(move || wait(child, &of_waiter));
-        Ok(Process { shared, pid, what })
+        Ok(Process {
+            shared,
+            pid,
+            what,
+            stdin,
+        })
     }
 
     /// Its process id.

@@ -83,6 +83,8 @@ pub struct Options {
     appliance: PathBuf,
     arguments: Vec<String>,
     guest_port: Option<u16>,
+    /// Something will be typed at its console.
+    typed: bool,
     /// Where the appliance is, if it was written for this.
     directory: Option<Arc<tempfile::TempDir>>,
 }
@@ -95,6 +97,7 @@ impl Options {
             appliance: path.to_owned(),
             arguments: Vec::new(),
             guest_port: None,
+            typed: false,
             directory: None,
         }
     }
@@ -183,6 +186,13 @@ impl Options {
         self.arguments(&["--replicas", &replicas.to_string()])
     }
 
+    /// What [`Process::type_in`] is given goes to the guests' consoles.
+    #[must_use]
+    pub fn console(mut self) -> Options {
+        self.typed = true;
+        self.arguments(&["--console"])
+    }
+
     /// More arguments for `quorate run`.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Options {
@@ -248,7 +258,10 @@ impl Options {
         command.args(&self.arguments);
         let started = Instant::now();
         Ok(Set {
-            process: Process::start(command)?,
+            process: match self.typed {
+                true => Process::start_with_input(command)?,
+                false => Process::start(command)?,
+            },
             control,
             started,
             address: None,

@@ -16,10 +16,11 @@ use quorate_devices::{
     BlockOp, BlockStatus, Completion, DiskConfig, DiskReads, Entry, Output, Waiting,
 };
 use quorate_images::{Appliance, BuildOptions, BuiltImage, default_cache_dir};
+use quorate_tests::linux::runs_here;
 use quorate_vmm::linux::{
-    Exchange, Exchanged, LinuxConfig, LinuxConsole, LinuxEnd, LinuxHandle, LinuxMachine, refusal,
+    Exchange, Exchanged, LinuxConfig, LinuxConsole, LinuxEnd, LinuxHandle, LinuxMachine,
 };
-use quorate_vmm::{CrashKind, open_kvm, probe};
+use quorate_vmm::{CrashKind, open_kvm};
 
 /// How long one boot may take in the emulator.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -96,22 +97,6 @@ impl Exchange for World {
 
     fn reads(&mut self) -> &mut dyn DiskReads {
         self
-    }
-}
-
-/// Whether there is anything to test here; says so if not. To be asked after the image was built, which needs the network: the lane has
-/// none, and finds it in the cache that a run outside has filled.
-fn runs_here() -> bool {
-    let why = match open_kvm().and_then(|kvm| probe(&kvm)) {
-        Ok(report) => refusal(&report),
-        Err(error) => Some(error.to_string()),
-    };
-    match why {
-        None => true,
-        Some(why) => {
-            eprintln!("skipped: {why}");
-            false
-        }
     }
 }
 

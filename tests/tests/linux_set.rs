@@ -11,26 +11,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quorate_executor::patience::patient;
+use quorate_tests::linux::runs_here;
 use quorate_tests::set::Options;
 use quorate_tests::{one_at_a_time, repository, shortened};
-use quorate_vmm::linux::refusal;
-use quorate_vmm::{open_kvm, probe};
 
 /// For one answer; the first waits for three boots.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CONNECTIONS: usize = 20;
 const PATHS: [&str; 4] = ["/100", "/5k", "/120k", "/index.html"];
-
-fn runs_here() -> bool {
-    let why = match open_kvm().and_then(|kvm| probe(&kvm)) {
-        Ok(report) => refusal(&report),
-        Err(error) => Some(error.to_string()),
-    };
-    if let Some(why) = &why {
-        eprintln!("skipped: {why}");
-    }
-    why.is_none()
-}
 
 struct Client(BufReader<TcpStream>);
 

@@ -13,6 +13,7 @@ mod relaxed;
 mod replay;
 mod run;
 mod table;
+mod typing;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -122,6 +123,9 @@ struct RunArgs {
     /// Relaxed sets: write each request that a replica answered differently to FILE, one JSON object per line
     #[arg(long, value_name = "FILE")]
     differences: Option<PathBuf>,
+    /// Linux guests: give what is typed here to their consoles, the same to every replica; on a terminal Ctrl-] takes it back
+    #[arg(long, conflicts_with = "from")]
+    console: bool,
     /// Try to run Linux guests although this host's KVM is not fit for them
     #[arg(long)]
     force: bool,

@@ -104,10 +104,19 @@ pub fn run(args: RunArgs, appliance: &Appliance) -> Result<ExitCode, Failure> {
     }
     say(&format!("control socket {}", path.display()));
 
+    // Until the end: the terminal is as it was before when this is dropped.
+    let typing = match args.console {
+        true => Some(
+            super::typing::start(set.handle())
+                .map_err(|error| host(error, "the terminal cannot be used as a console"))?,
+        ),
+        false => None,
+    };
     let handle = set.handle();
     let signals = watch(signals, move |now| handle.stop(now))?;
     let summary = set.wait();
     signals.end();
+    drop(typing);
     console.finish();
     notices.finish();
     for text in &summary.differences {

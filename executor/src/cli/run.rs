@@ -28,6 +28,12 @@ const LAST_LINES: usize = 10;
 pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     if let Some(path) = &args.appliance {
         let appliance = load(path)?;
+        if args.console && appliance.linux.is_none() {
+            return Err(Failure::new(
+                ExitCode::Usage,
+                "--console is for appliances with [linux]: the embedded guest has no console that anybody could type at",
+            ));
+        }
         if appliance.is_relaxed() {
             return super::relaxed::run(args, &appliance);
         }

@@ -11,6 +11,7 @@ use quorate_voter::relaxed::{
 };
 
 use super::bell::Bell;
+use super::boot::Boot;
 use super::disk::{RelaxedDisks, RelaxedNotice};
 use super::link::{ConnId, FlowId, ToGuest};
 use super::log::InputLog;
@@ -52,6 +53,10 @@ pub struct Settings {
     pub patience: Duration,
     /// A replica that others wait for so long is stopped.
     pub lag_timeout: Duration,
+    /// TCP ports on which each guest listens when it has booted; empty for guests that need no boot.
+    pub listens: Vec<u16>,
+    /// How long that may take. So long nobody is a laggard who does not listen yet.
+    pub boot_timeout: Duration,
     /// Bytes of [`LOG_BYTES`].
     pub log_bytes: usize,
     /// What to do without a majority.
@@ -126,6 +131,7 @@ pub(super) struct Member {
     pub(super) exited: Option<u64>,
     pub(super) was_idle: bool,
     pub(super) recovery: Recovery,
+    pub(super) boot: Boot,
 }
 
 pub(super) struct Inner {
@@ -217,6 +223,7 @@ impl Hub {
             exited: None,
             was_idle: false,
             recovery: Recovery::default(),
+            boot: Boot::default(),
         };
         let inner = Inner {
             log: InputLog::new(replicas),
@@ -471,7 +478,11 @@ impl Hub {
         let differences = matcher.differences();
         inner.datagrams_wait = true;
         for difference in differences {
-            self.differs(inner, port, &difference);
+            let who = inner.members.get(usize::from(difference.replica.0));
+            // A network that is not up yet loses datagrams, as any network may.
+            if !who.is_some_and(|member| self.boots(member)) {
+                self.differs(inner, port, &difference);
+            }
         }
         self.wake_front();
     }
@@ -492,6 +503,22 @@ impl Hub {
         }
         // Lines with a time or a process number differ all the time: they are counted (status), and a mask names them.
         inner.lines.differences().clear();
+    }
+
+    /// Somebody types at the consoles. False: there is no room for it now.
+    pub(super) fn type_in(&self, bytes: &[u8]) -> bool {
+        if bytes.is_empty() {
+            return true;
+        }
+        let mut inner = self.lock();
+        if !self.log_has_room(&inner) {
+            return false;
+        }
+        let bytes = bytes.into();
+        inner.log.push(ToGuest::Typed { bytes }, 0);
+        drop(inner);
+        self.ring_all();
+        true
     }
 
     /// The client sends no more.

@@ -90,10 +90,7 @@ pub struct InputLog {
 }
 
 fn length(what: &ToGuest) -> usize {
-    match what {
-        ToGuest::Data { bytes, .. } | ToGuest::Datagram { bytes, .. } => bytes.len(),
-        _ => 0,
-    }
+    what.payload()
 }
 
 fn cost(event: &Event) -> usize {

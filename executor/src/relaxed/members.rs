@@ -33,10 +33,12 @@ impl Hub {
 
     /// A replica has a fresh machine.
     pub(super) fn remade(&self, me: usize, kick: Kick, layout: Vec<(&'static str, u64)>) {
-        if let Some(member) = self.lock().members.get_mut(me) {
+        let mut inner = self.lock();
+        if let Some(member) = inner.members.get_mut(me) {
             member.kick = Some(kick);
             member.layout = layout;
         }
+        self.boots_again(&mut inner, me);
     }
 
     /// A replica's thread came back without a fault of its machine. If its program has ended by a signal that nobody sent, that is a
@@ -248,7 +250,7 @@ impl Hub {
             return;
         }
         let waiting = |member: &super::hub::Member| member.alive && !member.was_idle;
-        if inner.members.iter().any(waiting) {
+        if inner.members.iter().any(waiting) || !self.is_served(inner) {
             return;
         }
         let after = self.clock.elapsed();
@@ -301,6 +303,7 @@ impl Hub {
             }
         }
         self.look_at_channels(inner, now);
+        self.look_at_boots(inner, now);
         self.look_at_laggards(inner, now);
         self.bound_log(inner);
     }
@@ -364,15 +367,22 @@ impl Hub {
         let end = inner.log.end();
         for me in 0..inner.members.len() {
             let position = inner.log.position(me);
+            let boots = inner
+                .members
+                .get(me)
+                .is_some_and(|member| self.boots(member));
             let Some(member) = inner.members.get_mut(me).filter(|member| member.alive) else {
                 continue;
             };
+            if boots {
+                member.lags_since = None;
+            }
             if member.place == Place::Starting {
                 continue;
             }
             let returning = member.recovery.returning.is_some();
             // Who comes back owes much, and must only go on.
-            if position < end || returning {
+            if !boots && (position < end || returning) {
                 let since = match member.lags_since {
                     Some((since, then)) if then == member.exchanges => since,
                     _ => now,
@@ -384,7 +394,14 @@ impl Hub {
                 continue;
             }
             member.lags_since = None;
+            let missing: Vec<u16> = inner
+                .members
+                .get(me)
+                .map_or_else(Vec::new, |member| self.missing(member).collect());
             for channel in inner.channels.values_mut() {
+                if missing.contains(&channel.guest_port) {
+                    continue;
+                }
                 let matcher = &channel.matcher;
                 let said = matcher.position(id(me));
                 let owes = matcher.takes_part(id(me)) && matcher.behind(id(me)) > 0

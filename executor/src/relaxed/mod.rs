@@ -9,6 +9,7 @@
 //! ```
 
 mod bell;
+pub mod boot;
 pub mod disk;
 mod front;
 pub mod guest;

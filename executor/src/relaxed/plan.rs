@@ -87,6 +87,10 @@ pub struct RelaxedPlan {
     pub udp_masks: HashMap<u16, MaskSet>,
     /// What may differ on the console.
     pub console_mask: Option<MaskSet>,
+    /// TCP ports on which guests that boot by themselves will listen.
+    pub listens: Vec<u16>,
+    /// How long that may take.
+    pub boot_timeout: Duration,
     /// When a laggard is stopped.
     pub lag_timeout: Duration,
     /// Bytes of input that may wait.
@@ -239,6 +243,15 @@ impl RelaxedPlan {
             Ok::<_, Failure>(sets)
         };
         let (tcp_masks, udp_masks) = (ports(false)?, ports(true)?);
+        let listens = publish
+            .iter()
+            .filter(|publish| publish.protocol == crate::gateway::Protocol::Tcp)
+            .map(|publish| publish.guest_port)
+            .collect::<std::collections::BTreeSet<u16>>();
+        let (listens, boot_timeout_ms) = match &appliance.linux {
+            Some(linux) => (listens.into_iter().collect(), linux.boot_timeout_ms),
+            None => (Vec::new(), 0),
+        };
         let window = usize::try_from(appliance.policy.window_bytes).unwrap_or(LOG_BYTES);
         Ok(RelaxedPlan {
             name: appliance.name.clone(),
@@ -255,6 +268,8 @@ impl RelaxedPlan {
             masks: tcp_masks,
             udp_masks,
             console_mask: masks(appliance, |mask| mask.console)?,
+            listens,
+            boot_timeout: patient(Duration::from_millis(boot_timeout_ms)),
             lag_timeout: patient(Duration::from_millis(appliance.policy.lag_timeout_ms)),
             log_bytes: window,
             recovery: launch::recovery(&appliance.recovery, options),
@@ -298,6 +313,8 @@ impl RelaxedPlan {
             sync: self.sync.clone(),
             stop_who_differs: self.stop_who_differs,
             patience: self.patience,
+            listens: self.listens.clone(),
+            boot_timeout: self.boot_timeout,
             lag_timeout: self.lag_timeout,
             log_bytes: self.log_bytes,
             no_quorum: self.no_quorum,

@@ -82,6 +82,8 @@ struct State {
     /// Boundaries in a row at which the guest was busy.
     busy: u32,
     frames: Vec<Vec<u8>>,
+    /// Typed at the console, for the next entry.
+    typed: Vec<u8>,
     /// What may be the beginning of a token that is translated, by connection.
     tails: HashMap<ConnId, Vec<u8>>,
     /// Events are given one by one.
@@ -114,6 +116,7 @@ pub struct PortState {
 fn forget(state: &mut State) {
     state.waiting.clear();
     state.frames.clear();
+    state.typed.clear();
     state.busy = 0;
     state.within = 0;
     state.in_flight = None;
@@ -154,6 +157,7 @@ impl Port {
                 unsent: BTreeMap::new(),
                 busy: 0,
                 frames: Vec::new(),
+                typed: Vec::new(),
                 tails: HashMap::new(),
                 singly: false,
                 within: 0,
@@ -270,6 +274,7 @@ impl Port {
         let (what, excerpt) = match &event.what {
             ToGuest::Data { conn, bytes } => (format!("connection {conn}"), excerpt(bytes)),
             ToGuest::Datagram { flow, bytes, .. } => (format!("flow {flow}"), excerpt(bytes)),
+            ToGuest::Typed { bytes } => ("the console".to_owned(), excerpt(bytes)),
             other => ("a connection".to_owned(), format!("{other:?}")),
         };
         self.hub.tell(Told::InputLeftOut {
@@ -351,6 +356,7 @@ impl Port {
     fn said(&self, state: &mut State, hub: &mut Inner, what: FromGuest) {
         match what {
             FromGuest::Opened { .. } => {}
+            FromGuest::Listens { guest_port } => self.hub.listens(hub, self.me, guest_port),
             FromGuest::Data { conn, bytes } => {
                 if let Some(waiting) = state.waiting.get_mut(&conn) {
                     waiting.bytes.extend_from_slice(&bytes);
@@ -478,6 +484,10 @@ impl Port {
             channel.matcher.enter(super::hub::id(self.me), event.after);
             self.hub.news(hub, conn);
         }
+        if let ToGuest::Typed { bytes } = &event.what {
+            state.typed.extend_from_slice(bytes);
+            return;
+        }
         let input = self.translated(state, hub, &event.what);
         if let ToGuest::Data { conn, bytes } = &event.what {
             // What waits in a tail counts as acknowledged: it is bounded by the length of a token.
@@ -532,7 +542,7 @@ impl Port {
                 false => 0,
             },
             frames: std::mem::take(&mut state.frames),
-            console: Vec::new(),
+            console: std::mem::take(&mut state.typed),
             completions: self
                 .hub
                 .disks()
@@ -703,7 +713,8 @@ impl Port {
             return Err(Stop::Left);
         }
         self.poll(&mut state);
-        while state.frames.len() < ENTRY_FRAMES && !state.link.has_frames() {
+        while state.frames.len() < ENTRY_FRAMES && !state.link.has_frames() && state.link.has_room()
+        {
             match hub.log.next(self.me, now_ns) {
                 Some(batch) if self.may_have(hub, &batch) => self.give(&mut state, hub, &batch),
                 _ => break,

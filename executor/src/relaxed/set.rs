@@ -9,7 +9,7 @@ use super::front::Front;
 use super::guest::Guest;
 use super::hub::Hub;
 use super::link::LinkConfig;
-use super::members::{no_thread, tick};
+use super::members::{TICK, no_thread, tick};
 use super::port::Port;
 use super::recovery;
 use crate::console::Console;
@@ -264,6 +264,8 @@ where
     let link = LinkConfig {
         // Equal guests get equal frames.
         seed: 0,
+        listens: hub.settings.listens.clone(),
+        boot_ns: hub.settings.boot_timeout.as_nanos() as u64,
         ..LinkConfig::default()
     };
     let Some(port) = Port::new(hub, me, core.config.realtime_ns, link) else {
@@ -275,6 +277,25 @@ where
 }
 
 impl RelaxedHandle {
+    /// Gives all replicas what somebody types at their consoles, in its place among all inputs. Waits while the log is full (R10). False:
+    /// the set has ended.
+    #[must_use]
+    pub fn type_in(&self, bytes: &[u8]) -> bool {
+        loop {
+            let Some(core) = self.0.upgrade() else {
+                return false;
+            };
+            if core.hub.lock().end.is_some() {
+                return false;
+            }
+            if core.hub.type_in(bytes) {
+                return true;
+            }
+            drop(core);
+            std::thread::park_timeout(TICK);
+        }
+    }
+
     /// Asks the guest programs to end, or ends the set at once.
     pub fn stop(&self, now: bool) {
         if let Some(core) = self.0.upgrade() {

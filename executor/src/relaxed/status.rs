@@ -96,6 +96,10 @@ impl Core {
             behind_bytes: behind,
             unconfirmed_bytes: unconfirmed,
             differences: inner.report.of(me).count,
+            does_not_listen: inner
+                .members
+                .get(me)
+                .map_or_else(Vec::new, |member| self.hub.missing(member).collect()),
         };
         let Some(member) = inner.members.get(me) else {
             return ReplicaStatus::default();
@@ -105,6 +109,7 @@ impl Core {
             state: match member.place {
                 _ if !member.alive => "stopped",
                 Place::Starting => "starting",
+                _ if self.hub.boots(member) => "booting",
                 Place::Running => "running",
                 Place::Idle => "idle",
                 Place::Stopped => "stopped",

@@ -18,6 +18,8 @@ pub const MAX_CMDLINE: usize = 1024;
 pub const MAX_MODULES: usize = 64;
 /// Free bytes on the root file system when `free` says nothing.
 pub const DEFAULT_FREE: u64 = 256 << 20;
+/// How long a boot may take when `boot_timeout_ms` says nothing.
+pub const DEFAULT_BOOT_TIMEOUT_MS: u64 = 60_000;
 /// Most free bytes on the root file system.
 pub const MAX_FREE: u64 = 64 << 30;
 /// The program that the kernel's own user space starts with, if the appliance names none.
@@ -47,6 +49,10 @@ pub struct LinuxSpec {
     /// Kernel modules to load besides those for the machine's devices.
     #[serde(deserialize_with = "modules")]
     pub modules: Vec<String>,
+    /// How long a replica may take from power-on until its published TCP ports are listened on, milliseconds: so long connections to it
+    /// wait, and it is not blamed for being late. 100 to 3,600,000; default [`DEFAULT_BOOT_TIMEOUT_MS`].
+    #[serde(deserialize_with = "boot_timeout")]
+    pub boot_timeout_ms: u64,
     /// Free bytes on the root file system that is made from the image; default [`DEFAULT_FREE`]. They take no room on the host.
     #[serde(deserialize_with = "free")]
     pub free: u64,
@@ -158,6 +164,7 @@ impl Default for LinuxSpec {
             console: Console::default(),
             init: None,
             modules: Vec::new(),
+            boot_timeout_ms: DEFAULT_BOOT_TIMEOUT_MS,
             free: DEFAULT_FREE,
         }
     }
@@ -332,6 +339,15 @@ fn modules<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
             ));
         }
         Ok(names)
+    })
+}
+
+fn boot_timeout<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    checked(d, |ms: i64| match u64::try_from(ms) {
+        Ok(ms) if (100..=3_600_000).contains(&ms) => Ok(ms),
+        _ => Err(format!(
+            "{ms} ms are not possible: 100 to 3,600,000 (an hour)"
+        )),
     })
 }
 

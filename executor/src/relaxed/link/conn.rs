@@ -15,6 +15,8 @@ use super::*;
 /// How far a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Phase {
+    /// The guest does not listen yet: nothing is sent.
+    Waiting,
     /// SYN is due for the first time.
     New,
     /// SYN was sent.
@@ -178,6 +180,18 @@ impl Conn {
         }
     }
 
+    /// It waits until the guest listens.
+    pub(super) fn wait(&mut self) {
+        self.phase = Phase::Waiting;
+        self.connect_by = None;
+    }
+
+    /// The guest listens, or is not waited for any more.
+    pub(super) fn begin(&mut self, now: u64) {
+        self.phase = Phase::New;
+        self.connect_by = Some(now + CONNECT_TIMEOUT_NS);
+    }
+
     // What the outside does.
 
     /// The client's stream has ended.
@@ -189,7 +203,7 @@ impl Conn {
     pub(super) fn lost(&self) -> FromGuest {
         let conn = self.id;
         match self.phase {
-            Phase::New | Phase::SynSent => FromGuest::Refused { conn },
+            Phase::Waiting | Phase::New | Phase::SynSent => FromGuest::Refused { conn },
             Phase::Open => FromGuest::Reset { conn },
         }
     }
@@ -259,6 +273,7 @@ impl Conn {
     /// The place in the order of inputs of what can be sent now.
     pub(super) fn ready(&self) -> Option<u64> {
         match self.phase {
+            Phase::Waiting => None,
             Phase::New => Some(self.opened),
             Phase::SynSent if self.syn_due => Some(self.opened),
             Phase::SynSent => self
@@ -279,7 +294,7 @@ impl Conn {
 
     /// The place in the order of inputs behind which others wait until the guest has accepted this connection.
     pub(super) fn held(&self) -> Option<u64> {
-        if self.phase == Phase::Open || self.hold_over {
+        if matches!(self.phase, Phase::Waiting | Phase::Open) || self.hold_over {
             return None;
         }
         let chunk = self.chunks.front().map(|chunk| chunk.number);
@@ -344,6 +359,7 @@ impl Conn {
                     Reaction::Nothing,
                 )
             }
+            Phase::Waiting => (None, Reaction::Nothing),
             Phase::New | Phase::SynSent => (None, Reaction::Abort),
             Phase::Open => self.transmit_open(before, cx),
         }
@@ -495,7 +511,7 @@ impl Conn {
     /// A segment of the guest (R9).
     pub(super) fn receive(&mut self, segment: &Segment<'_>, cx: &mut Context<'_>) -> Reaction {
         match self.phase {
-            Phase::New => Reaction::Refuse,
+            Phase::Waiting | Phase::New => Reaction::Refuse,
             Phase::SynSent => self.receive_answer(segment, cx),
             Phase::Open => self.receive_open(segment, cx),
         }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::boot::{Answer, Boot};
 use super::conn::{Conn, Context, Phase, Reaction};
-use super::datagrams::{Flows, next_port, wanted_port};
+use super::datagrams::{FIRST_PORT, Flows, next_port, wanted_port};
 use super::wire::parse;
 use super::*;
 use crate::gateway::link::{
     self as ethernet, Dropped, Incoming, MAX_UDP_PAYLOAD, classify, udp_frame,
 };
+use crate::relaxed::log::{BATCH_BYTES, BATCH_EVENTS};
 
 /// The endpoint. See the module's description.
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ pub struct Link {
     pub(super) events: Vec<FromGuest>,
     /// Connections that the guest has not accepted yet may delay what came after their first bytes.
     pub(super) may_hold: bool,
+    pub(super) boot: Boot,
     pub(super) counters: LinkCounters,
     // Rebuilt, not saved.
     pub(super) event_bytes: usize,
@@ -53,6 +56,7 @@ impl Link {
     /// An endpoint without connections.
     pub fn new(config: LinkConfig) -> Link {
         Link {
+            boot: Boot::new(&config, |port| mix(config.seed, port)),
             config,
             now: 0,
             next_number: 0,
@@ -88,6 +92,7 @@ impl Link {
             ToGuest::Data { conn, bytes } => self.data(conn, bytes, number),
             ToGuest::Shut { conn } => self.finish(conn, number, false),
             ToGuest::Reset { conn } => self.finish(conn, number, true),
+            ToGuest::Typed { .. } => {}
             ToGuest::Datagram {
                 flow,
                 guest_port,
@@ -115,6 +120,7 @@ impl Link {
     pub fn poll(&mut self, now_ns: u64, room: usize, frames: &mut Vec<Vec<u8>>) {
         self.now = self.now.max(now_ns);
         self.expire();
+        self.probe();
         let full = frames.len().saturating_add(room);
         let before = frames.len();
         while frames.len() < full {
@@ -178,7 +184,8 @@ impl Link {
     /// By when [`Link::poll`] wants to be called, if nothing happens before. Not later than the next timer, and sometimes
     /// earlier.
     pub fn deadline_ns(&self) -> Option<u64> {
-        self.timers.first().map(|&(at, _)| at)
+        let timer = self.timers.first().map(|&(at, _)| at);
+        timer.into_iter().chain(self.boot.deadline()).min()
     }
 
     /// The outside has taken so much of a connection's stream: opens the guest's window again.
@@ -220,6 +227,14 @@ impl Link {
             && self.unsettled == 0
     }
 
+    /// Whether it takes another batch of inputs without coming to [`MAX_CONNECTIONS`], [`MAX_UNSENT_TOTAL`] or [`MAX_DATAGRAMS`], at
+    /// which inputs are lost: whoever can wait does.
+    pub fn has_room(&self) -> bool {
+        self.conns.len() + BATCH_EVENTS <= MAX_CONNECTIONS
+            && self.unsent_total + 2 * BATCH_BYTES <= MAX_UNSENT_TOTAL
+            && self.datagrams.len() + BATCH_EVENTS <= MAX_DATAGRAMS
+    }
+
     /// Connections now.
     pub fn connections(&self) -> usize {
         self.conns.len()
@@ -251,7 +266,10 @@ impl Link {
         let iss = ticks.wrapping_add(mix(self.config.seed, port));
         self.counters.opened += 1;
         let cx = context(&self.config, self.now, &mut self.events, &mut self.counters);
-        let conn = Conn::new(id, guest_port, port, number, iss, &cx);
+        let mut conn = Conn::new(id, guest_port, port, number, iss, &cx);
+        if self.boot.waits(guest_port) {
+            conn.wait();
+        }
         self.conns.insert(port, conn);
         self.ports.insert(id, port);
         self.settle(port, Reaction::Nothing);
@@ -287,6 +305,11 @@ impl Link {
         };
         self.with(port, |conn, cx| {
             conn.finish(number, reset, cx.now);
+            if reset && conn.phase == Phase::Waiting {
+                // It never was.
+                cx.events.push(conn.lost());
+                return ((), Reaction::Gone);
+            }
             ((), Reaction::Nothing)
         });
     }
@@ -388,6 +411,9 @@ impl Link {
         gateway_port: u16,
         frame: &[u8],
     ) -> Result<Option<Vec<u8>>, Dropped> {
+        if gateway_port < FIRST_PORT {
+            return self.answer(gateway_port, guest_port, frame);
+        }
         let known = self
             .conns
             .get(&gateway_port)
@@ -415,6 +441,54 @@ impl Link {
             return ethernet::refusal(frame);
         }
         Ok(None)
+    }
+
+    // Booting.
+
+    fn probe(&mut self) {
+        let mut frames = Vec::new();
+        if self.boot.tick(self.now, self.config.checksums, &mut frames) {
+            self.begin(|_| true);
+        }
+        for frame in frames {
+            if self.replies.len() < MAX_REPLIES {
+                self.replies.push_back(frame);
+            } else {
+                self.counters.replies_dropped += 1;
+            }
+        }
+    }
+
+    /// What the guest says to a probe.
+    fn answer(
+        &mut self,
+        gateway_port: u16,
+        guest_port: u16,
+        frame: &[u8],
+    ) -> Result<Option<Vec<u8>>, Dropped> {
+        let segment = parse(frame).ok_or(Dropped::Malformed)?;
+        match self.boot.answer(gateway_port, guest_port, &segment) {
+            Answer::Taken => return Ok(None),
+            Answer::Refuse => {}
+            Answer::Listens => {
+                self.events.push(FromGuest::Listens { guest_port });
+                self.begin(|port| port == guest_port);
+            }
+        }
+        ethernet::refusal(frame)
+    }
+
+    /// Connections to these ports do not wait any more.
+    fn begin(&mut self, to: impl Fn(u16) -> bool) {
+        let waits = |conn: &Conn| conn.phase == Phase::Waiting && to(conn.guest_port);
+        let ports = self.conns.iter().filter(|(_, conn)| waits(conn));
+        let ports: Vec<u16> = ports.map(|(&port, _)| port).collect();
+        for port in ports {
+            self.with(port, |conn, cx| {
+                conn.begin(cx.now);
+                ((), Reaction::Nothing)
+            });
+        }
     }
 
     // Keeping the lists.
@@ -507,7 +581,7 @@ impl Link {
             self.ports.remove(&conn.id);
             // Not counted against MAX_REPLIES: the guest must not miss it. There is one for a connection whose SYN the guest
             // has taken, and these are bounded.
-            if reaction == Reaction::Abort && conn.phase != Phase::New {
+            if reaction == Reaction::Abort && !matches!(conn.phase, Phase::Waiting | Phase::New) {
                 self.replies.push_back(conn.reset_frame(&self.config));
             }
             if conn.lists.ack {

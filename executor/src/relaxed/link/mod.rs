@@ -14,8 +14,11 @@
 //! makes replicas see requests in the same order. A connection whose window is shut delays only itself; one that the
 //! guest has not accepted yet delays what came after its first bytes, for [`HANDSHAKE_HOLD_NS`] at most.
 //!
+//! **Booting.** Connections to a port on which nobody listens yet wait, while the guest may be booting: see `boot`.
+//!
 //! Every frame of the guest is hostile (R9): at worst it ends its own connection.
 
+mod boot;
 mod conn;
 mod datagrams;
 mod endpoint;
@@ -28,6 +31,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use boot::{MAX_PROBE_NS, MAX_PROBES, PROBE_NS};
 pub use endpoint::Link;
 pub use state::{LinkState, RestoreLinkError};
 
@@ -91,6 +95,10 @@ pub struct LinkConfig {
     /// Bytes from the guest on one connection that may wait to be taken by the outside (R10). From 4 KiB to
     /// [`MAX_RECEIVE_WINDOW`]; what is outside of it counts as the nearest.
     pub receive_window: u32,
+    /// Ports of the guest that somebody will listen on when it has booted: until then connections to them wait. At most [`MAX_PROBES`].
+    pub listens: Vec<u16>,
+    /// How long that may take, from when the endpoint is told the time first. Then connections do not wait any more.
+    pub boot_ns: u64,
 }
 
 impl Default for LinkConfig {
@@ -99,6 +107,8 @@ impl Default for LinkConfig {
             checksums: true,
             seed: 0,
             receive_window: RECEIVE_WINDOW,
+            listens: Vec::new(),
+            boot_ns: 0,
         }
     }
 }
@@ -130,6 +140,11 @@ pub enum ToGuest {
         /// The connection.
         conn: ConnId,
     },
+    /// Somebody types at the console. Not for the endpoint, which ignores it.
+    Typed {
+        /// At least one byte.
+        bytes: Arc<[u8]>,
+    },
     /// A datagram.
     Datagram {
         /// From whom.
@@ -144,6 +159,11 @@ pub enum ToGuest {
 /// What the guest says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromGuest {
+    /// Somebody listens on this port, of those in [`LinkConfig::listens`].
+    Listens {
+        /// The guest's port.
+        guest_port: u16,
+    },
     /// It has accepted the connection.
     Opened {
         /// The connection.

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::boot::Boot;
 use super::conn::{Conn, Reaction};
 use super::datagrams::Flows;
 use super::endpoint::Datagram;
 use super::*;
 
 /// Version of [`LinkState`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// All that an endpoint knows, as plain data.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +29,7 @@ pub struct LinkState {
     acks: Vec<u16>,
     events: Vec<FromGuest>,
     may_hold: bool,
+    boot: Boot,
     counters: LinkCounters,
 }
 
@@ -75,6 +77,7 @@ impl Link {
             acks: self.acks.iter().copied().collect(),
             events: self.events.clone(),
             may_hold: self.may_hold,
+            boot: self.boot.clone(),
             counters: self.counters,
         }
     }
@@ -98,6 +101,7 @@ impl Link {
             replies: state.replies.into(),
             events: state.events,
             may_hold: state.may_hold,
+            boot: state.boot,
             counters: state.counters,
             event_bytes: 0,
             unsent_total: 0,
@@ -108,6 +112,9 @@ impl Link {
             acks: VecDeque::new(),
         };
         let damaged = |what| Err(RestoreLinkError::Damaged(what));
+        if !link.boot.restored(state.now, now_ns) {
+            return damaged("probes");
+        }
         if !link.flows.index() {
             return damaged("UDP flows");
         }
@@ -163,7 +170,7 @@ impl FromGuest {
             | FromGuest::Data { conn, .. }
             | FromGuest::Shut { conn }
             | FromGuest::Reset { conn } => Some(*conn),
-            FromGuest::Datagram { .. } => None,
+            FromGuest::Listens { .. } | FromGuest::Datagram { .. } => None,
         }
     }
 }
@@ -172,7 +179,9 @@ impl ToGuest {
     /// Bytes of its payload.
     pub fn payload(&self) -> usize {
         match self {
-            ToGuest::Data { bytes, .. } | ToGuest::Datagram { bytes, .. } => bytes.len(),
+            ToGuest::Data { bytes, .. }
+            | ToGuest::Datagram { bytes, .. }
+            | ToGuest::Typed { bytes } => bytes.len(),
             _ => 0,
         }
     }
@@ -184,7 +193,7 @@ impl ToGuest {
             | ToGuest::Data { conn, .. }
             | ToGuest::Shut { conn }
             | ToGuest::Reset { conn } => Some(*conn),
-            ToGuest::Datagram { .. } => None,
+            ToGuest::Datagram { .. } | ToGuest::Typed { .. } => None,
         }
     }
 }

@@ -267,6 +267,8 @@ impl World {
             sync: Vec::new(),
             stop_who_differs: true,
             patience: Duration::from_millis(300),
+            listens: Vec::new(),
+            boot_timeout: Duration::ZERO,
             lag_timeout: Duration::from_secs(10),
             log_bytes: 1 << 20,
             no_quorum: NoQuorum::Stop,

@@ -152,3 +152,21 @@ fn datagrams_find_their_way_back() {
     assert_eq!(one.recv(&mut answer).unwrap(), 3);
     assert_eq!(&answer[..3], b"one");
 }
+
+/// What is typed has one place among all inputs, and what the consoles echo is shown once.
+#[test]
+fn what_is_typed_goes_to_all_consoles() {
+    let set = Set::of(&[Manner::Echo, Manner::Wrong, Manner::Echo]);
+    set.hub.kill(1).unwrap();
+    for line in ["first\n", "second\n"] {
+        assert!(set.hub.type_in(line.as_bytes()));
+    }
+    // Without an end.
+    assert!(set.hub.type_in(b"login: "));
+    set.until("the console shows it", |set| {
+        lock(&set.shown.0).ends_with(b"login: ")
+    });
+    assert_eq!(*lock(&set.shown.0), b"first\nsecond\nlogin: ");
+    let events = set.hub.lock().log.events();
+    assert_eq!(events, 3, "inputs like those of clients");
+}

@@ -1,6 +1,7 @@
 //! The set without virtual machines: real sockets, the real front and hub, and guests that are plain state machines.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod boots;
 mod clients;
 mod faults;
 mod policies;
@@ -50,6 +51,22 @@ struct Set {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     manners: Arc<Mutex<Vec<Manner>>>,
+    shown: Shown,
+}
+
+/// What the console showed.
+#[derive(Clone, Default)]
+struct Shown(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shown {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        lock(&self.0).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 fn settings(roles: &[Role], policy: Policy) -> Settings {
@@ -63,6 +80,8 @@ fn settings(roles: &[Role], policy: Policy) -> Settings {
         sync: Vec::new(),
         stop_who_differs: true,
         patience: Duration::from_millis(300),
+        listens: Vec::new(),
+        boot_timeout: Duration::ZERO,
         lag_timeout: Duration::from_millis(600),
         log_bytes: 1 << 20,
         no_quorum: NoQuorum::Stop,
@@ -84,6 +103,7 @@ fn act(hub: &Hub, me: usize, stop: &AtomicBool, manners: &Mutex<Vec<Manner>>) {
             continue;
         }
         inner.members[me].exchanges += 1;
+        hub.listens(inner, me, 80);
         let again = std::mem::take(&mut inner.members[me].retry);
         for conn in again {
             let waiting = unsaid.remove(&conn).unwrap_or_default();
@@ -134,6 +154,7 @@ fn act(hub: &Hub, me: usize, stop: &AtomicBool, manners: &Mutex<Vec<Manner>>) {
                     ToGuest::Shut { conn } => {
                         hub.push_end(inner, me, *conn, EndOfStream::Shut);
                     }
+                    ToGuest::Typed { bytes } => hub.console_said(inner, me, bytes),
                     ToGuest::Datagram { flow, bytes, .. } => {
                         hub.datagram_said(inner, me, *flow, bytes);
                     }
@@ -154,7 +175,8 @@ impl Set {
 
     fn with(settings: Settings, manners: &[Manner]) -> Set {
         let events = Arc::new(EventLog::new(Box::new(|_| {})));
-        let console = Arc::new(Console::start(std::io::sink()).unwrap());
+        let shown = Shown::default();
+        let console = Arc::new(Console::start(shown.clone()).unwrap());
         let hub = Hub::new(settings, events, console);
         let publish = ["127.0.0.1:0:80", "127.0.0.1:0:53/udp"].map(|text| text.parse().unwrap());
         let front = Front::start(&hub, &publish).unwrap();
@@ -174,6 +196,7 @@ impl Set {
             stop,
             threads,
             manners,
+            shown,
         }
     }
 

@@ -45,6 +45,8 @@ pub struct Guest {
     nobody: SocketSet<'static>,
     pub buffer: usize,
     pub program: Program,
+    /// Its server runs.
+    pub listening: bool,
 }
 
 pub fn pattern(offset: usize) -> u8 {
@@ -65,6 +67,7 @@ impl Guest {
             nobody: SocketSet::new(Vec::new()),
             buffer,
             program,
+            listening: true,
         }
     }
 
@@ -75,7 +78,7 @@ impl Guest {
         let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let (from, to) = (port(34), port(36));
         let opens = frame[47] & 0x12 == 0x02;
-        if opens && to == PORT && !self.conns.contains_key(&from) {
+        if opens && self.listening && to == PORT && !self.conns.contains_key(&from) {
             let buffer = || tcp::SocketBuffer::new(vec![0; self.buffer]);
             let mut socket = tcp::Socket::new(buffer(), buffer());
             socket.set_nagle_enabled(false);
@@ -214,6 +217,8 @@ pub struct World {
     pub room: usize,
     /// The outside takes what comes at once.
     pub takes: bool,
+    /// Ports that were found to be listened on.
+    pub listens: Vec<u16>,
 }
 
 impl World {
@@ -228,6 +233,7 @@ impl World {
             random: Random(99),
             room: usize::MAX,
             takes: true,
+            listens: Vec::new(),
         }
     }
 
@@ -272,6 +278,10 @@ impl World {
 
     pub fn look(&mut self) {
         for event in self.link.events() {
+            if let FromGuest::Listens { guest_port } = event {
+                self.listens.push(guest_port);
+                continue;
+            }
             let id = event.conn().unwrap();
             let seen = self.seen.entry(id).or_default();
             assert!(!seen.refused && !seen.reset, "{event:?} after the end");
@@ -299,7 +309,7 @@ impl World {
                     assert!(seen.opened);
                     seen.reset = true;
                 }
-                FromGuest::Datagram { .. } => {}
+                FromGuest::Listens { .. } | FromGuest::Datagram { .. } => {}
             }
         }
     }

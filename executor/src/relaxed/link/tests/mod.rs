@@ -1,6 +1,7 @@
 //! The endpoint against smoltcp as the guest's TCP, in told time.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod boot;
 mod guest;
 mod hostile;
 mod order;
