@@ -17,7 +17,7 @@ use super::link::{ConnId, FlowId, ToGuest};
 use super::log::InputLog;
 use super::recovery::Recovery;
 use super::report::Differences;
-use crate::console::Console;
+use crate::console::{CONSOLE_TAIL, Console};
 use crate::events::{End, Event, EventLog, NoQuorum};
 use crate::exit::ExitCode;
 use crate::journal::{Clock, FairClock};
@@ -132,6 +132,8 @@ pub(super) struct Member {
     pub(super) was_idle: bool,
     pub(super) recovery: Recovery,
     pub(super) boot: Boot,
+    /// The newest of its console, whether or not others say it.
+    console: Vec<u8>,
 }
 
 pub(super) struct Inner {
@@ -224,6 +226,7 @@ impl Hub {
             was_idle: false,
             recovery: Recovery::default(),
             boot: Boot::default(),
+            console: Vec::new(),
         };
         let inner = Inner {
             log: InputLog::new(replicas),
@@ -489,6 +492,11 @@ impl Hub {
 
     /// A replica's console goes on.
     pub(super) fn console_said(&self, inner: &mut Inner, me: usize, text: &[u8]) {
+        if let Some(member) = inner.members.get_mut(me) {
+            member.console.extend_from_slice(text);
+            let over = member.console.len().saturating_sub(CONSOLE_TAIL);
+            member.console.drain(..over);
+        }
         let now = inner.fair.at(Instant::now());
         let taken = inner.lines.push(id(me), text, now).unwrap_or(0);
         inner.console_lost += (text.len() - taken) as u64;
@@ -774,6 +782,7 @@ impl Hub {
             inner.checkpointing = None;
         }
         let boundary = member.exchanges;
+        let said = std::mem::take(&mut member.console);
         if let Some(kick) = &member.kick {
             kick();
         }
@@ -785,6 +794,11 @@ impl Hub {
             boundary,
             reason,
         });
+        if !said.is_empty() && inner.members.len() > 1 {
+            // What nobody else says is shown nowhere, and it may say why.
+            let said = String::from_utf8_lossy(&said);
+            self.note(format!("replica {me}: its console ended with {said:?}"));
+        }
         inner.log.leave(me);
         self.keep_log(inner, me);
         inner.lines.leave(id(me));
