@@ -1,7 +1,7 @@
 # Quorate. `make demo` and `make test` do all of their own set-up and say what they do.
 
 CARGO ?= cargo
-RELEASE := target/release
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: build demo campaign campaign-full test check bench kills faults long-replay images svm test-svm fuzz clean setup
 
@@ -65,8 +65,7 @@ svm:
 # is the short form, SUITES="faults gdb" are those.
 test-svm: build
 	scripts/setup clients
-	$(RELEASE)/clients
-	for file in images/appliances/*.toml; do $(RELEASE)/quorate build "$$file" || exit 1; done
+	scripts/lane/provide
 	scripts/test-svm $(if $(SUITES),$(SUITES),$(if $(QUICK),quick,full))
 
 clean:
