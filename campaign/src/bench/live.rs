@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use quorate_executor::egress::Egress;
 use quorate_executor::events::End;
 use quorate_executor::gateway::{Protocol, Publish};
+use quorate_executor::patience::patient;
 use quorate_executor::set::ReplicaSet;
 use quorate_executor::stage::{Cast, Interposer, Performed, Rig};
 
@@ -69,7 +70,7 @@ impl LiveBench {
                 path: campaign.program(program),
                 arguments: arguments.to_vec(),
             },
-            patience: Duration::from_millis(campaign.limits.hang_ms),
+            patience: patient(Duration::from_millis(campaign.limits.hang_ms)),
             healthy: Ran {
                 output: Vec::new(),
                 bytes: 0,
@@ -114,7 +115,7 @@ impl LiveBench {
             let from = Instant::now();
             let ran = program.run(&environment(addresses), patience);
             let to = Instant::now();
-            let whole = watch.settles(SETTLE);
+            let whole = watch.settles(patient(SETTLE));
             done = Some((ran, (from, to), whole));
         };
         let performed =

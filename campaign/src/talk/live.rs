@@ -12,6 +12,7 @@ use quorate_executor::console::Console;
 use quorate_executor::events::Event;
 use quorate_executor::gateway::{Protocol, Publish};
 use quorate_executor::launch::{Hooks, Plan, Running};
+use quorate_executor::patience::patient;
 
 use super::file::Recorded;
 use super::golden::GoldenError;
@@ -83,7 +84,7 @@ fn talk(
     commands: &[&[String]],
     settings: &RecordSettings,
 ) -> Result<Vec<Recorded>, Trouble> {
-    match ready.recv_timeout(READY_TIMEOUT) {
+    match ready.recv_timeout(patient(READY_TIMEOUT)) {
         Ok(Event::Ready { .. }) => {}
         Ok(_) | Err(RecvTimeoutError::Disconnected) => {
             return Err(Trouble::Gone("the appliance ended before any client came"));
@@ -98,7 +99,7 @@ fn talk(
         .filter(|(publish, _)| publish.protocol == Protocol::Tcp);
     let ports: Vec<(u16, SocketAddr)> =
         tcp.map(|(publish, at)| (publish.guest_port, *at)).collect();
-    let deadline = Instant::now() + READY_TIMEOUT;
+    let deadline = Instant::now() + patient(READY_TIMEOUT);
     for (_, at) in &ports {
         accepts(*at, deadline)?;
     }
@@ -118,7 +119,7 @@ fn accepts(at: SocketAddr, deadline: Instant) -> Result<(), Trouble> {
     while Instant::now() < deadline {
         let mut stream = TcpStream::connect(at).map_err(failed)?;
         stream
-            .set_read_timeout(Some(ACCEPTED_AFTER))
+            .set_read_timeout(Some(patient(ACCEPTED_AFTER)))
             .map_err(failed)?;
         match stream.read(&mut [0; 64]) {
             // It says something, or nothing.

@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use quorate_executor::patience::patient;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -33,7 +34,8 @@ const CHUNK: usize = 64 * 1024;
 /// Lines of what the client said of errors that an error shows.
 const LAST_LINES: usize = 12;
 
-/// How a client is recorded.
+/// How a client is recorded. All times are those of a processor at its own speed ([`quorate_executor::patience`]): an answer of which one
+/// half came later than that would be recorded as two, and another golden run be played.
 #[derive(Clone, Debug)]
 pub struct RecordSettings {
     /// How long the command may take.
@@ -147,7 +149,7 @@ pub fn record(
         sent: 0,
         received: 0,
         settings: settings.clone(),
-        deadline: Instant::now() + settings.timeout,
+        deadline: Instant::now() + patient(settings.timeout),
     };
     let status = proxy.run()?;
     let (stdout, stderr) = proxy.client.printed();
@@ -408,11 +410,11 @@ impl Proxy {
             if ended {
                 return Ok(true);
             }
-            if self.wait(true, false, self.settings.client_quiet)? {
+            if self.wait(true, false, patient(self.settings.client_quiet))? {
                 continue;
             }
             // A process that runs, or would if there were a processor for it, may have more to say.
-            if self.client.is_busy() && began.elapsed() < MAX_BUSY {
+            if self.client.is_busy() && began.elapsed() < patient(MAX_BUSY) {
                 continue;
             }
             // What it said while that was looked at.
@@ -435,7 +437,7 @@ impl Proxy {
                 continue;
             }
             if answered {
-                if !self.wait(false, true, self.settings.guest_quiet)? {
+                if !self.wait(false, true, patient(self.settings.guest_quiet))? {
                     return Ok(());
                 }
                 continue;
@@ -462,7 +464,7 @@ impl Proxy {
         };
         let (stdout, stderr) = self.client.printed();
         RecordError::Timeout {
-            timeout: self.settings.timeout,
+            timeout: patient(self.settings.timeout),
             waits,
             printed: last_lines(&stdout, &stderr),
         }

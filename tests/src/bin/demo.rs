@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use quorate_executor::patience;
 use quorate_tests::load::Load;
 use quorate_tests::native;
 use quorate_tests::process::{Line, run};
@@ -21,9 +22,9 @@ use serde_json::Value;
 const CLIENTS: usize = 8;
 /// How long they work before and after the wrong value.
 const LOAD_TIME: Duration = Duration::from_millis(1200);
-/// Replies that must come after the wrong value, and how long they may take.
+/// Replies that must come before and after the wrong value; fewer where everything takes longer ([`patience`]).
 const MORE_REPLIES: u64 = 1000;
-/// How long naming the liar may take.
+/// How long these replies may take, and naming the liar.
 const VERDICT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long it may take until all replicas vote again.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(20);
@@ -126,10 +127,11 @@ fn demonstrate() -> Result {
     step(format_args!(
         "{CLIENTS} clients now write and read, and check every answer"
     ));
+    let more_replies = MORE_REPLIES / u64::from(patience::slowness());
     let load = Load::start(set.address(), CLIENTS, LOAD_SEED);
     thread::sleep(LOAD_TIME);
     expect(
-        load.wait_for_progress(MORE_REPLIES, VERDICT_TIMEOUT),
+        load.wait_for_progress(more_replies, VERDICT_TIMEOUT),
         || "the clients are stuck".to_owned(),
     )?;
     status(&set)?;
@@ -158,7 +160,7 @@ fn demonstrate() -> Result {
         .ok_or("the events do not say when it was stopped and back")?;
     let named_after = verdict.at.saturating_duration_since(injected.at);
     thread::sleep(LOAD_TIME);
-    let goes_on = load.wait_for_progress(MORE_REPLIES, VERDICT_TIMEOUT);
+    let goes_on = load.wait_for_progress(more_replies, VERDICT_TIMEOUT);
     let seen = load.finish();
 
     step("What the clients saw of it");
