@@ -406,3 +406,75 @@ fn others_that_had_differed_cannot_serve_when_the_primary_leaves() {
     set.say(0, "old and more");
     assert_eq!(set.0.differences(), []);
 }
+
+#[test]
+fn who_differed_is_compared_again_from_the_next_request_on() {
+    let voters = Voters::new(&[Role::Voter, Role::Canary], Policy::Majority, KEY).unwrap();
+    let mut set = Set::new(&voters);
+    let canary = ReplicaId(1);
+    assert!(!set.0.rejoin(canary, 0), "it has not differed");
+    let mut input = 0;
+    // What is asked, what is released, and what the canary says to it.
+    let mut differing = Vec::new();
+    for (request, old, new) in [
+        ("GET a\n", "1\n", "1\n"),
+        ("INFO\n", "version 7\n", "version 8, with more to say\n"),
+        ("GET b\n", "2\n", "2\n"),
+        ("GET c\n", "3\n", "3\n"),
+        ("HELLO\n", "seven\n", "8\n"),
+        ("COUNT\n", "240\n", "391\n"),
+        ("GET d\n", "4\n", "4\n"),
+    ] {
+        let answered = set.0.released();
+        set.0.note_input(input, request.as_bytes());
+        input += request.len() as u64;
+        set.0.rejoin(canary, answered);
+        set.say(0, old);
+        set.say(1, new);
+        assert_eq!(set.released(), old);
+        for difference in set.0.differences() {
+            assert_eq!(difference.replica, canary);
+            let asked = difference.request.unwrap().excerpt;
+            assert_eq!(asked, request.as_bytes());
+            let (said, released) = (difference.said, difference.released);
+            assert!(said.ends_with(new.as_bytes()), "{}", said.escape_ascii());
+            assert!(released.ends_with(old.as_bytes()));
+            differing.push(request);
+        }
+    }
+    assert_eq!(differing, ["INFO\n", "HELLO\n", "COUNT\n"]);
+    assert_eq!(set.0.behind(canary), 0, "it stands with the others again");
+    // Not where nothing was released, and not behind an end.
+    set.say(0, "no\n");
+    set.say(1, "yes");
+    assert_eq!(set.difference().position, set.0.released() - 3);
+    assert!(!set.0.rejoin(canary, set.0.released() + 1));
+    set.end(0, EndOfStream::Shut);
+    assert!(!set.0.rejoin(canary, set.0.released()));
+    assert!(!set.0.takes_part(canary));
+}
+
+#[test]
+fn a_voter_that_differed_counts_again_only_from_there() {
+    let mut set = Set::majority(3);
+    for (replica, said) in [(0, "a\n"), (1, "other\n"), (2, "a\n")] {
+        set.say(replica, said);
+    }
+    assert_eq!(set.difference().replica, ReplicaId(1));
+    assert!(set.0.rejoin(ReplicaId(1), 2));
+    set.0.leave(ReplicaId(2));
+    assert_eq!(set.released(), "a\n");
+    set.say(0, "b\n");
+    assert_eq!(set.released(), "");
+    set.say(1, "b\n");
+    assert_eq!(set.released(), "b\n");
+    // Who comes back to a place where it was apart is that until the next request.
+    set.0.leave(ReplicaId(1));
+    set.0.enter_apart(ReplicaId(1), 6);
+    set.say(1, "anything");
+    assert_eq!(set.0.differences(), []);
+    assert!(set.0.rejoin(ReplicaId(1), 4));
+    set.say(0, "c\n");
+    set.say(1, "c\n");
+    assert_eq!(set.released(), "c\n");
+}

@@ -46,6 +46,17 @@ impl Lane {
         }
     }
 
+    /// A lane at the beginning of a message, after `own` bytes of the replica's, `rewritten` bytes of the stream and so many values.
+    pub(crate) fn at(own: u64, rewritten: u64, values: u64) -> Self {
+        Self {
+            own,
+            rewritten,
+            first: values,
+            longer: own.wrapping_sub(rewritten) as i64,
+            ..Self::new()
+        }
+    }
+
     /// Bytes held back: of a value or a line that has not ended.
     pub(crate) fn held(&self) -> usize {
         self.line.len() + self.http.held()

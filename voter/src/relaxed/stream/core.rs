@@ -378,6 +378,24 @@ impl Core {
         self.settle();
     }
 
+    /// A replica that departed here is taken to stand at `position` of what was released, from where it is compared again, and counts
+    /// again. False if it has not departed, or cannot stand there.
+    pub(super) fn rejoin(&mut self, replica: ReplicaId, position: u64) -> bool {
+        let over = self.agreed_end.is_some() || self.abandoned || position > self.agreed;
+        let Some(r) = self.replicas.get_mut(usize::from(replica.0)) else {
+            return false;
+        };
+        if over || !r.live || r.agrees() || r.end.is_some() {
+            return false;
+        }
+        *r = Replica {
+            said: position,
+            counts_from: position,
+            ..Replica::new()
+        };
+        true
+    }
+
     /// A replica takes part in this connection no longer, without having differed.
     pub(super) fn leave_out(&mut self, index: usize) {
         if let Some(r) = self.replicas.get_mut(index) {

@@ -63,6 +63,7 @@ impl Masked {
     pub(super) fn push(&mut self, replica: ReplicaId, bytes: &[u8]) -> Result<Taken, Full> {
         let index = usize::from(replica.0);
         if !self.core.takes_part(replica) || self.core.replicas[index].end.is_some() {
+            self.lanes[index].own += bytes.len() as u64;
             return self.core.push(replica, bytes);
         }
         let lane = &self.lanes[index];
@@ -286,6 +287,29 @@ impl Masked {
             // Nobody knows what its masks were in the middle of.
             None => self.core.leave_out(index),
         }
+        self.report();
+    }
+
+    /// As in the core; only at the very end of what was released and fetched: how many values were hidden before is known there.
+    pub(super) fn rejoin(&mut self, replica: ReplicaId, position: u64) -> bool {
+        let here = position == self.core.agreed && position == self.core.taken;
+        if !here || !self.core.rejoin(replica, position) {
+            return false;
+        }
+        let index = usize::from(replica.0);
+        self.lanes[index] = Lane::at(self.lanes[index].own, position, self.values);
+        true
+    }
+
+    /// Takes part no longer, as it did when its checkpoint was taken.
+    pub(super) fn enter_apart(&mut self, replica: ReplicaId, position: u64) {
+        let index = usize::from(replica.0);
+        if let Some(lane) = self.lanes.get_mut(index) {
+            lane.own = position;
+            lane.values.clear();
+        }
+        self.core.enter(replica, 0);
+        self.core.leave_out(index);
         self.report();
     }
 

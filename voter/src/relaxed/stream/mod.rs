@@ -216,6 +216,29 @@ impl StreamMatcher {
         }
     }
 
+    /// A replica that has departed on this connection is about to be given a request, and has said all that it had to say before; others
+    /// had released `position` bytes when they had. What it says from here on is compared with what was released from there on, and
+    /// counts again. Differences name the place in what was released. False if it has not departed; if the stream has ended; or, with
+    /// masks, if more has been released since: then the next request is the next chance.
+    pub fn rejoin(&mut self, replica: ReplicaId, position: u64) -> bool {
+        match &mut self.inner {
+            Inner::Plain(core) => core.rejoin(replica, position),
+            Inner::Masked(masked) => masked.rejoin(replica, position),
+        }
+    }
+
+    /// A replica is back at a place at which it took no part in this connection; `position` as in [`StreamMatcher::enter`]. It takes
+    /// none until [`StreamMatcher::rejoin`].
+    pub fn enter_apart(&mut self, replica: ReplicaId, position: u64) {
+        match &mut self.inner {
+            Inner::Plain(core) => {
+                core.enter(replica, position);
+                core.leave_out(usize::from(replica.0));
+            }
+            Inner::Masked(masked) => masked.enter_apart(replica, position),
+        }
+    }
+
     /// A replica is back as a copy of `source`: it has said what that one has, but counts only from there on.
     pub fn enter_like(&mut self, replica: ReplicaId, source: ReplicaId) {
         match &mut self.inner {
