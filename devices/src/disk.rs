@@ -24,6 +24,9 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// What the guest gets as the disk's serial; what is over 20 bytes is cut off.
     pub id: String,
+    /// Writes wait for a [`Completion`] too; else they are complete when they are taken. Never in lockstep.
+    #[serde(default)]
+    pub sync: bool,
 }
 
 /// One request for a disk: an output, compared byte for byte with those of the other replicas.
@@ -77,7 +80,8 @@ pub enum BlockOp {
 }
 
 impl BlockOp {
-    /// The [`Completion`] that the guest waits for, if any. All others have been completed by the device already.
+    /// The [`Completion`] that the guest waits for, if any, on a disk that is not [`DiskConfig::sync`]. All others have been completed
+    /// by the device already.
     #[must_use]
     pub fn waits(&self) -> Option<Waiting> {
         match self {
@@ -113,6 +117,8 @@ pub enum Waiting {
     Read,
     /// [`BlockOp::Flush`]
     Flush,
+    /// [`BlockOp::Write`] or [`BlockOp::WriteZeroes`], on a disk whose writes wait ([`DiskConfig::sync`]).
+    Write,
 }
 
 /// How a request ended.
@@ -150,9 +156,9 @@ impl DiskPosition {
 pub struct Outstanding {
     /// Its number.
     pub seq: u64,
-    /// First sector of a read; 0 for a flush.
+    /// First sector of a read; 0 for a flush or a write.
     pub sector: u64,
-    /// Bytes of a read; 0 for a flush.
+    /// Bytes of a read; 0 for a flush or a write.
     pub bytes: u32,
     /// What it is.
     pub kind: Waiting,

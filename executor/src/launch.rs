@@ -206,6 +206,7 @@ impl Plan {
                         bytes: disk.bytes,
                         read_only: disk.read_only,
                         id: disk.name.clone(),
+                        sync: false,
                     })
                     .collect(),
                 start: StartTime {

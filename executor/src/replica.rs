@@ -273,6 +273,11 @@ impl Tamper {
         })
     }
 
+    /// Whether its next output is to be changed; who asks sees to it.
+    pub(crate) fn takes_wrong_output(&mut self) -> bool {
+        std::mem::take(&mut self.output)
+    }
+
     /// Changes the outputs of replica `me` where that is due.
     pub(crate) fn outputs(&mut self, me: usize, outputs: &mut [Output]) {
         if !self.output && !self.write {

@@ -136,7 +136,9 @@ pub use masks::{MAX_COMPILED, MAX_MASKS, MAX_PATTERN, MaskRule, MaskSpec};
 pub(crate) use program::default_env;
 pub use program::{Id, MAX_GROUPS, Program, User};
 pub use recovery::{MAX_KEEP, Recovery};
-pub use relaxed::{GuestPort, MAX_SYNC, OnDifference, Relaxed, SyncChannel, VersionPolicy};
+pub use relaxed::{
+    ConsoleLines, GuestPort, MAX_SYNC, OnDifference, Relaxed, SyncChannel, VersionPolicy,
+};
 pub use replicas::{ReplicaSpec, Role};
 
 /// The only version of the file format there is.

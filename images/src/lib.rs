@@ -25,11 +25,11 @@ mod view;
 pub mod writer;
 
 pub use appliance::{
-    Appliance, Console, DiskSpec, DiskVote, ExtraFile, FileContent, Filesystem, GuestPort, Id,
-    ImageSource, ImageSpec, Initramfs, KernelSource, LayoutPolicy, LinuxSpec, MachineSpec,
-    MaskRule, MaskSpec, Mount, NetworkSpec, NoQuorum, OnDifference, OnError, Policy, Program,
-    Relaxed, ReplicaSpec, Role, Root, SourceSpec, SyncChannel, TmpfsSpec, Unconfirmed, User,
-    VersionPolicy,
+    Appliance, Console, ConsoleLines, DiskSpec, DiskVote, ExtraFile, FileContent, Filesystem,
+    GuestPort, Id, ImageSource, ImageSpec, Initramfs, KernelSource, LayoutPolicy, LinuxSpec,
+    MachineSpec, MaskRule, MaskSpec, Mount, NetworkSpec, NoQuorum, OnDifference, OnError, Policy,
+    Program, Relaxed, ReplicaSpec, Role, Root, SourceSpec, SyncChannel, TmpfsSpec, Unconfirmed,
+    User, VersionPolicy,
 };
 pub use build::{
     BuildOptions, BuiltImage, Package, Progress, Source, build, cached, default_cache_dir,

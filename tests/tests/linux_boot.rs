@@ -128,6 +128,7 @@ fn config(image: &BuiltImage, seed: u8) -> LinuxConfig {
             bytes: std::fs::metadata(&image.path).unwrap().len(),
             read_only: true,
             id: "root".into(),
+            sync: false,
         }],
     }
 }

@@ -48,6 +48,31 @@ fn redis_serves_on_while_a_replica_is_killed() {
 }
 
 #[test]
+fn a_wrong_answer_under_load_is_outvoted_and_no_client_notices() {
+    let _turn = one_at_a_time("Redis, relaxed, one byte of an answer changed under load");
+    let set = appliance("redis", "[relaxed]", 6379).start().unwrap();
+    let load = Load::start(set.address(), 8, 7);
+    assert!(load.wait_for_progress(shortened(1000, 100) as u64, PATIENCE));
+    set.inject(1, &["wrong-output"]).unwrap();
+    let verdict = set
+        .wait_for("the verdict", PATIENCE, |line| line.contains("verdict:"))
+        .unwrap();
+    for word in ["replica 1 differs on connection", "byte", "in answer to"] {
+        assert!(verdict.text.contains(word), "{word}: {}", verdict.text);
+    }
+    set.wait_for("its return", PATIENCE, |line| {
+        line.contains("set at full strength again")
+    })
+    .unwrap();
+    assert!(load.wait_for_progress(shortened(1000, 100) as u64, PATIENCE));
+    let seen = load.finish();
+    assert!(seen.wrong.is_empty() && seen.ended.is_empty(), "{seen:?}");
+    let status = set.status().unwrap();
+    assert_eq!(status["running"], 3, "{status:#}");
+    assert_eq!(set.stop().unwrap().code, 0);
+}
+
+#[test]
 fn replicas_count_requests_of_fifty_connections_alike() {
     let _turn = one_at_a_time("INCR from 50 connections to relaxed Redis");
     let set = appliance("redis", "[relaxed]", 6379).start().unwrap();

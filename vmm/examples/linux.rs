@@ -200,7 +200,7 @@ fn options() -> Options {
                 config.disks.push(DiskConfig {
                     bytes: file.metadata().unwrap().len() & !511,
                     read_only,
-                    id: format!("disk{}", options.disks.len()),
+                    id: format!("disk{, sync: false,}", options.disks.len()),
                 });
                 options.disks.push(file);
             }

@@ -1,5 +1,5 @@
 //! virtio-blk (virtio 1.3, 5.2): one queue. What a guest asks becomes an output with a number; reads and flushes stay in
-//! flight until an entry calls them complete (R1, R4), everything else is answered at once.
+//! flight until an entry calls them complete (R1, R4), and so do writes of a disk that is `sync`; everything else is answered at once.
 //!
 //! The device holds no data of the disk: those of a read are each replica's own, and come from [`DiskReads`] (R6).
 
@@ -56,11 +56,11 @@ pub struct BlockState {
     pub transport: TransportState,
     /// Number of the next request.
     pub next_seq: u64,
-    /// Reads and flushes that are not complete, ascending by number.
+    /// What is not complete, ascending by number.
     pub in_flight: Vec<InFlightState>,
 }
 
-/// A read or flush that is not complete.
+/// A read or flush, or a write that waits, that is not complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InFlightState {
@@ -68,9 +68,9 @@ pub struct InFlightState {
     pub seq: u64,
     /// What it is.
     pub kind: Waiting,
-    /// First sector of a read; 0 for a flush.
+    /// First sector of a read; 0 for a flush or a write.
     pub sector: u64,
-    /// Bytes to read; 0 for a flush.
+    /// Bytes to read; 0 for a flush or a write.
     pub bytes: u32,
     /// Where the answer goes; nowhere, if the driver has reset the device meanwhile.
     pub reply: Option<ReplyState>,
@@ -189,6 +189,7 @@ impl Transport<Block> {
         let limits = Limits {
             sectors: bytes / SECTOR,
             read_only: config.read_only,
+            sync: config.sync,
         };
         let mut id = [0; ID_BYTES];
         for (to, from) in id.iter_mut().zip(config.id.bytes()) {
@@ -365,7 +366,8 @@ impl InFlightState {
                     && self.bytes <= MAX_IO_BYTES
                     && u64::from(self.bytes).is_multiple_of(SECTOR)
             }
-            Waiting::Flush => self.bytes == 0 && self.sector == 0,
+            Waiting::Write if !limits.sync => false,
+            Waiting::Flush | Waiting::Write => self.bytes == 0 && self.sector == 0,
         };
         range
             && bytes
@@ -421,6 +423,9 @@ impl Block {
         let taken = match &op {
             BlockOp::Read { sector, bytes } => self.keep(ring, Waiting::Read, *sector, *bytes)?,
             BlockOp::Flush => self.keep(ring, Waiting::Flush, 0, 0)?,
+            BlockOp::Write { .. } | BlockOp::WriteZeroes { .. } if self.limits.sync => {
+                self.keep(ring, Waiting::Write, 0, 0)?
+            }
             _ => self.answer_now(mem, ring, &[], VIRTIO_BLK_S_OK)?,
         };
         if !matches!(taken, Taken::AfterCompletion) {
@@ -505,7 +510,7 @@ impl Block {
     ) -> Result<Vec<u8>, DeviceError> {
         let seq = request.seq;
         let fault = match request.kind {
-            Waiting::Flush => return Ok(Vec::new()),
+            Waiting::Flush | Waiting::Write => return Ok(Vec::new()),
             Waiting::Read => match reads.take(self.disk, seq) {
                 Ok(data) if data.len() == request.bytes as usize => return Ok(data),
                 Ok(data) => DiskFault::DataLength {

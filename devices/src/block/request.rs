@@ -22,6 +22,8 @@ const SEGMENT: usize = 16;
 pub(super) struct Limits {
     pub sectors: u64,
     pub read_only: bool,
+    /// Writes wait until they are called complete.
+    pub sync: bool,
 }
 
 /// What a chain asks for, checked against the disk's [`Limits`].

@@ -464,3 +464,40 @@ impl DiskReads for Zeroes {
         }
     }
 }
+
+/// A disk that is `sync`: writes stay in flight until they are called complete, whatever else is.
+#[test]
+fn writes_of_a_sync_disk_wait() {
+    let mut disk = with(&DiskConfig {
+        sync: true,
+        ..config(false)
+    });
+    let data = &mut Data::default();
+    let write = disk.ask(OUT, 3, &[(DATA, 512, false)]);
+    let at = disk.segment(WRITE_ZEROES, 8, 4, 0);
+    let zero = disk.ask(WRITE_ZEROES, 0, &[(at, 16, false)]);
+    let refused = disk.ask(OUT, SECTORS, &[(DATA, 512, false)]);
+    let asked = disk.collect();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert_eq!(
+        [write, zero, refused].map(|at| disk.status(at)),
+        [UNTOUCHED, UNTOUCHED, IOERR]
+    );
+    // A flush of that number is none of its requests (R4, R9).
+    disk.complete(0, Waiting::Flush, BlockStatus::Ok, data)
+        .unwrap();
+    assert_eq!(disk.status(write), UNTOUCHED);
+    disk.complete(1, Waiting::Write, BlockStatus::IoError, data)
+        .unwrap();
+    disk.complete(0, Waiting::Write, BlockStatus::Ok, data)
+        .unwrap();
+    assert_eq!([write, zero].map(|at| disk.status(at)), [OK, IOERR]);
+    disk.complete(0, Waiting::Write, BlockStatus::Ok, data)
+        .unwrap();
+
+    // On any other disk they are complete when they are taken.
+    let mut disk = machine();
+    let write = disk.ask(OUT, 3, &[(DATA, 512, false)]);
+    disk.collect();
+    assert_eq!(disk.status(write), OK);
+}

@@ -30,6 +30,7 @@ pub fn config(read_only: bool) -> DiskConfig {
         bytes: SECTORS * SECTOR,
         read_only,
         id: "serial".into(),
+        sync: false,
     }
 }
 

@@ -229,6 +229,9 @@ pub struct RelaxedReplica {
     pub unconfirmed_bytes: u64,
     /// Requests that it answered differently.
     pub differences: u64,
+    /// Lines of its console that no quorum has said.
+    #[serde(default)]
+    pub own_console_lines: u64,
     /// Published TCP ports on which it does not listen yet; empty once it has booted, or took too long for it.
     #[serde(default)]
     pub does_not_listen: Vec<u16>,

@@ -40,6 +40,7 @@ fn header() -> Header {
             bytes: 1 << 20,
             read_only: false,
             id: "data".into(),
+            sync: false,
         }],
         replicas: 3,
         layout_seeds: vec![LayoutSeed {

@@ -120,11 +120,14 @@ impl<V: Vcpu> Guest for EmbeddedGuest<V> {
                     mut outputs,
                     wait_until_ns,
                 } => {
+                    if tamper.takes_wrong_output() {
+                        port.spoil_next();
+                    }
                     tamper.outputs(me, &mut outputs);
                     if let Some(wait) = tamper.wait() {
                         hub.pause(me, wait);
                     }
-                    match port.give_away(outputs) {
+                    match port.give_away(outputs, wait_until_ns) {
                         Ok(()) => {}
                         Err(Stop::Left) => return End::Left,
                         Err(Stop::Misbehaved(report)) => return End::Misbehaved(report),

@@ -112,6 +112,9 @@ impl Exchange for World<'_> {
     fn exchange(&mut self, mut outputs: Vec<Output>) -> Result<Exchanged, String> {
         let (hub, me) = (self.port.hub(), self.port.replica());
         self.port.delivered(&std::mem::take(self.given));
+        if self.tamper.takes_wrong_output() {
+            self.port.spoil_next();
+        }
         self.tamper.outputs(me, &mut outputs);
         if let Some(wait) = self.tamper.wait() {
             hub.pause(me, wait);

@@ -32,6 +32,9 @@ pub struct Event {
     /// How many bytes had been released to the client on this connection when it sent this. On a `sync` channel a replica gets it only
     /// when it has said as much itself.
     pub after: u64,
+    /// All that the client had asked for on this connection before was answered by then: `after` is where an answer ends, and the
+    /// one to this begins. False: that is not known.
+    pub answered: bool,
     /// The input.
     pub what: ToGuest,
 }
@@ -120,18 +123,32 @@ impl InputLog {
         }
     }
 
-    /// Adds an input; `after` as in [`Event`].
-    pub fn push(&mut self, what: ToGuest, after: u64) {
+    /// Adds an input; `after` as in [`Event`]. Its number.
+    pub fn push(&mut self, what: ToGuest, after: u64) -> u64 {
+        self.push_answered(what, after, false)
+    }
+
+    /// The same, and whether all before it was answered.
+    pub fn push_answered(&mut self, what: ToGuest, after: u64, answered: bool) -> u64 {
         let event = Event {
             number: self.events,
             after,
+            answered,
             what,
         };
         self.events += 1;
         self.open_cost += cost(&event);
         self.cost += cost(&event);
         self.pushed += cost(&event) as u64;
+        let number = event.number;
         self.open.push_back(event);
+        number
+    }
+
+    /// Events that this replica has been given with whole batches.
+    #[must_use]
+    pub fn given(&self, me: usize) -> u64 {
+        self.events - self.behind(me).0
     }
 
     /// What an idle replica is given at `now_ns` when its guest sleeps until `wait_until_ns`. A batch is not taken by this: see

@@ -295,8 +295,11 @@ impl Hub {
                 .members
                 .get(me)
                 .is_some_and(|member| member.ticked == member.exchanges)
+                && self.flush_held(inner, me)
+                && let Some(bell) = self.bells.get(me)
             {
-                self.flush_held(inner, me);
+                // It may have been what it had yet to say before it may have what waits (`sync`).
+                bell.ring();
             }
             if let Some(member) = inner.members.get_mut(me) {
                 member.ticked = member.exchanges;
@@ -363,6 +366,7 @@ impl Hub {
     /// no fault.
     fn look_at_laggards(&self, inner: &mut Inner, now: u64) {
         let timeout = self.settings.lag_timeout.as_nanos() as u64;
+        const HUNG: &str = "it did not take input that the others had taken";
         let mut late: Vec<(usize, &str)> = Vec::new();
         let end = inner.log.end();
         for me in 0..inner.members.len() {
@@ -389,7 +393,7 @@ impl Hub {
                 };
                 member.lags_since = Some((since, member.exchanges));
                 if now - since >= timeout {
-                    late.push((me, "it did not take input that the others had taken"));
+                    late.push((me, HUNG));
                 }
                 continue;
             }
@@ -443,6 +447,12 @@ impl Hub {
         for (me, what) in late {
             let reason = format!("{what}, for {} ms", timeout / 1_000_000);
             self.stop_replica(inner, me, reason, false);
+            if what == HUNG
+                && let Some(member) = inner.members.get_mut(me)
+            {
+                // It reached no boundary: an input may be what it spins over, so that one is looked for if it hangs again.
+                member.recovery.crashed = true;
+            }
         }
     }
 }

@@ -10,6 +10,7 @@
 
 mod bell;
 pub mod boot;
+mod channels;
 pub mod disk;
 mod front;
 pub mod guest;
@@ -27,3 +28,4 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod udp;
+mod votes;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use quorate_images::appliance::{
-    DiskVote, GuestPort, MaskRule as ApplianceRule, MaskSpec, OnDifference, Role as ApplianceRole,
-    SyncChannel, Unconfirmed, VersionPolicy,
+    ConsoleLines, DiskVote, GuestPort, MaskRule as ApplianceRule, MaskSpec, OnDifference,
+    Role as ApplianceRole, SyncChannel, Unconfirmed, VersionPolicy,
 };
 use quorate_images::{Appliance, BuiltImage, LinuxRoot, Progress};
 use quorate_vmm::linux::{LinuxConfig, LinuxConsole, LinuxMachine};
@@ -85,6 +85,8 @@ pub struct RelaxedPlan {
     pub masks: HashMap<u16, MaskSet>,
     /// What may differ, by UDP port.
     pub udp_masks: HashMap<u16, MaskSet>,
+    /// Lines of single replicas are shown.
+    pub console_all: bool,
     /// What may differ on the console.
     pub console_mask: Option<MaskSet>,
     /// TCP ports on which guests that boot by themselves will listen.
@@ -165,6 +167,7 @@ impl RelaxedPlan {
                 bytes: disk.bytes,
                 read_only: disk.read_only,
                 id: disk.name.clone(),
+                sync: disk.sync,
             });
             let devices = devices.collect();
             let machine = match &image.linux {
@@ -267,6 +270,7 @@ impl RelaxedPlan {
             sync: sync.collect(),
             masks: tcp_masks,
             udp_masks,
+            console_all: relaxed.console == ConsoleLines::All,
             console_mask: masks(appliance, |mask| mask.console)?,
             listens,
             boot_timeout: patient(Duration::from_millis(boot_timeout_ms)),
@@ -309,6 +313,7 @@ impl RelaxedPlan {
             limits: StreamLimits::default(),
             masks: self.masks.clone(),
             udp_masks: self.udp_masks.clone(),
+            console_all: self.console_all,
             console_mask: self.console_mask.clone(),
             sync: self.sync.clone(),
             stop_who_differs: self.stop_who_differs,
@@ -412,6 +417,7 @@ fn disk_specs(
             Some((DiskVote::Vote, Unconfirmed::Report)) => Mode::Vote(UnconfirmedPolicy::Report),
             Some((DiskVote::Vote, Unconfirmed::Hold)) | None => Mode::Vote(UnconfirmedPolicy::Hold),
         };
+        let name_of = disk.name.clone();
         specs.push(RelaxedSpec {
             name: disk.name,
             path: disk.path,
@@ -421,6 +427,13 @@ fn disk_specs(
                 quorate_images::appliance::OnError::Stop => OnError::Stop,
                 quorate_images::appliance::OnError::Report => OnError::Report,
             },
+            sync: mode != Mode::Private
+                && !disk.read_only
+                && appliance
+                    .relaxed()
+                    .sync
+                    .iter()
+                    .any(|channel| matches!(channel, SyncChannel::Disk(name) if *name == name_of)),
             mode,
             patience,
             bounds: RelaxedBounds::default(),
@@ -441,6 +454,7 @@ fn disk_specs(
                 read_only: true,
                 on_error: OnError::Stop,
                 mode: Mode::Private,
+                sync: false,
                 patience,
                 bounds: RelaxedBounds::default(),
             };

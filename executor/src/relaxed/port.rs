@@ -1,21 +1,22 @@
 //! One replica's side of the world: its own network endpoint, its place in the input log, its clock.
 
+mod back;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quorate_abi::sync::{FLAG_TERMINATE, WAIT_FOREVER, WAIT_NONE};
-use quorate_devices::{DiskPosition, DiskReads, Entry, NoDisks, Output};
+use quorate_devices::{DiskReads, Entry, NoDisks, Output};
 use quorate_voter::relaxed::EndOfStream;
 
 use super::bell::Bell;
 use super::disk::RelaxedDisks;
 use super::hub::{Hub, Inner, Place};
-use super::link::{ConnId, FromGuest, Link, LinkConfig, LinkState, RestoreLinkError, ToGuest};
+use super::link::{ConnId, FromGuest, Link, LinkConfig, ToGuest};
 use super::log::{Batch, Due, Event};
-use crate::events::Event as Told;
-use crate::recovery::Step;
 use crate::sync::lock;
+pub use back::PortState;
 
 /// Frames that a guest is given at once (R10): what its receive queue holds. More wait in the link.
 pub const ENTRY_FRAMES: usize = 256;
@@ -26,6 +27,9 @@ pub const STEP_NS: u64 = 1_000;
 pub const CLOCK_LAG_NS: u64 = 10_000_000;
 /// Boundaries in a row at which a guest was busy, after which it gets input all the same: a guest that is never idle would get none.
 pub const BUSY_BOUNDARIES: u32 = 16;
+
+/// So many bytes a guest sends at a boundary without waiting for an acknowledgement: below any initial window of TCP.
+const SHORT_ANSWER: usize = 8 << 10;
 
 /// Why a replica must go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,38 +100,10 @@ struct State {
     without: BTreeSet<u64>,
     /// Connections on which an input was left out, until the next one comes: only then it is known where its answer has ended.
     jumps: BTreeSet<ConnId>,
-}
-
-/// All that a port knows, for a checkpoint of its guest; its place in the log is beside it.
-#[derive(Clone, Debug)]
-pub struct PortState {
-    /// The endpoint.
-    pub link: LinkState,
-    /// The guest's clock, ns.
-    pub clock_ns: u64,
-    /// The batch that comes next.
-    pub next: u64,
-    tails: HashMap<ConnId, Vec<u8>>,
-    pub(super) jumps: BTreeSet<ConnId>,
-    unsent: BTreeMap<ConnId, u64>,
-}
-
-/// What the guest of before has left behind.
-fn forget(state: &mut State) {
-    state.waiting.clear();
-    state.frames.clear();
-    state.typed.clear();
-    state.busy = 0;
-    state.within = 0;
-    state.in_flight = None;
-}
-
-/// The beginning of an input, for a person.
-fn excerpt(bytes: &[u8]) -> String {
-    const MOST: usize = 80;
-    let shown = bytes.get(..MOST).unwrap_or(bytes);
-    let more = if bytes.len() > MOST { " ..." } else { "" };
-    format!("{}{more}", shown.escape_ascii())
+    /// The guest had nothing left to do when it was given what it is given now.
+    stands: bool,
+    /// The next bytes that the guest says are changed: an injected fault.
+    spoil: bool,
 }
 
 /// See the module.
@@ -164,6 +140,8 @@ impl Port {
                 in_flight: None,
                 without: BTreeSet::new(),
                 jumps: BTreeSet::new(),
+                stands: false,
+                spoil: false,
             }),
             config: link,
         })
@@ -202,118 +180,8 @@ impl Port {
         self.bell.also(call);
     }
 
-    /// All that there is to save: the guest stands still, and its outputs were given away.
-    fn save(&self, state: &State, hub: &Inner) -> PortState {
-        PortState {
-            link: state.link.save(),
-            clock_ns: state.clock_ns,
-            next: hub.log.position(self.me),
-            tails: state.tails.clone(),
-            jumps: state.jumps.clone(),
-            unsent: state.unsent.clone(),
-        }
-    }
-
-    /// Goes on from what was saved; the hub lets the replica in after that.
-    ///
-    /// # Errors
-    /// When the state is none.
-    pub(super) fn restore(&self, saved: PortState) -> Result<(), RestoreLinkError> {
-        let mut state = lock(&self.state);
-        state.link = Link::restore(saved.link, saved.clock_ns)?;
-        state.clock_ns = saved.clock_ns;
-        state.unsent = saved.unsent;
-        state.tails = saved.tails;
-        state.jumps = saved.jumps;
-        forget(&mut state);
-        Ok(())
-    }
-
-    /// Begins again.
-    pub(super) fn begin(&self) {
-        let mut state = lock(&self.state);
-        state.link = Link::new(self.config.clone());
-        state.clock_ns = 0;
-        state.unsent.clear();
-        state.tails.clear();
-        state.jumps.clear();
-        forget(&mut state);
-    }
-
-    /// From here on events are given one by one, each when the guest has nothing left to do, or batch by batch.
-    pub(super) fn singly(&self, singly: bool) {
-        lock(&self.state).singly = singly;
-    }
-
-    /// The number of the event that was given last, if they are given one by one.
-    pub(super) fn in_flight(&self) -> Option<u64> {
-        let state = lock(&self.state);
-        state.in_flight.as_ref().map(|event| event.number)
-    }
-
-    /// Where a replica begins again.
-    pub(super) fn place(&self, step: Step) -> u64 {
-        let hub = self.hub.lock();
-        let point = hub
-            .members
-            .get(self.me)
-            .and_then(|member| member.recovery.point.as_ref());
-        match step {
-            Step::Checkpoint => point.map_or(0, |point| point.port.next),
-            _ => 0,
-        }
-    }
-
-    /// The event that was on its way was fatal: this replica does not get it any more.
-    pub(super) fn leave_out_input(&self) {
-        let mut state = lock(&self.state);
-        let Some(event) = state.in_flight.take() else {
-            return;
-        };
-        state.without.insert(event.number);
-        let (what, excerpt) = match &event.what {
-            ToGuest::Data { conn, bytes } => (format!("connection {conn}"), excerpt(bytes)),
-            ToGuest::Datagram { flow, bytes, .. } => (format!("flow {flow}"), excerpt(bytes)),
-            ToGuest::Typed { bytes } => ("the console".to_owned(), excerpt(bytes)),
-            other => ("a connection".to_owned(), format!("{other:?}")),
-        };
-        self.hub.tell(Told::InputLeftOut {
-            replica: self.me,
-            input: event.number,
-            place: what,
-            position: event.after,
-            excerpt,
-        });
-    }
-
-    /// Whether the guest takes a checkpoint at the boundary at which it stands; then [`Port::checkpointed`] must follow. At a quiet
-    /// moment only: nothing is on its way to the guest, and all that it has said was taken.
-    #[must_use]
-    pub fn checkpoint_due(&self, wait_until_ns: u64) -> bool {
-        let state = lock(&self.state);
-        let quiet = wait_until_ns != WAIT_NONE
-            && state.frames.is_empty()
-            && state.waiting.is_empty()
-            && state.within == 0
-            && !state.singly
-            && !state.link.has_frames();
-        quiet && self.hub.checkpoint_due(&mut self.hub.lock(), self.me)
-    }
-
-    /// The machine's part of a checkpoint was taken, or not.
-    pub fn checkpointed(&self, taken: Result<Vec<DiskPosition>, String>) {
-        let mut state = lock(&self.state);
-        let mut hub = self.hub.lock();
-        if taken.is_ok() {
-            // They are behind.
-            state.without.clear();
-        }
-        let taken = taken.map(|positions| (self.save(&state, &hub), positions));
-        self.hub.checkpointed(&mut hub, self.me, taken);
-    }
-
-    /// Gives the guest's outputs away. Never blocks on the vote.
-    fn put(&self, state: &mut State, hub: &mut Inner, outputs: Vec<Output>) -> Result<(), Stop> {
+    /// Gives the guest's outputs away. Never blocks on the vote. How many bytes they were.
+    fn put(&self, state: &mut State, hub: &mut Inner, outputs: Vec<Output>) -> Result<usize, Stop> {
         if let Some(disks) = self.hub.disks() {
             disks.submit(self.me, &outputs).map_err(Stop::Misbehaved)?;
         }
@@ -326,8 +194,9 @@ impl Port {
                     bytes += frame.len();
                     state.link.frame(&frame, now);
                 }
-                Output::Console(text) => {
+                Output::Console(mut text) => {
                     bytes += text.len();
+                    self.spoil(state, &mut text);
                     self.hub.console_said(hub, self.me, &text);
                 }
                 Output::Exit { status } => exit = Some(status),
@@ -350,14 +219,15 @@ impl Port {
             self.hub.exited(hub, self.me, status);
             return Err(Stop::Left);
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn said(&self, state: &mut State, hub: &mut Inner, what: FromGuest) {
         match what {
             FromGuest::Opened { .. } => {}
             FromGuest::Listens { guest_port } => self.hub.listens(hub, self.me, guest_port),
-            FromGuest::Data { conn, bytes } => {
+            FromGuest::Data { conn, mut bytes } => {
+                self.spoil(state, &mut bytes);
                 if let Some(waiting) = state.waiting.get_mut(&conn) {
                     waiting.bytes.extend_from_slice(&bytes);
                     return;
@@ -372,9 +242,23 @@ impl Port {
             FromGuest::Shut { conn } => self.ended(state, hub, conn, EndOfStream::Shut),
             FromGuest::Reset { conn } => self.ended(state, hub, conn, EndOfStream::Reset),
             FromGuest::Refused { conn } => self.ended(state, hub, conn, EndOfStream::Refused),
-            FromGuest::Datagram { flow, bytes } => {
+            FromGuest::Datagram { flow, mut bytes } => {
+                self.spoil(state, &mut bytes);
                 self.hub.datagram_said(hub, self.me, flow, &bytes);
             }
+        }
+    }
+
+    /// The next bytes that the guest says, to a client or on the console, are to be changed. Behind the link: a changed frame would be
+    /// dropped there for its checksum, and be sent again.
+    pub(super) fn spoil_next(&self) {
+        lock(&self.state).spoil = true;
+    }
+
+    fn spoil(&self, state: &mut State, bytes: &mut [u8]) {
+        if state.spoil && !bytes.is_empty() {
+            state.spoil = false;
+            crate::inject::corrupt(bytes, self.me);
         }
     }
 
@@ -484,6 +368,16 @@ impl Port {
             channel.matcher.enter(super::hub::id(self.me), event.after);
             self.hub.news(hub, conn);
         }
+        // Who differed before is compared again from where an answer begins, with its own one to the same request.
+        if event.answered
+            && state.stands
+            && let Some(conn) = event.what.conn()
+            && !state.waiting.contains_key(&conn)
+            && let Some(channel) = hub.channels.get_mut(&conn)
+            && channel.matcher.rejoin(super::hub::id(self.me), event.after)
+        {
+            self.hub.news(hub, conn);
+        }
         if let ToGuest::Typed { bytes } = &event.what {
             state.typed.extend_from_slice(bytes);
             return;
@@ -520,15 +414,16 @@ impl Port {
     }
 
     /// Whether this replica has said what had been released to the clients when they sent what is in the batch, where that is asked
-    /// for (`sync`).
+    /// for (`sync`). Who takes no part in a connection has nothing to say there.
     fn may_have(&self, hub: &Inner, batch: &Batch) -> bool {
         batch.events.iter().all(|event| {
             let (ToGuest::Data { conn, .. } | ToGuest::Shut { conn }) = &event.what else {
                 return true;
             };
             let channel = hub.channels.get(conn).filter(|channel| channel.sync);
+            let me = super::hub::id(self.me);
             channel.is_none_or(|channel| {
-                channel.matcher.position(super::hub::id(self.me)) >= event.after
+                !channel.matcher.takes_part(me) || channel.matcher.position(me) >= event.after
             })
         })
     }
@@ -563,14 +458,26 @@ impl Port {
         state.clock_ns = wanted.min(next).min(most).max(state.clock_ns);
     }
 
-    /// An embedded guest is at a boundary: gives its outputs away.
+    /// An embedded guest is at a boundary, and sleeps until then: gives its outputs away.
     ///
     /// # Errors
     /// When the replica is to go.
-    pub fn give_away(&self, outputs: Vec<Output>) -> Result<(), Stop> {
+    pub fn give_away(&self, outputs: Vec<Output>, wait_until_ns: u64) -> Result<(), Stop> {
         let mut state = lock(&self.state);
         let mut hub = self.hub.lock();
-        self.put(&mut state, &mut hub, outputs)
+        let bytes = self.put(&mut state, &mut hub, outputs)?;
+        // Before anybody can send the next request. Its link's acknowledgements may be on their way to it, but nothing of a client's; and
+        // so little does not wait for them.
+        let disks = self.hub.disks();
+        if wait_until_ns != WAIT_NONE
+            && bytes <= SHORT_ANSWER
+            && state.unsent.is_empty()
+            && state.frames.is_empty()
+            && !disks.is_some_and(|disks| disks.waits(self.me))
+        {
+            self.answered(&state, &mut hub);
+        }
+        Ok(())
     }
 
     /// Waits for what there is for an embedded guest that stands at a boundary.
@@ -625,13 +532,23 @@ impl Port {
             let now = self.hub.clock.monotonic_ns();
             // A batch only when the guest has all that it was to be given: see `super::log`.
             let due = match state.link.has_frames() || waits {
-                false => hub.log.due(self.me, now, timer),
+                false => match hub.log.due(self.me, now, timer) {
+                    // What it has yet to say before it may have the batch may wait for a timer of its own.
+                    Due::Batch(batch) if !self.may_have(hub, &batch) => match timer <= now {
+                        true => Due::Timer,
+                        false => Due::Nothing,
+                    },
+                    due => due,
+                },
                 true if timer <= now => Due::Timer,
                 true => Due::Nothing,
             };
             match due {
-                Due::Batch(batch) if self.may_have(hub, &batch) => {
+                Due::Batch(batch) => {
+                    self.answered(state, hub);
+                    state.stands = true;
                     self.give(state, hub, &batch);
+                    state.stands = false;
                     return Ok(self.resume(state, hub));
                 }
                 Due::Timer => {
@@ -642,9 +559,13 @@ impl Port {
                     }
                     // It was the link's: if it has nothing to send, the guest sleeps on.
                 }
-                Due::Batch(_) | Due::Nothing => {
+                Due::Nothing => {
+                    self.answered(state, hub);
                     self.went_idle(state, hub);
-                    self.hub.flush_held(hub, self.me);
+                    if self.hub.flush_held(hub, self.me) {
+                        // That may have been what it had yet to say.
+                        continue;
+                    }
                     let left = Duration::from_nanos(timer.saturating_sub(now));
                     return Err((timer != WAIT_FOREVER).then_some(left));
                 }
@@ -683,6 +604,16 @@ impl Port {
             member.place = Place::Running;
         }
         Next::Resume(Arc::new(self.entry(hub, state)))
+    }
+
+    /// The guest has nothing left to do: it has answered all that it was given.
+    fn answered(&self, state: &State, hub: &mut Inner) {
+        let given = hub.log.given(self.me);
+        if state.waiting.is_empty()
+            && let Some(member) = hub.members.get_mut(self.me)
+        {
+            member.answered = given;
+        }
     }
 
     fn went_idle(&self, state: &mut State, hub: &mut Inner) {

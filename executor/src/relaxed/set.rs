@@ -174,6 +174,7 @@ impl RelaxedSet {
                 detail: error.to_string(),
             };
         }
+        core.hub.console_over();
         let status = core.status();
         let mut differences = Vec::new();
         let disks = core.hub.disks().map(|disks| disks.report(true));

@@ -96,6 +96,7 @@ impl Core {
             behind_bytes: behind,
             unconfirmed_bytes: unconfirmed,
             differences: inner.report.of(me).count,
+            own_console_lines: inner.members.get(me).map_or(0, |member| member.own_lines),
             does_not_listen: inner
                 .members
                 .get(me)
@@ -120,7 +121,11 @@ impl Core {
             lag: behind_inputs,
             restarts: member.restarts,
             generation: 0,
-            checkpoints: CheckpointStatus::default(),
+            checkpoints: CheckpointStatus {
+                taken: member.recovery.taken.0,
+                boundary: (member.recovery.taken.0 > 0).then_some(member.recovery.taken.1),
+                ..CheckpointStatus::default()
+            },
             outputs: member.exchanges,
             output_bytes: member.output_bytes,
             guest_ms: member.ran.as_millis() as u64,

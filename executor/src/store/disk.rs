@@ -339,6 +339,8 @@ impl Disk {
                 Waiting::Flush => {
                     flushes.insert(seq);
                 }
+                // No disk of a lockstep set has such.
+                Waiting::Write => return Err(wrong("is a write, which nobody waits for")),
             }
         }
         Ok((reads, flushes))

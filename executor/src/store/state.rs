@@ -560,7 +560,9 @@ impl State {
         };
         if kind == Waiting::Flush {
             r.flushes.remove(&seq);
-        } else if let Some(read) = r.reads.remove(&seq) {
+        } else if kind == Waiting::Read
+            && let Some(read) = r.reads.remove(&seq)
+        {
             self.log.told(seq);
             if matches!(
                 read.state,

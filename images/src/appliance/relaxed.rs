@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
-use super::disks::Problem;
+use super::disks::{DiskVote, Problem};
 use super::replicas::Role;
 use super::{Appliance, check};
 
@@ -25,7 +25,9 @@ pub struct Relaxed {
     /// 1000.
     #[serde(deserialize_with = "check::positive")]
     pub patience_ms: u64,
-    /// Channels on which a replica gets input only when what it has said is released.
+    /// Which lines of the guests' consoles are shown; default those that enough replicas have said.
+    pub console: ConsoleLines,
+    /// Channels on which a guest waits for the vote; default none. See [`SyncChannel`].
     #[serde(deserialize_with = "sync")]
     pub sync: Vec<SyncChannel>,
 }
@@ -36,6 +38,7 @@ impl Default for Relaxed {
             policy: VersionPolicy::default(),
             difference: OnDifference::default(),
             patience_ms: 1000,
+            console: ConsoleLines::default(),
             sync: Vec::new(),
         }
     }
@@ -63,6 +66,17 @@ pub enum OnDifference {
     Stop,
     /// It is reported, and left out of that connection.
     Report,
+}
+
+/// `console` of `[relaxed]`: which lines are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleLines {
+    /// Those that a quorum has said. Others are counted.
+    #[default]
+    Agreed,
+    /// Those of single replicas too, with the replica's name before them, when it is clear that no quorum says them.
+    All,
 }
 
 /// A port of the guest.
@@ -108,9 +122,10 @@ impl FromStr for GuestPort {
 /// A channel that is named in `sync`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncChannel {
-    /// `tcp:PORT` or `udp:PORT`: a replica gets input on a connection only when all that it was to say before is released.
+    /// `tcp:PORT`: a replica gets the client's next bytes on a connection only when it has itself said what had been released when the
+    /// client sent them. (`udp:PORT` is understood, and refused: datagrams have no order.)
     Port(GuestPort),
-    /// `disk:NAME`: a write completes only when it is released.
+    /// `disk:NAME`: a write completes only when it is released; by default at once. A flush always waits. Not for private disks.
     Disk(String),
 }
 
@@ -178,10 +193,26 @@ pub(super) fn check_all(appliance: &Appliance) -> Result<(), Problem> {
                     "sync: port {port} of the guest is not in publish of [network]"
                 ));
             }
-            SyncChannel::Disk(name) if !appliance.disks.iter().any(|disk| disk.name == *name) => {
-                return fail(format!("sync: there is no [[disk]] of the name {name}"));
+            SyncChannel::Port(port) if port.udp => {
+                return fail(format!(
+                    "sync: udp:{} cannot wait: datagrams have no order, so there is no place that a replica must have come to",
+                    port.number
+                ));
             }
-            _ => {}
+            SyncChannel::Port(_) => {}
+            SyncChannel::Disk(name) => {
+                match appliance.disks.iter().find(|disk| disk.name == *name) {
+                    None => {
+                        return fail(format!("sync: there is no [[disk]] of the name {name}"));
+                    }
+                    Some(disk) if disk.vote() == DiskVote::Private => {
+                        return fail(format!(
+                            "sync: disk {name} is private: none of its writes is ever released"
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
         }
     }
     let count = |role| {

@@ -177,6 +177,7 @@ mod tests {
             bytes: 4096,
             read_only: false,
             id: String::new(),
+            sync: false,
         };
         let set = VirtioSet::new(&VirtioConfig {
             input_seed: [0; 32],

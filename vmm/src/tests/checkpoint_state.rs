@@ -261,6 +261,7 @@ fn disk() -> DiskConfig {
         bytes: 1 << 20,
         read_only: false,
         id: "disk".into(),
+        sync: false,
     }
 }
 

@@ -13,7 +13,9 @@
 //!
 //! **R10**: [`RelaxedBounds`] has all bounds and what happens at each.
 
+mod back;
 mod ext4;
+mod report;
 mod spec;
 mod state;
 #[cfg(test)]
@@ -27,11 +29,13 @@ use std::sync::Arc;
 
 use quorate_devices::{Completion, DiskPosition, DiskReads, Entry, Output};
 
+pub use back::ViewSnapshot;
+pub use report::MAX_RANGES;
 pub use spec::{
     Held, Mode, RelaxedBounds, RelaxedNotice, RelaxedReport, RelaxedSpec, RelaxedStats,
     UnconfirmedRange,
 };
-pub use voted::{MAX_RANGES, NotifyRelaxed, RelaxedDisk, ViewSnapshot};
+pub use voted::{NotifyRelaxed, RelaxedDisk};
 
 use crate::store::StoreError;
 
@@ -150,6 +154,13 @@ impl RelaxedDisks {
             }
         }
         Ok(())
+    }
+
+    /// The name of a disk whose content is not that of the beginning.
+    #[must_use]
+    pub fn written(&self) -> Option<&str> {
+        let mut disks = self.0.iter();
+        disks.find(|disk| disk.is_written()).map(|disk| disk.name())
     }
 
     /// See [`RelaxedDisk::report`].

@@ -50,6 +50,8 @@ pub struct RelaxedSpec {
     pub on_error: OnError,
     /// Whose it is.
     pub mode: Mode,
+    /// A write completes only when it is released; else when it is taken.
+    pub sync: bool,
     /// How long a flush waits for the others.
     pub patience: Duration,
     /// How much may be kept.
@@ -69,7 +71,7 @@ pub struct RelaxedBounds {
     /// Sectors that one replica has written and the others have not; from here on `has_room` is false for it, at twice as many it is
     /// stopped.
     pub ahead_sectors: usize,
-    /// Reads and flushes of one replica that it has not been told of. One more is an error of its guest.
+    /// Reads, flushes and writes that wait, of one replica, that it has not been told of. One more is an error of its guest.
     pub outstanding: usize,
 }
 
@@ -140,6 +142,12 @@ pub struct RelaxedStats {
     pub flushes: u64,
     /// Those that completed.
     pub flushed: u64,
+    /// Writes of all replicas that waited for their release.
+    #[serde(default)]
+    pub waited_writes: u64,
+    /// The longest that one took, ns.
+    #[serde(default)]
+    pub waited_max_ns: u64,
     /// `fdatasync` calls.
     pub syncs: u64,
     /// The longest that a flush took, ns.

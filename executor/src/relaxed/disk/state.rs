@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use quorate_devices::{BlockStatus, SECTOR};
+use quorate_devices::{BlockStatus, SECTOR, Waiting};
 use quorate_voter::ReplicaId;
 use quorate_voter::relaxed::{BlockFinding, BlockMatcher, Digest, Standing, Unconfirmed, Wrote};
 
@@ -36,8 +36,9 @@ pub struct Redo {
     pub content: Content,
 }
 
-/// A flush that its replica has not been told of.
+/// A flush that its replica has not been told of, or a write of a disk that is `sync`.
 pub struct Flush {
+    pub kind: Waiting,
     pub since_ns: u64,
     /// How it ended, if it has.
     pub done: Option<BlockStatus>,
@@ -78,6 +79,8 @@ pub struct Out {
 
 pub struct State {
     pub number: u8,
+    /// What its replicas wait in.
+    pub waits: &'static str,
     pub name: String,
     pub on_error: OnError,
     pub matcher: Option<BlockMatcher>,
@@ -209,14 +212,49 @@ impl State {
         };
         for (replica, seq) in matcher.take_settled() {
             let replica = usize::from(replica.0);
+            let flush = self.replicas.get(replica);
+            let flush = flush.and_then(|r| r.flushes.get(&seq));
+            // What a write waits for is the vote: where it is then is the business of the next flush.
+            let decided = flush.is_some_and(|flush| flush.kind == Waiting::Write);
             if self.failure.is_some() {
                 self.flushed(replica, seq, BlockStatus::IoError, now_ns);
-            } else if self.synced == self.released {
+            } else if decided || self.synced == self.released {
                 self.flushed(replica, seq, BlockStatus::Ok, now_ns);
             } else {
                 self.syncs.push_back((self.released, replica, seq));
             }
         }
+    }
+
+    /// A replica waits from here on until all that it has written is released, or given up; a flush then for stable storage, too.
+    pub fn begin_wait(&mut self, replica: usize, seq: u64, kind: Waiting, now_ns: u64) {
+        let done = match (&self.failure, self.matcher.is_some()) {
+            (Some(_), _) => Some(BlockStatus::IoError),
+            // What a private disk holds lives as long as its replica: there is no stable storage.
+            (None, false) => Some(BlockStatus::Ok),
+            (None, true) => None,
+        };
+        if kind == Waiting::Flush {
+            self.stats.flushes += 1;
+            self.stats.flushed += u64::from(done == Some(BlockStatus::Ok));
+        } else {
+            self.stats.waited_writes += 1;
+        }
+        let flush = Flush {
+            kind,
+            since_ns: now_ns,
+            done,
+        };
+        if let Some(r) = self.replicas.get_mut(replica) {
+            r.flushes.insert(seq, flush);
+        }
+        if done.is_none() {
+            if let Some(matcher) = &mut self.matcher {
+                matcher.flush(ReplicaId(replica as u8), seq, now_ns);
+            }
+            self.settle(now_ns);
+        }
+        self.mark(replica);
     }
 
     pub fn flushed(&mut self, replica: usize, seq: u64, status: BlockStatus, now_ns: u64) {
@@ -228,9 +266,13 @@ impl State {
             && flush.done.is_none()
         {
             flush.done = Some(status);
-            self.stats.flushed += u64::from(status == BlockStatus::Ok);
             let took = now_ns.saturating_sub(flush.since_ns);
-            self.stats.flush_max_ns = self.stats.flush_max_ns.max(took);
+            if flush.kind == Waiting::Flush {
+                self.stats.flushed += u64::from(status == BlockStatus::Ok);
+                self.stats.flush_max_ns = self.stats.flush_max_ns.max(took);
+            } else {
+                self.stats.waited_max_ns = self.stats.waited_max_ns.max(took);
+            }
             self.tell(replica);
         }
     }
@@ -448,7 +490,8 @@ impl State {
             } => {
                 let others: Vec<String> = others.iter().map(ToString::to_string).collect();
                 let text = format!(
-                    "disk {name}: a flush of {replica} waits for {}, which wrote nothing since: {}",
+                    "disk {name}: a {} of {replica} waits for {}, which wrote nothing since: {}",
+                    self.waits,
                     others.join(", "),
                     places(&sectors)
                 );
@@ -456,14 +499,16 @@ impl State {
             }
             BlockFinding::Outvoted { replica, sectors } => {
                 let cause = format!(
-                    "disk {name}: {replica} wrote before its flush what no quorum did, and a quorum agreed on something else: {}",
+                    "disk {name}: {replica} wrote before its {} what no quorum did, and a quorum agreed on something else: {}",
+                    self.waits,
                     places(&sectors)
                 );
                 self.stop_replica(usize::from(replica.0), true, cause);
             }
             BlockFinding::NoMajority { replica, sectors } => {
                 let cause = format!(
-                    "disk {name}: no quorum wrote what {replica} did before its flush: {}; the disk's policy is to hold (docs/relaxed-disks.md says what a guest should do, and what `unconfirmed = \"report\"` and `relaxed = \"private\"` mean)",
+                    "disk {name}: no quorum wrote what {replica} did before its {}: {}; the disk's policy is to hold (docs/relaxed-disks.md says what a guest should do, and what `unconfirmed = \"report\"` and `relaxed = \"private\"` mean)",
+                    self.waits,
                     places(&sectors)
                 );
                 if self.on_error == OnError::Stop {
@@ -484,7 +529,8 @@ impl State {
                 }
                 self.told_ns = Some(now_ns);
                 let text = format!(
-                    "disk {name}: a flush of {replica} went on without {} {} that no quorum wrote: {}; kept by the replica, not on the disk",
+                    "disk {name}: a {} of {replica} went on without {} {} that no quorum wrote: {}; kept by the replica, not on the disk",
+                    self.waits,
                     sectors.len(),
                     if sectors.len() == 1 {
                         "sector"

@@ -3,28 +3,23 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, TryLockError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use quorate_devices::{
-    BlockOp, BlockRequest, BlockStatus, Completion, DiskPosition, MAX_IO_BYTES, SECTOR, Waiting,
+    BlockOp, BlockRequest, BlockStatus, Completion, MAX_IO_BYTES, SECTOR, Waiting,
 };
 use quorate_voter::ReplicaId;
 use quorate_voter::relaxed::{BlockLimits, BlockMatcher, Digest, Digester, Voters};
 
-use super::ext4::Map;
-use super::spec::{
-    Held, Mode, RelaxedNotice, RelaxedReport, RelaxedSpec, RelaxedStats, UnconfirmedRange,
-};
-use super::state::{Content, Flush, Out, Read, Replica, Snapshot, State, read_block};
+use super::spec::{Mode, RelaxedNotice, RelaxedSpec, RelaxedStats};
+use super::state::{Content, Out, Read, Replica, State};
 use super::threads;
 use super::view::{BLOCK, Bytes, Pool, View, blocks};
 use crate::store::{Base, Spill, StoreError};
 use crate::sync::lock;
 
-/// Most ranges in a report; what is more is counted.
-pub const MAX_RANGES: usize = 256;
 /// So much of a range of zeroes goes to the base file at a time.
 const ZERO_PIECE: u64 = 1 << 20;
 
@@ -36,9 +31,9 @@ pub(super) struct Core {
     pub number: u8,
     pub spec: RelaxedSpec,
     pub base: Base,
-    pool: Arc<Pool>,
-    digester: Option<Digester>,
-    zero: Digest,
+    pub pool: Arc<Pool>,
+    pub digester: Option<Digester>,
+    pub zero: Digest,
     /// Readers of the base file share it while they put a view together; who writes to it has it alone. Taken before `state`.
     pub io: RwLock<()>,
     pub state: Mutex<State>,
@@ -48,29 +43,15 @@ pub(super) struct Core {
     pub reads: Condvar,
     /// Something has become quiet.
     pub quiet: Condvar,
-    due: Arc<[AtomicBool]>,
+    pub due: Arc<[AtomicBool]>,
     pub notify: NotifyRelaxed,
-    started: Instant,
+    pub started: Instant,
 }
 
 /// One disk of a relaxed set. See the module above.
 pub struct RelaxedDisk {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-/// A replica's view as it was at a checkpoint. Costs what has changed since, and is given up when there is no room for that.
-pub struct ViewSnapshot {
-    id: u64,
-    core: Weak<Core>,
-}
-
-impl Drop for ViewSnapshot {
-    fn drop(&mut self) {
-        if let Some(core) = self.core.upgrade() {
-            lock(&core.state).snapshots.remove(&self.id);
-        }
-    }
 }
 
 impl RelaxedDisk {
@@ -128,6 +109,10 @@ impl RelaxedDisk {
         };
         let state = State {
             number,
+            waits: match spec.sync {
+                true => "write or flush",
+                false => "flush",
+            },
             name: spec.name.clone(),
             on_error: spec.on_error,
             matcher,
@@ -201,26 +186,7 @@ impl RelaxedDisk {
             BlockOp::Flush => {
                 let now_ns = core.now_ns();
                 let mut state = self.number_of(replica, seq, true)?;
-                let done = match (&state.failure, state.matcher.is_some()) {
-                    (Some(_), _) => Some(BlockStatus::IoError),
-                    // What a private disk holds lives as long as its replica: there is no stable storage.
-                    (None, false) => Some(BlockStatus::Ok),
-                    (None, true) => None,
-                };
-                state.stats.flushes += 1;
-                state.stats.flushed += u64::from(done == Some(BlockStatus::Ok));
-                let flush = Flush {
-                    since_ns: now_ns,
-                    done,
-                };
-                state.replicas[replica].flushes.insert(seq, flush);
-                if done.is_none() {
-                    if let Some(matcher) = &mut state.matcher {
-                        matcher.flush(ReplicaId(replica as u8), seq, now_ns);
-                    }
-                    state.settle(now_ns);
-                }
-                state.mark(replica);
+                state.begin_wait(replica, seq, Waiting::Flush, now_ns);
                 core.work.notify_one();
                 Ok(())
             }
@@ -333,7 +299,7 @@ impl RelaxedDisk {
                 .collect(),
             _ => vec![core.zero],
         };
-        let mut state = self.number_of(replica, seq, false)?;
+        let mut state = self.number_of(replica, seq, core.spec.sync)?;
         state.stats.written_bytes += range.end - range.start;
         for (block, mask) in blocks(&range) {
             let bytes = block_of(block, &range, content);
@@ -364,7 +330,11 @@ impl RelaxedDisk {
                 return Err(StoreError::Failed(cause));
             }
         }
-        if !state.redo.is_empty() || !state.syncs.is_empty() || state.out.due != 0 {
+        if core.spec.sync {
+            state.begin_wait(replica, seq, Waiting::Write, now_ns);
+            // It may be judged before any other is.
+            core.work.notify_one();
+        } else if !state.redo.is_empty() || !state.syncs.is_empty() || state.out.due != 0 {
             core.work.notify_one();
         }
         Ok(())
@@ -411,6 +381,18 @@ impl RelaxedDisk {
             state.mark(replica);
         }
         Ok(())
+    }
+
+    /// What the appliance calls it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.core.spec.name
+    }
+
+    /// Whether something was released to it since it was opened. Never true of a private disk.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        lock(&self.core.state).released > 0
     }
 
     /// Whether something is complete for the replica that it has not been told.
@@ -474,7 +456,7 @@ impl RelaxedDisk {
         let flushes = r
             .flushes
             .iter()
-            .filter_map(|(seq, flush)| Some((*seq, Waiting::Flush, flush.done?)));
+            .filter_map(|(seq, flush)| Some((*seq, flush.kind, flush.done?)));
         let mut all: Vec<Completion> = reads
             .chain(flushes)
             .map(|(seq, kind, status)| Completion {
@@ -497,7 +479,7 @@ impl RelaxedDisk {
         for completion in completions.iter().filter(|c| c.disk == self.core.number) {
             match completion.kind {
                 Waiting::Read => drop(r.reads.remove(&completion.seq)),
-                Waiting::Flush => drop(r.flushes.remove(&completion.seq)),
+                Waiting::Flush | Waiting::Write => drop(r.flushes.remove(&completion.seq)),
             }
         }
         state.mark(replica);
@@ -519,244 +501,10 @@ impl RelaxedDisk {
         found.unwrap_or_else(|| Err(format!("read {seq} of disk {disk} is not complete")))
     }
 
-    /// The replica was stopped: what it wrote alone counts no more, and what it kept is forgotten.
-    pub fn leave(&self, replica: usize) {
-        let now_ns = self.core.now_ns();
-        let mut state = lock(&self.core.state);
-        state.retire(replica, String::new());
-        state.settle(now_ns);
-        self.core.work.notify_one();
-    }
-
-    /// The replica's view as it is now, for a checkpoint: to be taken with the guest at rest.
-    #[must_use]
-    pub fn snapshot(&self, replica: usize) -> ViewSnapshot {
-        let mut state = lock(&self.core.state);
-        let id = state.next_id;
-        state.next_id += 1;
-        let view = state.replicas.get(replica).filter(|r| r.live);
-        let view = view.map(|r| r.view.clone());
-        let matcher = state.matcher.as_ref();
-        let standing = matcher.map(|m| m.standing(ReplicaId(replica as u8)));
-        let snapshot = Snapshot {
-            view,
-            touched: BTreeMap::new(),
-            standing: standing.unwrap_or_default(),
-        };
-        state.snapshots.insert(id, snapshot);
-        ViewSnapshot {
-            id,
-            core: Arc::downgrade(&self.core),
-        }
-    }
-
-    /// A replica that has left is back with this view (its own of earlier, or another replica's) and this position; without a
-    /// view it sees the disk as it is now, as after a reboot. What it writes again of its past is compared with what is on the disk
-    /// (R7), and waited for by none of its flushes.
-    ///
-    /// # Errors
-    /// When the view was given up, or is none of this disk; or the base file cannot be read.
-    pub fn enter(
-        &self,
-        replica: usize,
-        snapshot: Option<&ViewSnapshot>,
-        position: &DiskPosition,
-    ) -> Result<(), StoreError> {
-        let core = &*self.core;
-        let disk = core.number;
-        let _io = core.io.write().unwrap_or_else(PoisonError::into_inner);
-        let mut state = lock(&core.state);
-        while !state.redo.is_empty() {
-            state.write_next(&core.base);
-        }
-        let (mut past, mut pending) = (BTreeMap::new(), Vec::new());
-        let view = match snapshot {
-            None => View::new(&core.pool),
-            Some(snapshot) => {
-                let kept = state.snapshots.get(&snapshot.id);
-                let kept = kept.and_then(|s| Some((s, s.view.clone()?)));
-                let (kept, view) = kept.ok_or(StoreError::Forgotten {
-                    disk,
-                    seq: position.next,
-                    from: 0,
-                })?;
-                // How often it has to write what the others have written already.
-                past.clone_from(&kept.standing.behind);
-                for (sector, times) in &kept.touched {
-                    // What it had written already when it was saved it will not write again.
-                    let waited = kept.standing.waiting.get(sector).copied();
-                    let again = times.saturating_sub(waited.unwrap_or_default());
-                    if again > 0 {
-                        *past.entry(*sector).or_default() += again;
-                    }
-                }
-                // Its last words that nobody has written since.
-                let touched = |sector| kept.touched.get(sector).copied().unwrap_or_default();
-                let waits = kept.standing.waiting.iter();
-                let waits = waits.filter(|(sector, times)| touched(*sector) < **times);
-                pending.extend(waits.map(|(sector, _)| *sector));
-                view
-            }
-        };
-        pending.retain(|sector| !past.contains_key(sector));
-        if state.replicas.get(replica).is_none_or(|r| r.live) {
-            return Err(StoreError::Live { disk, replica });
-        }
-        let failed = |source| StoreError::File {
-            path: core.base.path().to_owned(),
-            action: "cannot be read",
-            source,
-        };
-        if let Some(digester) = &core.digester {
-            let mut differs = Vec::new();
-            let mut last: Option<(u64, Bytes)> = None;
-            for sector in view.sectors() {
-                if pending.binary_search(&sector).is_err() {
-                    past.entry(sector).or_insert(0);
-                }
-            }
-            for (sector, times) in past {
-                let block = sector / 8;
-                if last.as_ref().is_none_or(|(at, _)| *at != block) {
-                    last = Some((block, read_block(&core.base, block).map_err(failed)?));
-                }
-                if let Some((_, bytes)) = &last {
-                    let from = (sector % 8 * SECTOR) as usize;
-                    let content = &bytes[from..from + SECTOR as usize];
-                    differs.push((sector, digester.of(content), times));
-                }
-            }
-            if let Some(matcher) = &mut state.matcher {
-                matcher.enter(ReplicaId(replica as u8), differs);
-            }
-        } else if let Some(matcher) = &mut state.matcher {
-            matcher.enter(ReplicaId(replica as u8), []);
-        }
-        let now_ns = core.now_ns();
-        let last_words = pending.iter().map(|sector| {
-            let mut content = vec![0; SECTOR as usize];
-            view.patch(sector * SECTOR, &mut content)
-                .map(|()| (*sector, content))
-        });
-        let last_words: Result<Vec<_>, _> = last_words.collect();
-        let r = &mut state.replicas[replica];
-        r.live = true;
-        r.why.clear();
-        r.next = position.next;
-        r.view = view;
-        r.reads.clear();
-        r.flushes.clear();
-        for outstanding in &position.outstanding {
-            let seq = outstanding.seq;
-            match outstanding.kind {
-                Waiting::Read => {
-                    let id = state.next_id;
-                    state.next_id += 1;
-                    let start = outstanding.sector * SECTOR;
-                    let range = start..start + u64::from(outstanding.bytes);
-                    let read = Read { done: None, id };
-                    state.replicas[replica].reads.insert(seq, read);
-                    state.begin.push_back((replica, seq, id, range));
-                }
-                Waiting::Flush => {
-                    let done = state.matcher.is_none().then_some(BlockStatus::Ok);
-                    let flush = Flush {
-                        since_ns: now_ns,
-                        done,
-                    };
-                    state.replicas[replica].flushes.insert(seq, flush);
-                    if let Some(matcher) = &mut state.matcher {
-                        matcher.flush(ReplicaId(replica as u8), seq, now_ns);
-                    }
-                }
-            }
-        }
-        // What had been waiting for others at the checkpoint waits again; there may be somebody by now who wrote the same.
-        for (sector, content) in last_words.map_err(failed)? {
-            let digest = core
-                .digester
-                .as_ref()
-                .map_or(Digest::NONE, |d| d.of(&content));
-            let range = sector * SECTOR..(sector + 1) * SECTOR;
-            let content = Content::Data(content);
-            // Less than it had waiting then, so there is room.
-            let _ = state.vote(replica, &range, &content, &[digest], now_ns);
-        }
-        state.settle(now_ns);
-        state.mark(replica);
-        core.reads.notify_all();
-        core.work.notify_one();
-        Ok(())
-    }
-
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> RelaxedStats {
         lock(&self.core.state).stats.clone()
-    }
-
-    /// What is on the disk and what is not. `ended`: the guests write no more, so what waits for others counts as unconfirmed too.
-    #[must_use]
-    pub fn report(&self, ended: bool) -> RelaxedReport {
-        let core = &*self.core;
-        let state = lock(&core.state);
-        let found = state
-            .matcher
-            .as_ref()
-            .map_or_else(Vec::new, |m| m.unconfirmed(ended));
-        let mut report = RelaxedReport {
-            name: core.spec.name.clone(),
-            policy: core.spec.mode.name().to_owned(),
-            released_bytes: state.stats.released_bytes,
-            held_bytes: core.pool.memory() + core.pool.spilled(),
-            spilled_bytes: core.pool.spilled(),
-            unconfirmed_sectors: found.len() as u64,
-            unconfirmed: Vec::new(),
-            stats: state.stats.clone(),
-            failure: state.failure.clone(),
-        };
-        drop(state);
-        if found.is_empty() {
-            return report;
-        }
-        let map = Map::of(&core.base);
-        for unconfirmed in found {
-            let sector = unconfirmed.sector;
-            let what = map.as_ref().map(|map| map.what(sector * SECTOR));
-            let who = |range: &UnconfirmedRange| {
-                range.said.len() == unconfirmed.said.len()
-                    && range
-                        .said
-                        .iter()
-                        .zip(&unconfirmed.said)
-                        .all(|(a, b)| a.replica == b.replica.0)
-            };
-            if let Some(range) = report.unconfirmed.last_mut()
-                && range.last + 1 == sector
-                && range.what == what
-                && range.decided == unconfirmed.decided
-                && who(range)
-            {
-                range.last = sector;
-                continue;
-            }
-            if report.unconfirmed.len() == MAX_RANGES {
-                break;
-            }
-            let said = unconfirmed.said.iter().map(|by| Held {
-                replica: by.replica.0,
-                content: by.digest.to_string(),
-                epoch: by.epoch,
-            });
-            report.unconfirmed.push(UnconfirmedRange {
-                first: sector,
-                last: sector,
-                what,
-                decided: unconfirmed.decided,
-                said: said.collect(),
-            });
-        }
-        report
     }
 
     /// Writes everything that was released, puts it on stable storage, and lets go of the file. The replicas are done with it.

@@ -2,10 +2,11 @@
 //!
 //! 1. Its last checkpoint, and the inputs since then as fast as it takes them. That brings back who was killed, hung, or was
 //!    spoiled by the host.
-//! 2. If it crashes or differs on that way too, an input may be what does it: the same again, one input at a time, each only when the guest has
+//! 2. If it crashes, hangs or differs on that way too, an input may be what does it: the same again, one input at a time, each only when the guest has
 //!    nothing left to do. The input that is on its way when it fails then is the **fatal** one.
 //! 3. The same again without the fatal input.
-//! 4. If that is no help, a fresh machine and all inputs from the beginning, in the same way, if the log still has them.
+//! 4. If that is no help, a fresh machine and all inputs from the beginning, in the same way, if the log still has them and no disk has
+//!    been written since.
 //!
 //! Whatever fails after the last of them is left out.
 
@@ -20,7 +21,7 @@ pub const FATAL_LIMIT: usize = 8;
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// An input may have done it: its machine or program broke down, or said something else; false if it was killed or hung.
+    /// An input may have done it: its machine or program broke down, hung, or said something else; false if it was killed.
     pub crash: bool,
     /// The input that it was given last, if inputs were given one by one.
     pub in_flight: Option<u64>,
@@ -28,7 +29,7 @@ pub struct Failure {
     pub caught_up: bool,
     /// It has a checkpoint.
     pub has_checkpoint: bool,
-    /// The log goes back to the beginning.
+    /// It can begin afresh, with all inputs again.
     pub has_history: bool,
 }
 
@@ -89,10 +90,9 @@ impl Ladder {
             return match (failure.has_checkpoint, failure.has_history) {
                 (true, _) => self.back(Step::Checkpoint, false, None),
                 (false, true) => self.back(Step::Replay, false, None),
-                (false, false) => Move::LeaveOut(
-                    "it has no checkpoint, and the log does not go back to the beginning"
-                        .to_owned(),
-                ),
+                (false, false) => {
+                    Move::LeaveOut("it has no checkpoint, and cannot begin afresh".to_owned())
+                }
             };
         };
         match (failure.crash, singly, failure.in_flight) {
@@ -119,8 +119,7 @@ impl Ladder {
         match self.trying {
             Some((Step::Checkpoint, _)) if has_history => self.back(Step::Replay, false, None),
             Some((Step::Checkpoint, _)) => Move::LeaveOut(
-                "going on from its checkpoint failed, and the log does not go back to the beginning"
-                    .to_owned(),
+                "going on from its checkpoint failed, and it cannot begin afresh".to_owned(),
             ),
             _ => Move::LeaveOut("every step to bring it back failed".to_owned()),
         }

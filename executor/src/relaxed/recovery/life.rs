@@ -38,7 +38,14 @@ pub(in crate::relaxed) fn live(
         let mut next = ladder.failed(failure, hub.clock.elapsed());
         loop {
             let (step, singly, without) = match next {
-                Move::LeaveOut(reason) => return hub.leave_out(me, reason),
+                Move::LeaveOut(reason) => {
+                    let why = hub.begins_afresh(&hub.lock()).err();
+                    let reason = match why.filter(|_| reason.ends_with("afresh")) {
+                        Some(why) => format!("{reason}: {why}"),
+                        None => reason,
+                    };
+                    return hub.leave_out(me, reason);
+                }
                 Move::Back {
                     step,
                     singly,
@@ -62,7 +69,7 @@ pub(in crate::relaxed) fn live(
                         step,
                         reason,
                     });
-                    let history = hub.has_history(&hub.lock());
+                    let history = hub.begins_afresh(&hub.lock()).is_ok();
                     next = ladder.impossible(history);
                 }
             }
@@ -84,7 +91,7 @@ fn failure(hub: &Hub, port: &Port) -> Option<Failure> {
         in_flight,
         caught_up: member.recovery.caught_up,
         has_checkpoint: member.recovery.point.is_some(),
-        has_history: hub.has_history(&inner),
+        has_history: hub.begins_afresh(&inner).is_ok(),
     })
 }
 

@@ -10,7 +10,7 @@ pub(super) mod life;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(super) struct Point {
     pub(super) port: PortState,
     /// Bytes that it had said on each connection.
     streams: HashMap<ConnId, u64>,
+    /// Connections on which it was not compared, because it had differed.
+    apart: HashSet<ConnId>,
     /// Datagrams by the guest's port.
     datagrams: HashMap<u16, u64>,
     /// Whole lines of its console, and what it had begun of the next.
@@ -55,6 +57,8 @@ pub(super) struct Return {
 pub(super) struct Recovery {
     /// Its last checkpoint.
     pub(super) point: Option<Point>,
+    /// Checkpoints taken so far, and at how many boundaries the last.
+    pub(super) taken: (u64, u64),
     /// Not before this the next one is taken.
     next_at: Option<Instant>,
     /// When it was stopped.
@@ -65,7 +69,7 @@ pub(super) struct Recovery {
     pub(super) able: bool,
     /// It runs, and has not caught up.
     pub(super) returning: Option<Return>,
-    /// An input may have been what stopped it: it crashed, or differed.
+    /// An input may have been what stopped it: it crashed, hung, or differed.
     pub(super) crashed: bool,
     /// Since it was brought back last it has caught up.
     pub(super) caught_up: bool,
@@ -141,16 +145,20 @@ impl Hub {
             }
         };
         let replica = id(me);
-        let mut streams = HashMap::new();
+        let (mut streams, mut apart) = (HashMap::new(), HashSet::new());
         for (conn, channel) in &mut inner.channels {
             channel.matcher.mark(replica);
             // In the replica's own bytes: with masks they are not those that were compared.
             streams.insert(*conn, channel.matcher.own_position(replica));
+            if !channel.matcher.takes_part(replica) {
+                apart.insert(*conn);
+            }
         }
         let datagrams = inner.datagrams.iter();
         let point = Point {
             port,
             streams,
+            apart,
             datagrams: datagrams
                 .map(|(&port, matcher)| (port, matcher.position(replica)))
                 .collect(),
@@ -167,6 +175,7 @@ impl Hub {
         };
         if let Some(member) = inner.members.get_mut(me) {
             member.recovery.point = Some(point);
+            member.recovery.taken = (member.recovery.taken.0 + 1, member.exchanges);
         }
         self.keep_log(inner, me);
     }
@@ -216,9 +225,21 @@ impl Hub {
         }
     }
 
-    /// Whether a replica can begin afresh: the log has all inputs, and there is no disk that what it did before has left its traces on.
-    pub(super) fn has_history(&self, inner: &Inner) -> bool {
-        inner.log.first() == 0 && self.disks().is_none()
+    /// Whether a replica can begin afresh: the log has all inputs, and the disks are as they were then. On a disk that has been written
+    /// a program would find the traces of what it is only about to be asked: it would count twice what it had counted, and answer
+    /// otherwise than was released. Nor can it begin with the disk as it is and without those inputs, as after a power cut: the others'
+    /// memory and the clients' connections are not on the disk.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(super) fn begins_afresh(&self, inner: &Inner) -> Result<(), String> {
+        if inner.log.first() > 0 {
+            return Err("the inputs since the beginning are no longer all there".to_owned());
+        }
+        match self.disks().and_then(|disks| disks.written()) {
+            Some(name) => Err(format!("disk {name} has been written since the beginning")),
+            None => Ok(()),
+        }
     }
 
     /// Brings a replica back whose machine and port stand at its last checkpoint, or at the beginning. Its outputs are compared with what
@@ -233,18 +254,21 @@ impl Hub {
             return Ok(false);
         }
         let replica = id(me);
-        let Some(member) = inner.members.get_mut(me) else {
-            return Ok(false);
-        };
-        let point = match step {
-            Step::Checkpoint => member.recovery.point.clone(),
+        let point = match (step, inner.members.get(me)) {
+            (_, None) => return Ok(false),
+            (Step::Checkpoint, Some(member)) => member.recovery.point.clone(),
             _ => None,
         };
         let next = point.as_ref().map_or(0, |point| point.port.next);
-        if let (Some(disks), Some(point)) = (self.disks(), &point) {
-            disks
-                .enter(me, &point.views, &point.positions)
-                .map_err(|error| error.to_string())?;
+        if let Some(disks) = self.disks() {
+            let entered = match &point {
+                Some(point) => disks.enter(me, &point.views, &point.positions),
+                None => {
+                    self.begins_afresh(inner)?;
+                    disks.enter(me, &[], &[])
+                }
+            };
+            entered.map_err(|error| error.to_string())?;
         }
         if !inner.log.enter(me, next) {
             if let Some(disks) = self.disks() {
@@ -252,6 +276,9 @@ impl Hub {
             }
             return Err("the inputs since then are no longer there".to_owned());
         }
+        let Some(member) = inner.members.get_mut(me) else {
+            return Ok(false);
+        };
         let since = member.recovery.stopped_at.unwrap_or_else(Instant::now);
         member.recovery.returning = Some(Return { step, since });
         member.recovery.caught_up = false;
@@ -262,14 +289,22 @@ impl Hub {
         member.lags_since = None;
         member.retry.clear();
         member.restarts += 1;
+        member.answered = 0;
         for (conn, channel) in &mut inner.channels {
             let at = point.as_ref().and_then(|point| point.streams.get(conn));
             // A request was left out there, and the next one has not come: see `Port`.
             let waits = point
                 .as_ref()
                 .is_some_and(|point| point.port.jumps.contains(conn));
-            if !waits {
-                channel.matcher.enter(replica, at.copied().unwrap_or(0));
+            let apart = point
+                .as_ref()
+                .is_some_and(|point| point.apart.contains(conn));
+            match (waits, apart) {
+                (true, _) => {}
+                (_, true) => channel
+                    .matcher
+                    .enter_apart(replica, at.copied().unwrap_or(0)),
+                (_, false) => channel.matcher.enter(replica, at.copied().unwrap_or(0)),
             }
         }
         for (port, matcher) in &mut inner.datagrams {

@@ -263,6 +263,7 @@ impl World {
             limits: StreamLimits::default(),
             masks: Default::default(),
             udp_masks: Default::default(),
+            console_all: false,
             console_mask: None,
             sync: Vec::new(),
             stop_who_differs: true,

@@ -76,6 +76,7 @@ fn settings(roles: &[Role], policy: Policy) -> Settings {
         limits: StreamLimits::default(),
         masks: HashMap::new(),
         udp_masks: HashMap::new(),
+        console_all: false,
         console_mask: None,
         sync: Vec::new(),
         stop_who_differs: true,

@@ -468,6 +468,7 @@ impl World {
                     assert!(seq < self.released, "flush {seq} was not released (R2)");
                     self.promised = self.promised.max(seq);
                 }
+                Waiting::Write => panic!("nobody waits for write {seq}"),
             }
         }
         self.disk.delivered(replica, &due);

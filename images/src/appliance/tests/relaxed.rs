@@ -39,7 +39,8 @@ fn every_key_of_relaxed_is_read() {
 policy = "primary-with-fallback"
 difference = "report"
 patience_ms = 5
-sync = ["tcp:6379", "udp:53", "disk:data"]
+console = "all"
+sync = ["tcp:6379", "disk:other"]
 [[replica]]
 role = "primary"
 [[replica]]
@@ -62,13 +63,10 @@ filesystem = "none"
             policy: VersionPolicy::PrimaryWithFallback,
             difference: OnDifference::Report,
             patience_ms: 5,
+            console: ConsoleLines::All,
             sync: vec![
                 SyncChannel::Port(tcp(6379)),
-                SyncChannel::Port(GuestPort {
-                    number: 53,
-                    udp: true
-                }),
-                SyncChannel::Disk("data".to_owned()),
+                SyncChannel::Disk("other".to_owned()),
             ],
         })
     );
@@ -214,6 +212,14 @@ fn what_is_wrong_is_named_with_its_line() {
         (
             "[relaxed]\nsync = [\"disk:data\"]",
             "redis.toml:11: sync: there is no [[disk]] of the name data",
+        ),
+        (
+            "[relaxed]\nsync = [\"udp:53\"]",
+            "redis.toml:11: sync: udp:53 cannot wait: datagrams have no order",
+        ),
+        (
+            "[relaxed]\nsync = [\"disk:own\"]\n[[disk]]\nname = \"own\"\nsize = \"4K\"\nfilesystem = \"none\"\nrelaxed = \"private\"",
+            "redis.toml:11: sync: disk own is private: none of its writes is ever released",
         ),
         (
             "[[replica]]\nrol = \"voter\"",

@@ -200,3 +200,91 @@ fn what_waited_at_the_checkpoint_still_counts() {
     assert_eq!(rig.wait(2, flush), BlockStatus::Ok);
     rig.disk.close().unwrap();
 }
+
+#[test]
+fn writes_of_a_sync_disk_wait_for_their_release() {
+    let rig = rig(3, HOLD, |spec| spec.sync = true);
+    let ask = |replica, sector, byte| {
+        let data = vec![byte; 2 * SECTOR as usize];
+        rig.ask(replica, BlockOp::Write { sector, data }).unwrap()
+    };
+    let first = ask(0, 8, 1);
+    let zeroes = BlockOp::WriteZeroes {
+        sector: 20,
+        sectors: 4,
+        unmap: false,
+    };
+    let second = rig.ask(0, zeroes.clone()).unwrap();
+    assert_eq!(
+        [first, second].map(|seq| rig.done(0, seq)),
+        [None, None],
+        "one alone has released nothing (R2)"
+    );
+    assert!(rig.disk.waits(0));
+    assert_eq!(rig.read(0, 8, 2), [1, 1], "but sees it");
+    let theirs = ask(1, 8, 1);
+    assert_eq!(rig.wait(0, first), BlockStatus::Ok);
+    assert_eq!(rig.wait(1, theirs), BlockStatus::Ok);
+    assert_eq!(rig.done(0, second), None);
+    rig.ask(2, zeroes).unwrap();
+    assert_eq!(rig.wait(0, second), BlockStatus::Ok);
+    // No flush was asked for, and none is needed for somebody to be outvoted.
+    ask(0, 30, 3);
+    ask(1, 30, 4);
+    ask(2, 30, 3);
+    let (replica, outvoted, cause) = rig.stopped();
+    assert!((replica, outvoted) == (1, true), "{cause}");
+    assert!(cause.contains("sector 30"), "{cause}");
+    let stats = rig.disk.stats();
+    assert_eq!((stats.flushes, stats.waited_writes), (0, 7), "{stats:?}");
+    rig.disk.close().unwrap();
+}
+
+#[test]
+fn a_write_that_waited_at_the_checkpoint_waits_again() {
+    let rig = rig(3, HOLD, |spec| spec.sync = true);
+    rig.write(2, 6, 1, 2);
+    let (checkpoint, mut position) = (rig.disk.snapshot(2), rig.position(2));
+    position.outstanding.push(quorate_devices::Outstanding {
+        seq: 0,
+        sector: 0,
+        bytes: 0,
+        kind: Waiting::Write,
+    });
+    rig.disk.leave(2);
+    rig.disk.enter(2, Some(&checkpoint), &position).unwrap();
+    assert_eq!(rig.done(2, 0), None, "nobody else has written it");
+    rig.write(0, 6, 1, 2);
+    assert_eq!(rig.wait(2, 0), BlockStatus::Ok);
+    rig.disk.close().unwrap();
+}
+
+#[test]
+fn without_a_majority_a_write_that_waits_fails_or_goes_on() {
+    for (mode, on_error) in [(HOLD, OnError::Report), (REPORT, OnError::Stop)] {
+        let rig = rig(3, mode, |spec| {
+            spec.sync = true;
+            spec.on_error = on_error;
+        });
+        for replica in 0..3 {
+            rig.write(replica, 30, 1, 0xb0 + replica as u8);
+        }
+        let wanted = match mode == HOLD {
+            true => BlockStatus::IoError,
+            false => BlockStatus::Ok,
+        };
+        for replica in 0..3 {
+            assert_eq!(rig.wait(replica, 0), wanted);
+        }
+        assert_eq!(rig.base(30, 1), [30], "never released");
+        assert_eq!(rig.disk.report(true).unconfirmed_sectors, 1);
+        // It goes on after that.
+        for replica in 0..3 {
+            rig.write(replica, 31, 1, 7);
+        }
+        for replica in 0..3 {
+            assert_eq!(rig.wait(replica, 1), BlockStatus::Ok);
+        }
+        rig.disk.close().unwrap();
+    }
+}

@@ -69,6 +69,7 @@ pub fn spec(path: &Path, mode: Mode) -> RelaxedSpec {
         read_only: false,
         on_error: OnError::Stop,
         mode,
+        sync: false,
         patience: Duration::from_millis(200),
         bounds: RelaxedBounds::default(),
     }
@@ -157,7 +158,7 @@ impl Rig {
         let flush: Vec<_> = self.disk.due(replica);
         let flush: Vec<_> = flush
             .into_iter()
-            .filter(|c| c.seq == seq && c.kind == Waiting::Flush)
+            .filter(|c| c.seq == seq && c.kind != Waiting::Read)
             .collect();
         self.disk.delivered(replica, &flush);
         status
