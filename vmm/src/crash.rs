@@ -1,7 +1,10 @@
 //! What is said of a machine that cannot go on.
 
+use crate::memory::Ram;
+use crate::paging::translate;
 use crate::registers::Registers;
 use std::fmt;
+use vm_memory::{Bytes, GuestAddress};
 
 /// Why a machine cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,4 +103,24 @@ impl fmt::Display for CrashReport {
         }
         Ok(())
     }
+}
+
+/// Code and stack where a processor stands, a line each, as far as they are mapped. Nothing that is read here is trusted (R9).
+pub(crate) fn code_and_stack(ram: &Ram, at: &Registers) -> String {
+    let mut text = String::new();
+    let mut code = [0_u8; 16];
+    if let Some(addr) = translate(ram, at.cr3, at.rip)
+        && ram.read_slice(&mut code, GuestAddress(addr)).is_ok()
+    {
+        text.push_str(&format!("code: {code:02x?}\n"));
+    }
+    let words: Vec<String> = (0..16_u64)
+        .map_while(|index| {
+            let virt = at.rsp.checked_add(index * 8)?;
+            let addr = translate(ram, at.cr3, virt)?;
+            ram.read_obj::<u64>(GuestAddress(addr)).ok()
+        })
+        .map(|word| format!("{word:x}"))
+        .collect();
+    text + &format!("stack: {}\n", words.join(" "))
 }

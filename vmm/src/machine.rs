@@ -3,13 +3,12 @@
 use crate::boot::{Boot, exception_frame, prepare};
 use crate::checkpoint::{Identity, Image, Offers, Phase, Tracking, set_slot};
 use crate::cpuid::guest_cpuid;
-use crate::crash::{CrashKind, CrashReport};
+use crate::crash::{CrashKind, CrashReport, code_and_stack};
 use crate::debug::Debugger;
 use crate::error::MachineError;
 use crate::kick::Kicker;
 use crate::layout::LayoutKind;
 use crate::memory::GuestMemory;
-use crate::paging::translate;
 use crate::registers::Registers;
 use crate::vcpu;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
@@ -27,7 +26,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 /// Where KVM may put three pages of its own on Intel (KVM_SET_TSS_ADDR); in the hole between low and high RAM.
 pub(crate) const KVM_TSS: usize = 0xfffb_d000;
@@ -513,21 +512,7 @@ impl Machine {
         {
             let _ = writeln!(text, "rip is at kernel + {offset:#x}");
         }
-        let mut code = [0_u8; 16];
-        if let Some(addr) = translate(ram, at.cr3, at.rip)
-            && ram.read_slice(&mut code, GuestAddress(addr)).is_ok()
-        {
-            let _ = writeln!(text, "code: {code:02x?}");
-        }
-        let words: Vec<String> = (0..16_u64)
-            .map_while(|index| {
-                let virt = at.rsp.checked_add(index * 8)?;
-                let addr = translate(ram, at.cr3, virt)?;
-                ram.read_obj::<u64>(GuestAddress(addr)).ok()
-            })
-            .map(|word| format!("{word:x}"))
-            .collect();
-        let _ = writeln!(text, "stack: {}", words.join(" "));
+        text.push_str(&code_and_stack(ram, at));
         if let Some([rip, cs, rflags, rsp, ss]) = exception_frame(ram, &self.boot)
             && cs != 0
         {

@@ -2,27 +2,22 @@
 //! everything that became ready. All frames of a turn reach the ingress under one lock, with one notification.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use event_manager::{
-    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
-};
-use rustix::net::{SocketFlags, accept_with};
+use event_manager::EventSet;
 use smoltcp::time::{Duration, Instant};
 
 use super::flow::{Flow, Next, Tick};
 use super::link::{self, Dropped, Incoming};
 use super::stack::Stack;
 use super::udp::{SWEEP_INTERVAL, Udp};
+use super::watch::{Accepted, Listener, Ready, Watch};
 use super::{GatewayConfig, GatewayError, GatewayStats, Notify, Shared};
 
-/// Ready descriptors that one `epoll_wait` returns (R10); the rest come with the next one.
-const READY_EVENTS: usize = 1024;
 /// Connections accepted from one listener in one turn (R10), so that a flood does not starve those that exist.
 const ACCEPT_BURST: usize = 64;
 /// How often the timers of connections with something in flight are looked at. smoltcp's shortest is 1 s.
@@ -32,43 +27,15 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Gateway ports for connections are handed out round robin from here to 65535.
 pub(super) const FIRST_PORT: u16 = 1024;
 
-// What an event is for, in the 32 bits that epoll carries for us.
-const EVENT_WAKER: u32 = 0;
-const EVENT_LISTENER: u32 = 1 << 16;
-const EVENT_UDP: u32 = 2 << 16;
-const EVENT_FLOW: u32 = 3 << 16;
-const _: () = assert!(super::MAX_PUBLISHED < 1 << 16);
-
-/// Collects what `epoll_wait` returned; it is worked on after the dispatch, when the whole gateway can be borrowed.
-#[derive(Default)]
-struct Recorder(Vec<(u32, EventSet)>);
-
-impl MutEventSubscriber for Recorder {
-    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        self.0.push((events.data(), events.event_set()));
-    }
-
-    fn init(&mut self, _ops: &mut EventOps<'_>) {}
-}
-
-struct Listener {
-    socket: TcpListener,
-    guest_port: u16,
-    /// A connection may be waiting.
-    ready: bool,
-    retry_at: Option<Instant>,
-}
-
 /// State of the gateway's thread.
 pub(super) struct EventLoop {
-    manager: EventManager<Recorder>,
-    recorder: SubscriberId,
+    watch: Watch,
     shared: Arc<Shared>,
     notify: Notify,
     max_connections: usize,
     start: std::time::Instant,
     stack: Stack,
-    listeners: Vec<Listener>,
+    listeners: Vec<Listener<Instant>>,
     udp: Udp,
     flows: Vec<Option<Box<Flow>>>,
     free: Vec<u32>,
@@ -111,33 +78,10 @@ impl EventLoop {
         config: &GatewayConfig,
         seed: u64,
     ) -> Result<EventLoop, GatewayError> {
-        let mut manager = EventManager::new_with_capacity(READY_EVENTS)?;
-        let recorder = manager.add_subscriber(Recorder::default());
-        let mut ops = manager.event_ops(recorder)?;
-        let edge_in = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        ops.add(Events::with_data(&shared.waker, EVENT_WAKER, edge_in))?;
-        for (index, (socket, _)) in listeners.iter().enumerate() {
-            ops.add(Events::with_data(
-                socket,
-                EVENT_LISTENER + index as u32,
-                edge_in,
-            ))?;
-        }
-        for (index, socket) in udp.sockets().enumerate() {
-            ops.add(Events::with_data(socket, EVENT_UDP + index as u32, edge_in))?;
-        }
-        let listeners = listeners
-            .into_iter()
-            .map(|(socket, guest_port)| Listener {
-                socket,
-                guest_port,
-                ready: true,
-                retry_at: None,
-            })
-            .collect();
+        let listeners: Vec<_> = listeners.into_iter().map(Listener::new).collect();
+        let watch = Watch::new(&shared.waker, &listeners, udp.sockets())?;
         Ok(EventLoop {
-            manager,
-            recorder,
+            watch,
             shared,
             notify,
             max_connections: config.max_connections,
@@ -174,7 +118,7 @@ impl EventLoop {
             } else {
                 0
             };
-            let waited = self.manager.run_with_timeout(timeout);
+            let waited = self.watch.wait(timeout);
             self.shared.waker.awake();
             if let Err(error) = waited {
                 // Only a programming error gets here (a bad descriptor or argument): without epoll there is no gateway.
@@ -286,22 +230,17 @@ impl EventLoop {
     }
 
     fn take_events(&mut self) {
-        let Ok(recorder) = self.manager.subscriber_mut(self.recorder) else {
-            return;
-        };
-        let mut events = std::mem::take(&mut recorder.0);
-        for (data, set) in events.drain(..) {
-            let index = data & 0xffff;
-            match data & !0xffff {
-                EVENT_LISTENER => {
-                    if let Some(listener) = self.listeners.get_mut(index as usize) {
-                        listener.ready = true;
+        let events = self.watch.take();
+        for (ready, set) in &events {
+            match *ready {
+                Ready::Listener(index) => {
+                    if let Some(listener) = self.listeners.get_mut(index) {
+                        listener.set_ready();
                     }
                 }
-                EVENT_UDP => self.udp.set_readable(index as usize),
-                EVENT_WAKER => {}
-                _ => {
-                    let slot = data - EVENT_FLOW;
+                Ready::Udp(index) => self.udp.set_readable(index),
+                Ready::Woken => {}
+                Ready::Client(slot) => {
                     // A slot that has been given to another connection meanwhile: that one gets a hint too many.
                     if let Some(flow) = self.flows.get_mut(slot as usize).and_then(Option::as_mut) {
                         flow.host_event(
@@ -315,9 +254,7 @@ impl EventLoop {
                 }
             }
         }
-        if let Ok(recorder) = self.manager.subscriber_mut(self.recorder) {
-            recorder.0 = events;
-        }
+        self.watch.give_back(events);
     }
 
     fn timers(&mut self, now: Instant) {
@@ -383,35 +320,19 @@ impl EventLoop {
 
     fn accept(&mut self, now: Instant) {
         for index in 0..self.listeners.len() {
-            if self.listeners[index].retry_at.is_some_and(|at| at <= now) {
-                self.listeners[index].retry_at = None;
-            }
+            self.listeners[index].tick(now);
             for _ in 0..ACCEPT_BURST {
-                let listener = &mut self.listeners[index];
-                if !listener.ready || listener.retry_at.is_some() {
-                    break;
-                }
                 if self.live >= self.max_connections {
                     // The listener's backlog waits until a connection ends (R10).
                     break;
                 }
-                match accept_with(
-                    &listener.socket,
-                    SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
-                ) {
-                    Ok(socket) => {
-                        let guest_port = listener.guest_port;
-                        self.open(TcpStream::from(socket), guest_port, now);
-                    }
-                    Err(errno) => match std::io::Error::from(errno).kind() {
-                        ErrorKind::WouldBlock => listener.ready = false,
-                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
-                        kind => {
-                            tracing::warn!(error = %std::io::Error::from(errno), ?kind, "accept failed, will try again");
-                            self.stats.accept_failures += 1;
-                            listener.retry_at = Some(now + ACCEPT_RETRY);
-                        }
-                    },
+                let listener = &mut self.listeners[index];
+                let guest_port = listener.guest_port;
+                match listener.accept(now + ACCEPT_RETRY) {
+                    Accepted::Client(socket) => self.open(socket, guest_port, now),
+                    Accepted::Aborted => {}
+                    Accepted::Nobody => break,
+                    Accepted::Failed => self.stats.accept_failures += 1,
                 }
             }
         }
@@ -432,17 +353,7 @@ impl EventLoop {
             self.flows.push(None);
             self.flows.len() as u32 - 1
         });
-        let interest =
-            EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        let registered = self.manager.event_ops(self.recorder).and_then(|mut ops| {
-            ops.add(Events::with_data_raw(
-                raw(&flow),
-                EVENT_FLOW + slot,
-                interest,
-            ))
-        });
-        if let Err(error) = registered {
-            tracing::warn!(%error, "cannot watch a new connection, it is closed");
+        if !self.watch.add(raw(&flow), slot) {
             self.stats.accept_failures += 1;
             self.free.push(slot);
             return;
@@ -512,13 +423,7 @@ impl EventLoop {
         self.by_port[usize::from(flow.gateway_port)] = 0;
         self.free.push(slot);
         self.live -= 1;
-        let removed = self
-            .manager
-            .event_ops(self.recorder)
-            .and_then(|mut ops| ops.remove(Events::empty_raw(raw(&flow))));
-        if let Err(error) = removed {
-            tracing::error!(%error, "cannot stop watching a connection");
-        }
+        self.watch.remove(raw(&flow));
     }
 
     /// Hands the frames of this turn to the ingress and the counters to whoever asks for them.
@@ -538,20 +443,14 @@ impl EventLoop {
     /// How long there is nothing to do; 0 if there is, -1 for ever.
     fn timeout_ms(&mut self) -> i32 {
         let may_accept = self.live < self.max_connections;
-        if !self.dirty.is_empty()
-            || may_accept
-                && self
-                    .listeners
-                    .iter()
-                    .any(|l| l.ready && l.retry_at.is_none())
-        {
+        if !self.dirty.is_empty() || may_accept && self.listeners.iter().any(Listener::may_accept) {
             return 0;
         }
         let held_back = !self.starved.is_empty() || self.udp.is_readable();
         if held_back && !self.shared.ingress.throttle() {
             return 0;
         }
-        let retries = self.listeners.iter().filter_map(|l| l.retry_at);
+        let retries = self.listeners.iter().filter_map(Listener::retry_at);
         let ack = self.acks.front().map(|&(at, _)| at);
         let next = [ack, self.next_tick, self.next_sweep]
             .into_iter()

@@ -17,6 +17,7 @@ pub mod stack;
 #[cfg(test)]
 mod tests;
 mod udp;
+pub(crate) mod watch;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;

@@ -3,26 +3,22 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use event_manager::{
-    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
-};
+use event_manager::EventSet;
 use quorate_voter::relaxed::EndOfStream;
-use rustix::net::{SocketFlags, accept_with};
 
 use super::hub::{Hub, Inner};
 use super::link::ConnId;
 use super::udp::Udp;
+use crate::gateway::watch::{Accepted, Listener, Ready, Watch};
 use crate::gateway::{self, GatewayError, Publish, Waker};
 
-/// Ready descriptors that one `epoll_wait` returns (R10); the rest come with the next one.
-const READY_EVENTS: usize = 1024;
 /// Connections accepted from one listener in one turn (R10).
 const ACCEPT_BURST: usize = 64;
 /// Bytes read from one client at a time: what servers read at a time, so that one event is one read.
@@ -35,29 +31,6 @@ const CLIENT_OUTPUT: usize = 256 << 10;
 const LINGER: Duration = Duration::from_millis(200);
 /// Wait before the next attempt when the process has no descriptor left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
-const EVENT_WAKER: u32 = 0;
-const EVENT_LISTENER: u32 = 1 << 16;
-const EVENT_UDP: u32 = 2 << 16;
-const EVENT_CLIENT: u32 = 3 << 16;
-
-#[derive(Default)]
-struct Recorder(Vec<(u32, EventSet)>);
-
-impl MutEventSubscriber for Recorder {
-    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        self.0.push((events.data(), events.event_set()));
-    }
-
-    fn init(&mut self, _ops: &mut EventOps<'_>) {}
-}
-
-struct Listener {
-    socket: TcpListener,
-    guest_port: u16,
-    ready: bool,
-    retry_at: Option<Instant>,
-}
 
 struct Client {
     conn: ConnId,
@@ -74,16 +47,17 @@ struct Client {
     /// Our direction is shut.
     shut: bool,
     queued: bool,
+    /// In the list of those that wait for room in the log, once (R10).
+    starved: bool,
 }
 
 struct Loop {
     hub: Arc<Hub>,
-    manager: EventManager<Recorder>,
-    recorder: SubscriberId,
+    watch: Watch,
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
     live: Arc<AtomicU64>,
-    listeners: Vec<Listener>,
+    listeners: Vec<Listener<Instant>>,
     udp: Udp,
     clients: Vec<Option<Client>>,
     by_conn: HashMap<ConnId, u32>,
@@ -115,34 +89,17 @@ impl Front {
         let bound = gateway::bind(publish)?;
         gateway::raise_descriptor_limit(gateway::DEFAULT_MAX_CONNECTIONS);
         let waker = Arc::new(Waker::new()?);
-        let mut manager = EventManager::new_with_capacity(READY_EVENTS)?;
-        let recorder = manager.add_subscriber(Recorder::default());
-        let mut ops = manager.event_ops(recorder)?;
-        let edge_in = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        ops.add(Events::with_data(&*waker, EVENT_WAKER, edge_in))?;
-        for (index, (socket, _)) in bound.tcp.iter().enumerate() {
-            let data = EVENT_LISTENER + index as u32;
-            ops.add(Events::with_data(socket, data, edge_in))?;
-        }
         let udp = Udp::new(bound.udp);
-        for (index, socket) in udp.sockets().enumerate() {
-            ops.add(Events::with_data(socket, EVENT_UDP + index as u32, edge_in))?;
-        }
-        let listeners = bound.tcp.into_iter().map(|(socket, guest_port)| Listener {
-            socket,
-            guest_port,
-            ready: true,
-            retry_at: None,
-        });
+        let listeners: Vec<_> = bound.tcp.into_iter().map(Listener::new).collect();
+        let watch = Watch::new(&waker, &listeners, udp.sockets())?;
         let (stop, live) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let front = Loop {
             hub: Arc::clone(hub),
-            manager,
-            recorder,
+            watch,
             waker: Arc::clone(&waker),
             stop: Arc::clone(&stop),
             live: Arc::clone(&live),
-            listeners: listeners.collect(),
+            listeners,
             udp,
             clients: Vec::new(),
             by_conn: HashMap::new(),
@@ -199,7 +156,7 @@ impl Loop {
             if timeout != 0 && !self.waker.prepare_sleep() {
                 timeout = 0;
             }
-            let waited = self.manager.run_with_timeout(timeout);
+            let waited = self.watch.wait(timeout);
             self.waker.awake();
             if let Err(error) = waited {
                 tracing::error!(%error, "the front stops: epoll failed");
@@ -223,7 +180,7 @@ impl Loop {
             if !self.clients.iter().flatten().any(waits) || Instant::now() >= until {
                 return;
             }
-            if self.manager.run_with_timeout(10).is_err() {
+            if self.watch.wait(10).is_err() {
                 return;
             }
             self.take_events();
@@ -236,15 +193,10 @@ impl Loop {
             return 0;
         }
         let room = self.by_conn.len() < gateway::DEFAULT_MAX_CONNECTIONS;
-        if room
-            && self
-                .listeners
-                .iter()
-                .any(|l| l.ready && l.retry_at.is_none())
-        {
+        if room && self.listeners.iter().any(Listener::may_accept) {
             return 0;
         }
-        let retry = self.listeners.iter().any(|l| l.retry_at.is_some());
+        let retry = self.listeners.iter().any(|l| l.retry_at().is_some());
         match retry || !self.starved.is_empty() || self.udp.is_readable() {
             true => ACCEPT_RETRY.as_millis() as i32 / 10,
             false => -1,
@@ -252,22 +204,17 @@ impl Loop {
     }
 
     fn take_events(&mut self) {
-        let Ok(recorder) = self.manager.subscriber_mut(self.recorder) else {
-            return;
-        };
-        let mut events = std::mem::take(&mut recorder.0);
-        for (data, set) in events.drain(..) {
-            let index = (data & 0xffff) as usize;
-            match data & !0xffff {
-                EVENT_LISTENER => {
+        let events = self.watch.take();
+        for (ready, set) in &events {
+            match *ready {
+                Ready::Listener(index) => {
                     if let Some(listener) = self.listeners.get_mut(index) {
-                        listener.ready = true;
+                        listener.set_ready();
                     }
                 }
-                EVENT_UDP => self.udp.set_readable(index),
-                EVENT_WAKER => {}
-                _ => {
-                    let slot = data.wrapping_sub(EVENT_CLIENT);
+                Ready::Udp(index) => self.udp.set_readable(index),
+                Ready::Woken => {}
+                Ready::Client(slot) => {
                     if let Some(client) = self.client(slot) {
                         let gone = EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR;
                         client.readable |= set.intersects(EventSet::IN | gone);
@@ -277,9 +224,7 @@ impl Loop {
                 }
             }
         }
-        if let Ok(recorder) = self.manager.subscriber_mut(self.recorder) {
-            recorder.0 = events;
-        }
+        self.watch.give_back(events);
     }
 
     fn client(&mut self, slot: u32) -> Option<&mut Client> {
@@ -313,6 +258,9 @@ impl Loop {
             self.dirty = dirty;
             if hub.log_has_room(inner) {
                 for slot in std::mem::take(&mut self.starved) {
+                    if let Some(client) = self.client(slot) {
+                        client.starved = false;
+                    }
                     self.mark(slot);
                 }
             }
@@ -333,34 +281,22 @@ impl Loop {
     fn accept(&mut self, inner: &mut Inner) {
         let now = Instant::now();
         for index in 0..self.listeners.len() {
+            if let Some(listener) = self.listeners.get_mut(index) {
+                listener.tick(now);
+            }
             for _ in 0..ACCEPT_BURST {
-                let Some(listener) = self.listeners.get_mut(index) else {
-                    break;
-                };
-                if listener.retry_at.is_some_and(|at| at <= now) {
-                    listener.retry_at = None;
-                }
-                if !listener.ready || listener.retry_at.is_some() {
-                    break;
-                }
                 if self.by_conn.len() >= gateway::DEFAULT_MAX_CONNECTIONS {
                     // The listener's backlog waits until a connection ends (R10).
                     break;
                 }
-                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-                match accept_with(&listener.socket, flags) {
-                    Ok(socket) => {
-                        let guest_port = listener.guest_port;
-                        self.open(inner, TcpStream::from(socket), guest_port);
-                    }
-                    Err(errno) => match std::io::Error::from(errno).kind() {
-                        ErrorKind::WouldBlock => listener.ready = false,
-                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
-                        kind => {
-                            tracing::warn!(?kind, "accept failed, will try again");
-                            listener.retry_at = Some(now + ACCEPT_RETRY);
-                        }
-                    },
+                let Some(listener) = self.listeners.get_mut(index) else {
+                    break;
+                };
+                let guest_port = listener.guest_port;
+                match listener.accept(now + ACCEPT_RETRY) {
+                    Accepted::Client(socket) => self.open(inner, socket, guest_port),
+                    Accepted::Aborted | Accepted::Failed => {}
+                    Accepted::Nobody => break,
                 }
             }
         }
@@ -371,14 +307,7 @@ impl Loop {
             self.clients.push(None);
             self.clients.len() as u32 - 1
         });
-        let interest =
-            EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        let watched = self.manager.event_ops(self.recorder).and_then(|mut ops| {
-            let data = EVENT_CLIENT + slot;
-            ops.add(Events::with_data_raw(socket.as_raw_fd(), data, interest))
-        });
-        if let Err(error) = watched {
-            tracing::warn!(%error, "cannot watch a new connection, it is closed");
+        if !self.watch.add(socket.as_raw_fd(), slot) {
             self.free.push(slot);
             return;
         }
@@ -396,6 +325,7 @@ impl Loop {
                 end: None,
                 shut: false,
                 queued: false,
+                starved: false,
             });
         }
         self.by_conn.insert(conn, slot);
@@ -445,6 +375,7 @@ impl Loop {
         let over = client.shut && client.eof && client.end == Some(EndOfStream::Shut);
         let reset = matches!(client.end, Some(EndOfStream::Reset | EndOfStream::Refused))
             && client.sent == client.out.len();
+        let was_starved = starved && std::mem::replace(&mut client.starved, true);
         self.buffer = buffer;
         if broken {
             self.remove(inner, slot, Gone::Client);
@@ -453,7 +384,9 @@ impl Loop {
         } else if over {
             self.remove(inner, slot, Gone::Both);
         } else if starved {
-            self.starved.push(slot);
+            if !was_starved {
+                self.starved.push(slot);
+            }
         } else if again {
             self.mark(slot);
         }
@@ -463,13 +396,9 @@ impl Loop {
         let Some(client) = self.clients.get_mut(slot as usize).and_then(Option::take) else {
             return;
         };
-        let raw = client.socket.as_raw_fd();
-        let unwatched = self
-            .manager
-            .event_ops(self.recorder)
-            .and_then(|mut ops| ops.remove(Events::empty_raw(raw)));
-        if let Err(error) = unwatched {
-            tracing::error!(%error, "cannot stop watching a connection");
+        self.watch.remove(client.socket.as_raw_fd());
+        if client.starved {
+            self.starved.retain(|&waiting| waiting != slot);
         }
         self.by_conn.remove(&client.conn);
         self.free.push(slot);

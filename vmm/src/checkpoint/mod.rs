@@ -28,7 +28,7 @@ pub use file::CheckpointError;
 pub(crate) use identity::{Identity, Image};
 pub(crate) use state::{Offers, VcpuState, write_msrs};
 pub use take::{Pause, Restore, Restored};
-pub(crate) use take::{micros, next_number};
+pub(crate) use take::{micros, next_number, take_memory};
 pub use track::Precopy;
 pub(crate) use track::{Tracking, forget_translations, manual_log, set_slot};
 

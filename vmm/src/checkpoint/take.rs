@@ -3,10 +3,12 @@
 use super::memory::{Bits, Memory, Seen, set};
 use super::state::VcpuState;
 use super::tables::{Stale, Tables};
-use super::{Checkpoint, Inner, Phase};
+use super::{Checkpoint, Inner, Phase, Tracking};
 use crate::error::MachineError;
 use crate::machine::Machine;
+use crate::memory::GuestMemory;
 use kvm_bindings::kvm_sregs;
+use kvm_ioctls::VmFd;
 use quorate_abi::PAGE_SIZE;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +56,48 @@ pub struct Restored {
     pub micros: u64,
 }
 
+impl Pause {
+    /// With the time since `start`, of which `state` was for everything but memory.
+    pub(crate) fn after(self, start: Instant, state: Duration) -> Self {
+        Self {
+            micros: micros(start.elapsed()),
+            state_micros: micros(state),
+            ..self
+        }
+    }
+}
+
+/// Memory for the checkpoint `number`, of a machine that stands still, and what it took but for the time: by the logs if they go back to
+/// the checkpoint `base`, else by a look at all of it. The logs count from here afterwards.
+pub(crate) fn take_memory(
+    tracking: &mut Option<Tracking>,
+    vm: &VmFd,
+    memory: &GuestMemory,
+    base: u64,
+    number: u64,
+) -> Result<(Memory, Pause), MachineError> {
+    let by_log = match tracking {
+        Some(tracking) => tracking.update(vm, memory, base)?,
+        None => None,
+    };
+    let full = by_log.is_none();
+    let (taken, seen) = match by_log {
+        Some(found) => found,
+        None => Memory::scan(memory, tracking.as_ref().and_then(Tracking::base))?,
+    };
+    if let Some(tracking) = tracking {
+        tracking.start_from(number, taken.clone());
+    }
+    let pause = Pause {
+        dirty_pages: seen.changed,
+        compared_pages: seen.compared,
+        copied_bytes: seen.copied * PAGE_SIZE,
+        full,
+        ..Pause::default()
+    };
+    Ok((taken, pause))
+}
+
 /// Numbers of checkpoints; 0 is none.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
@@ -88,21 +132,8 @@ impl Machine {
         let state = start.elapsed();
         let number = next_number();
         let base = base.map_or(0, |base| base.inner.number);
-        let by_log = match &mut self.tracking {
-            Some(tracking) => tracking.update(&self.vm, &self.memory, base)?,
-            None => None,
-        };
-        let full = by_log.is_none();
-        let (memory, seen) = match by_log {
-            Some(found) => found,
-            None => Memory::scan(
-                &self.memory,
-                self.tracking.as_ref().and_then(|tracking| tracking.base()),
-            )?,
-        };
-        if let Some(tracking) = &mut self.tracking {
-            tracking.start_from(number, memory.clone());
-        }
+        let (memory, pause) =
+            take_memory(&mut self.tracking, &self.vm, &self.memory, base, number)?;
         let checkpoint = Checkpoint {
             image: self.image.clone(),
             inner: Arc::new(Inner {
@@ -115,15 +146,7 @@ impl Machine {
                 memory,
             }),
         };
-        let pause = Pause {
-            dirty_pages: seen.changed,
-            compared_pages: seen.compared,
-            copied_bytes: seen.copied * PAGE_SIZE,
-            micros: micros(start.elapsed()),
-            state_micros: micros(state),
-            full,
-        };
-        Ok((checkpoint, pause))
+        Ok((checkpoint, pause.after(start, state)))
     }
 
     /// The machine's state wherever it is: running, at a boundary, or lost. Every page is looked at. For reports: only a dump that

@@ -2,7 +2,7 @@
 
 use super::fault::LinuxFault;
 use super::machine::LinuxMachine;
-use crate::crash::{CrashKind, CrashReport};
+use crate::crash::{CrashKind, CrashReport, code_and_stack};
 use crate::error::MachineError;
 use crate::inject::{Register, flip_byte};
 use crate::paging::translate;
@@ -119,21 +119,7 @@ impl LinuxMachine {
             let ram = &self.memory.ram;
             // Writing to a string does not fail.
             let _ = writeln!(text, "processor {cpu} of {}", self.vcpus.len());
-            let mut code = [0_u8; 16];
-            if let Some(addr) = translate(ram, at.cr3, at.rip)
-                && ram.read_slice(&mut code, GuestAddress(addr)).is_ok()
-            {
-                let _ = writeln!(text, "code: {code:02x?}");
-            }
-            let words: Vec<String> = (0..16_u64)
-                .map_while(|index| {
-                    let virt = at.rsp.checked_add(index * 8)?;
-                    let addr = translate(ram, at.cr3, virt)?;
-                    ram.read_obj::<u64>(GuestAddress(addr)).ok()
-                })
-                .map(|word| format!("{word:x}"))
-                .collect();
-            let _ = writeln!(text, "stack: {}", words.join(" "));
+            text.push_str(&code_and_stack(ram, at));
         }
         CrashReport {
             kind,

@@ -14,6 +14,7 @@ use super::ports::PortsState;
 use crate::checkpoint::memory::Memory;
 use crate::checkpoint::{
     Pause, Restored, Tracking, VcpuState, forget_translations, manual_log, micros, next_number,
+    take_memory,
 };
 use crate::error::MachineError;
 use kvm_bindings::{
@@ -21,7 +22,6 @@ use kvm_bindings::{
     kvm_cpuid_entry2, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
-use quorate_abi::PAGE_SIZE;
 use quorate_devices::{DiskConfig, DiskPosition, RestoreError, VirtioSetState};
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -212,21 +212,8 @@ impl LinuxMachine {
         let state = start.elapsed();
         let number = next_number();
         let base = base.map_or(0, |base| base.inner.number);
-        let by_log = match &mut self.tracking {
-            Some(tracking) => tracking.update(&self.vm, &self.memory, base)?,
-            None => None,
-        };
-        let full = by_log.is_none();
-        let (memory, seen) = match by_log {
-            Some(found) => found,
-            None => {
-                let known = self.tracking.as_ref().and_then(Tracking::base);
-                Memory::scan(&self.memory, known)?
-            }
-        };
-        if let Some(tracking) = &mut self.tracking {
-            tracking.start_from(number, memory.clone());
-        }
+        let (memory, pause) =
+            take_memory(&mut self.tracking, &self.vm, &self.memory, base, number)?;
         let checkpoint = LinuxCheckpoint {
             inner: Arc::new(Inner {
                 number,
@@ -238,15 +225,7 @@ impl LinuxMachine {
                 memory,
             }),
         };
-        let pause = Pause {
-            dirty_pages: seen.changed,
-            compared_pages: seen.compared,
-            copied_bytes: seen.copied * PAGE_SIZE,
-            micros: micros(start.elapsed()),
-            state_micros: micros(state),
-            full,
-        };
-        Ok((checkpoint, pause))
+        Ok((checkpoint, pause.after(start, state)))
     }
 
     /// Makes the machine what it was when the checkpoint was taken, of it or of another one with as much memory, as many processors, the
