@@ -237,7 +237,7 @@ impl Core {
                 reply,
             },
         )?;
-        match answer.recv_timeout(INJECT_TIMEOUT) {
+        match answer.recv_timeout(crate::patience::patient(INJECT_TIMEOUT)) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => Err(waits),
             Err(RecvTimeoutError::Disconnected) => Err(format!(

@@ -283,12 +283,15 @@ impl LinuxMachine {
                 console: *console,
                 counters,
             };
-            devices.run(exchange, std::mem::take(restored));
-            signals.stop();
+            {
+                // A panic of the other side would otherwise wait for processors that nobody stops.
+                let _stop = StopProcessors(signals);
+                devices.run(exchange, std::mem::take(restored));
+            }
             for (cpu, thread) in threads {
                 if thread.join().is_err() {
-                    let kind = CrashKind::UnexpectedExit("a panic of its thread".into());
-                    shared.end(Final::Crash { cpu, kind });
+                    // It has told so itself: see `vcpu::run`.
+                    debug_assert!(shared.has_ended(), "processor {cpu}");
                 }
             }
         });
@@ -313,6 +316,15 @@ impl LinuxMachine {
             Final::Misbehaved(error) => LinuxEnd::Misbehaved(error),
             Final::Crash { cpu, kind } => LinuxEnd::Crash(self.report(cpu, kind)),
         }
+    }
+}
+
+/// Makes all processors leave the guest when it goes, whatever it goes by.
+struct StopProcessors<'a>(&'a Signals);
+
+impl Drop for StopProcessors<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 

@@ -56,7 +56,6 @@ impl Trigger for Line {
 #[derive(Debug, Default)]
 struct Output {
     bytes: Vec<u8>,
-    lost: u64,
 }
 
 impl io::Write for Output {
@@ -64,7 +63,6 @@ impl io::Write for Output {
         let room = SERIAL_OUTPUT - self.bytes.len().min(SERIAL_OUTPUT);
         let kept = room.min(bytes.len());
         self.bytes.extend_from_slice(&bytes[..kept]);
-        self.lost += (bytes.len() - kept) as u64;
         Ok(bytes.len())
     }
 
@@ -165,7 +163,8 @@ impl Ports {
         std::mem::take(&mut self.serial.writer_mut().bytes)
     }
 
-    /// The status of the appliance's program, once it has ended; only the first time.
+    /// The status of the appliance's program, once it has ended: what the guest said first since this was called last. Whoever takes one
+    /// lets the machine go.
     pub(crate) fn take_status(&mut self) -> Option<u64> {
         self.status.take()
     }
@@ -215,7 +214,6 @@ impl Ports {
         };
         let output = Output {
             bytes: state.output.clone(),
-            lost: 0,
         };
         let Ok(serial) = Serial::from_state(&registers, Line(line), NoEvents, output) else {
             return false;

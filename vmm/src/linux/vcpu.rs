@@ -133,6 +133,10 @@ fn flat(selector: u16, kind: u8, wide: bool) -> kvm_segment {
 
 /// Runs a processor until the machine stops. Whatever ends the machine here is told to `shared`.
 pub(crate) fn run(vcpu: &mut Vcpu, shared: &Shared) {
+    let _tell = TellPanic {
+        shared,
+        cpu: vcpu.number,
+    };
     let end = run_until(vcpu, shared);
     // What is half done is completed, so that the state can be taken or changed; after that the thread is gone.
     let settled = settle(&mut vcpu.fd);
@@ -143,6 +147,24 @@ pub(crate) fn run(vcpu: &mut Vcpu, shared: &Shared) {
             kind: CrashKind::KvmError(error.to_string()),
         }),
         (None, Ok(())) => {}
+    }
+}
+
+/// Ends the machine if its thread panics: the device thread would otherwise wait for a processor that is gone.
+struct TellPanic<'a> {
+    shared: &'a Shared,
+    cpu: u8,
+}
+
+impl Drop for TellPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kind = CrashKind::UnexpectedExit("a panic of its thread".into());
+            self.shared.end(Final::Crash {
+                cpu: self.cpu,
+                kind,
+            });
+        }
     }
 }
 

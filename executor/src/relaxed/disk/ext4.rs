@@ -4,8 +4,10 @@ use crate::store::Base;
 
 /// Where the superblock is.
 const SUPERBLOCK: u64 = 1024;
-/// Most groups that are looked at.
+/// Most groups that are looked at (R10).
 const MAX_GROUPS: u64 = 1 << 16;
+/// Largest group descriptor, bytes; Linux makes them of 64. With [`MAX_GROUPS`] the table that is read has a bound (R10).
+const MAX_DESCRIPTOR: u64 = 1024;
 
 /// See the module.
 pub struct Map {
@@ -54,6 +56,9 @@ impl Map {
         let table_blocks = (word(&sb, 0x28) * inode_bytes).div_ceil(block_bytes);
         let wide = word(&sb, 0x60) & 0x80 != 0;
         let size = if wide { half(&sb, 0xfe).max(32) } else { 32 };
+        if size > MAX_DESCRIPTOR {
+            return None;
+        }
         let count = blocks.saturating_sub(first_block).div_ceil(per_group);
         let count = count.min(MAX_GROUPS);
         let start = (first_block + 1) * block_bytes;
@@ -120,7 +125,7 @@ impl Map {
             if block == *inodes {
                 return format!("inode bitmap of group {group}");
             }
-            if (*table..table + self.table_blocks).contains(&block) {
+            if (*table..table.saturating_add(self.table_blocks)).contains(&block) {
                 return format!("inode table of group {group}");
             }
         }

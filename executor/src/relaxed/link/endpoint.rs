@@ -44,6 +44,9 @@ pub struct Link {
     pub(super) acks: VecDeque<u16>,
 }
 
+/// What an event with a payload takes beside it, roughly: many small ones, or empty datagrams, take room, too.
+pub(super) const EVENT_OVERHEAD: usize = 64;
+
 /// A datagram that waits for its turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Datagram {
@@ -396,8 +399,7 @@ impl Link {
             self.counters.datagrams_dropped += 1;
             return;
         }
-        // An empty one takes room, too.
-        self.event_bytes += payload.len() + 64;
+        self.event_bytes += payload.len() + EVENT_OVERHEAD;
         self.counters.bytes_from_guest += payload.len() as u64;
         self.events.push(FromGuest::Datagram {
             flow,
@@ -427,7 +429,7 @@ impl Link {
                 self.counters.segments_dropped += 1;
                 return Ok(None);
             }
-            self.event_bytes += segment.payload.len();
+            self.event_bytes += segment.payload.len() + EVENT_OVERHEAD;
         }
         let mut opened = false;
         let refuse = self.with(gateway_port, |conn, cx| {

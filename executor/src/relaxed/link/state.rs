@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::boot::Boot;
 use super::conn::{Conn, Reaction};
 use super::datagrams::Flows;
-use super::endpoint::Datagram;
+use super::endpoint::{Datagram, EVENT_OVERHEAD};
 use super::*;
 
 /// Version of [`LinkState`].
@@ -123,7 +123,7 @@ impl Link {
             return damaged("datagrams");
         }
         link.unsent_total = link.datagrams.values().map(|d| d.bytes.len()).sum();
-        link.event_bytes = link.events.iter().map(FromGuest::payload).sum();
+        link.event_bytes = link.events.iter().map(FromGuest::room).sum();
         if state.conns.len() > MAX_CONNECTIONS {
             return damaged("too many connections");
         }
@@ -158,6 +158,16 @@ impl FromGuest {
     pub fn payload(&self) -> usize {
         match self {
             FromGuest::Data { bytes, .. } | FromGuest::Datagram { bytes, .. } => bytes.len(),
+            _ => 0,
+        }
+    }
+
+    /// What it takes of [`MAX_EVENT_BYTES`].
+    fn room(&self) -> usize {
+        match self {
+            FromGuest::Data { bytes, .. } | FromGuest::Datagram { bytes, .. } => {
+                bytes.len() + EVENT_OVERHEAD
+            }
             _ => 0,
         }
     }
