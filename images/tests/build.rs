@@ -2,6 +2,8 @@
 //! `images/cache` has the packages.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod support;
+
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,6 +13,7 @@ use quorate_abi::image::ImageView;
 use quorate_images::{
     Appliance, BuildError, BuildOptions, BuiltImage, Progress, build, cached, verify,
 };
+use support::resolve;
 use tempfile::TempDir;
 
 fn repository(path: &str) -> PathBuf {
@@ -50,38 +53,6 @@ impl Bench {
             &BuildOptions::new(self.path("cache")),
         )
     }
-}
-
-/// Follows symbolic links, as a program in the guest would.
-fn resolve(view: &ImageView<'_>, path: &str) -> Option<u32> {
-    let mut at = vec![view.root()];
-    let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
-    let mut links = 0;
-    while let Some(part) = todo.pop() {
-        match part.as_str() {
-            "" | "." => continue,
-            ".." => {
-                if at.len() > 1 {
-                    at.pop();
-                }
-                continue;
-            }
-            _ => {}
-        }
-        let next = view.lookup(*at.last()?, part.as_bytes()).ok()??;
-        if view.inode(next).ok()?.is_symlink() {
-            links += 1;
-            assert!(links < 40, "{path}: loop");
-            let target = String::from_utf8(view.readlink(next).ok()?.to_vec()).ok()?;
-            if target.starts_with('/') {
-                at.truncate(1);
-            }
-            todo.extend(target.split('/').rev().map(str::to_owned));
-        } else {
-            at.push(next);
-        }
-    }
-    at.last().copied()
 }
 
 fn text(view: &ImageView<'_>, path: &str) -> String {

@@ -22,8 +22,7 @@ pub fn view(path: &Path) -> Image {
 }
 
 /// Follows symbolic links, as a program in the guest would.
-pub fn follow(image: &Image, path: &str) -> Option<u32> {
-    let view = image.view();
+pub fn resolve(view: &ImageView<'_>, path: &str) -> Option<u32> {
     let mut at = vec![view.root()];
     let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
     let mut links = 0;
@@ -52,6 +51,10 @@ pub fn follow(image: &Image, path: &str) -> Option<u32> {
         }
     }
     at.last().copied()
+}
+
+pub fn follow(image: &Image, path: &str) -> Option<u32> {
+    resolve(&image.view(), path)
 }
 
 pub fn inode(image: &Image, path: &str) -> Inode {

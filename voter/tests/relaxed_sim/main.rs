@@ -22,8 +22,44 @@ mod streams;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use quorate_voter::ReplicaId;
+use quorate_voter::relaxed::{Policy, Role, Voters};
+use rng::Rng;
+
 /// How often things happened, over all seeds: a simulator that never gets to a case does not test it.
 pub type Coverage = BTreeMap<&'static str, u64>;
+
+/// Who takes part in a run.
+pub struct Cast {
+    /// Those that are no canaries; they come first.
+    pub voting: usize,
+    pub roles: Vec<Role>,
+    /// The first one is the primary.
+    pub primary: bool,
+    pub voters: Voters,
+}
+
+/// Draws who takes part; under a primary once in so many runs.
+pub fn cast(rng: &mut Rng, primary_one_in: u64) -> Cast {
+    let voting = rng.pick(&[1, 2, 3, 3, 3, 5]);
+    let canaries = usize::from(rng.one_in(4));
+    let mut roles = vec![Role::Voter; voting];
+    roles.extend(vec![Role::Canary; canaries]);
+    let primary = rng.one_in(primary_one_in);
+    let policy = match primary {
+        true => Policy::Primary {
+            replica: ReplicaId(0),
+        },
+        false => Policy::Majority,
+    };
+    let voters = Voters::new(&roles, policy, [1; 32]).unwrap();
+    Cast {
+        voting,
+        roles,
+        primary,
+        voters,
+    }
+}
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use quorate_voter::ReplicaId;
 use quorate_voter::relaxed::{Departure, Policy, Pool, PoolLimits, Role, Voters};
 
-use crate::Coverage;
 use crate::rng::Rng;
+use crate::{Cast, Coverage, cast};
 
 /// An output: few tags and few contents, so that many are said more than once.
 type Output = (u64, u8);
@@ -149,18 +149,12 @@ impl World<'_> {
 
 pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
     let mut rng = Rng::new(seed);
-    let voting = rng.pick(&[1, 2, 3, 3, 3, 5]);
-    let canaries = usize::from(rng.one_in(4));
-    let mut roles = vec![Role::Voter; voting];
-    roles.extend(vec![Role::Canary; canaries]);
-    let primary = rng.one_in(4);
-    let policy = match primary {
-        true => Policy::Primary {
-            replica: ReplicaId(0),
-        },
-        false => Policy::Majority,
-    };
-    let voters = Voters::new(&roles, policy, [1; 32]).unwrap();
+    let Cast {
+        voting,
+        roles,
+        primary,
+        voters,
+    } = cast(&mut rng, 4);
     // Half of the runs have room for everything, and then nothing may be lost.
     let roomy = rng.one_in(2);
     let limits = PoolLimits {
@@ -226,7 +220,7 @@ pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
     if primary {
         world.saw("primary");
     }
-    if canaries > 0 {
+    if roles.len() > voting {
         world.saw("canary");
     }
     let leaves = !roomy;

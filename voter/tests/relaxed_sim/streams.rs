@@ -6,8 +6,8 @@ use quorate_voter::relaxed::{
     Voters,
 };
 
-use crate::Coverage;
 use crate::rng::Rng;
+use crate::{Cast, Coverage, cast};
 
 /// Fixed pieces that digests are made of are at least so long.
 const STEP: usize = 1024;
@@ -569,18 +569,12 @@ impl World<'_> {
 
 pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
     let mut rng = Rng::new(seed);
-    let voting = rng.pick(&[1, 2, 3, 3, 3, 5]);
-    let canaries = usize::from(rng.one_in(4));
-    let mut roles = vec![Role::Voter; voting];
-    roles.extend(vec![Role::Canary; canaries]);
-    let primary = rng.one_in(3);
-    let policy = match primary {
-        true => Policy::Primary {
-            replica: ReplicaId(0),
-        },
-        false => Policy::Majority,
-    };
-    let voters = Voters::new(&roles, policy, [1; 32]).unwrap();
+    let Cast {
+        voting,
+        roles,
+        primary,
+        voters,
+    } = cast(&mut rng, 3);
     let masked = rng.one_in(4);
     let set = MaskSet::new(&[Mask {
         name: "t".into(),
@@ -648,7 +642,7 @@ pub fn run(seed: u64, trace: bool, seen: &mut Coverage) -> Result<(), String> {
     if primary {
         world.saw("primary");
     }
-    if canaries > 0 {
+    if roles.len() > voting {
         world.saw("canary");
     }
     for bad in bad {

@@ -133,3 +133,78 @@ impl Map {
         format!("data of group {group}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const BYTES: u64 = 16 << 20;
+
+    /// A disk with this superblock, of 4096 blocks of 4 KiB in two groups.
+    fn disk(change: impl FnOnce(&mut [u8])) -> (tempfile::NamedTempFile, Base) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(BYTES).unwrap();
+        let mut sb = [0; 1024];
+        let mut put = |at: usize, value: u32| sb[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        put(0x4, 4096);
+        put(0x18, 2);
+        put(0x20, 2048);
+        put(0x28, 512);
+        put(0x38, 0xef53);
+        put(0x60, 0x80);
+        sb[0x58..0x5a].copy_from_slice(&256u16.to_le_bytes());
+        sb[0xfe..0x100].copy_from_slice(&64u16.to_le_bytes());
+        change(&mut sb);
+        let write = |bytes: &[u8], at| {
+            std::os::unix::fs::FileExt::write_all_at(file.as_file(), bytes, at).unwrap();
+        };
+        write(&sb, SUPERBLOCK);
+        let mut groups = [0; 128];
+        for (group, first) in [(0, 16u32), (1, 2100)] {
+            for (at, value) in [(0, first), (4, first + 1), (8, first + 2)] {
+                let at = group * 64 + at;
+                groups[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        // The upper half of where the second group's inode table is.
+        groups[64 + 0x28..64 + 0x2c].copy_from_slice(&u32::MAX.to_le_bytes());
+        write(&groups, 4096);
+        let base = Base::open(file.path(), BYTES, false, None).unwrap();
+        (file, base)
+    }
+
+    #[test]
+    fn places_are_named() {
+        let (_file, base) = disk(|_| {});
+        let map = Map::of(&base).unwrap();
+        let block = |block: u64| map.what(block * 4096);
+        assert_eq!(map.what(1500), "superblock");
+        assert_eq!(block(1), "group descriptors");
+        assert_eq!(block(17), "inode bitmap of group 0");
+        assert_eq!(block(18 + 31), "inode table of group 0");
+        assert_eq!(block(2100), "block bitmap of group 1");
+        assert_eq!(block(3000), "data of group 1");
+    }
+
+    #[test]
+    fn what_a_guest_writes_there_costs_little_and_breaks_nothing() {
+        let huge = |sb: &mut [u8]| {
+            sb[0x4..0x8].fill(0xff);
+            sb[0x20..0x24].copy_from_slice(&8u32.to_le_bytes());
+            sb[0xfe..0x100].copy_from_slice(&u16::MAX.to_le_bytes());
+        };
+        // A table of 65,536 descriptors of 64 KiB would be read otherwise.
+        assert!(Map::of(&disk(huge).1).is_none());
+        let noise = |sb: &mut [u8]| {
+            for (at, byte) in sb.iter_mut().enumerate().skip(0x60) {
+                *byte = (at * 151) as u8 | 0x80;
+            }
+            sb[0xfe..0x100].copy_from_slice(&64u16.to_le_bytes());
+        };
+        let (_file, base) = disk(noise);
+        if let Some(map) = Map::of(&base) {
+            map.what(u64::MAX);
+        }
+    }
+}
