@@ -1,8 +1,10 @@
 //! The loader: what it puts where, and what it refuses.
 
 use super::config::{LinuxConfig, LinuxConsole};
+use super::exchange::{Exchange, Exchanged};
 use super::fault::LinuxFault;
 use super::loader::{Entry, KernelSeeds, load};
+use super::machine::LinuxMachine;
 use super::map::{
     ACPI, COMMAND_LINE, HIGH, LOW_END, PAGE_TABLES, SETUP_DATA, START_INFO, ZERO_PAGE,
 };
@@ -12,6 +14,7 @@ use crate::error::MachineError;
 use crate::memory::GuestMemory;
 use crate::probe::ProbeReport;
 use proptest::prelude::*;
+use quorate_devices::{DiskReads, Output};
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -342,6 +345,35 @@ fn a_host_that_interprets_ring_0_is_refused_in_one_line() {
     assert!(!line.contains('\n') && line.contains("make svm") && line.contains("--force"));
     report.cpl0_mips = 5900.0;
     assert_eq!(super::refusal(&report), None);
+}
+
+/// A world that fails.
+struct Panics;
+
+impl Exchange for Panics {
+    fn exchange(&mut self, _: Vec<Output>) -> Result<Exchanged, String> {
+        panic!("expected in this test");
+    }
+
+    fn reads(&mut self) -> &mut dyn DiskReads {
+        panic!("nothing is read")
+    }
+}
+
+#[test]
+fn a_panic_of_the_worlds_side_leaves_no_processor_running() {
+    let mut kernel = elf(false);
+    // A processor that never leaves by itself: `jmp` to itself.
+    kernel[0x1000..0x1002].copy_from_slice(&[0xeb, 0xfe]);
+    let mut machine = LinuxMachine::new(&crate::open_kvm().unwrap(), &config(kernel)).unwrap();
+    let (done, waits) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let run = std::panic::AssertUnwindSafe(|| machine.run(&mut Panics));
+        let _ = done.send(std::panic::catch_unwind(run).is_err());
+    });
+    // Without the guard the run would wait for its processors for ever.
+    let limit = std::time::Duration::from_secs(60);
+    assert_eq!(waits.recv_timeout(limit), Ok(true));
 }
 
 /// Sharing a kernel between machines costs nothing.
