@@ -9,6 +9,7 @@ pub mod csv;
 pub mod data;
 mod directory;
 pub mod estimate;
+mod fill;
 pub mod label;
 mod page;
 pub mod plot;

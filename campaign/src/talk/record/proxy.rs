@@ -1,366 +1,23 @@
-//! Runs a client once, through a proxy, and notes what it says.
-//!
-//! The proxy lets client and guest talk in turns. It takes all that the client does until that waits (nothing comes for a moment,
-//! and none of its processes has anything to do), hands it to the guest, takes all that the guest answers, and hands that to the
-//! client. So what a client does before it has an answer, and what because of it, does not depend on who was faster.
+//! The proxy between client and guest, which lets them talk in turns.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use quorate_executor::patience::patient;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::conversation::{Act, Log, MAX_CONNECTIONS, MAX_RECEIVED_BYTES, MAX_SENT_BYTES};
-use super::file::Recorded;
+use super::client::Client;
+use super::{CHUNK, Published, RecordError, RecordSettings, last_lines, proxy};
+use crate::talk::conversation::{Act, Log, MAX_CONNECTIONS, MAX_RECEIVED_BYTES, MAX_SENT_BYTES};
 
-/// Bytes of the client's standard output, and of its standard error, that are kept (R10). The rest is read and dropped.
-pub const MAX_PRINTED_BYTES: usize = 1 << 20;
 /// How long a client that is at work is waited for after it has said something, before the guest gets that.
 const MAX_BUSY: Duration = Duration::from_secs(2);
-/// Ports of the proxy, below those that the kernel hands out, and how many there are.
-const FIRST_PROXY_PORT: u16 = 21_000;
-const PROXY_PORTS: u16 = 10_000;
-/// How long another recording that has the port is waited for.
-const PORT_PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes read at once.
-const CHUNK: usize = 64 * 1024;
-/// Lines of what the client said of errors that an error shows.
-const LAST_LINES: usize = 12;
-
-/// How a client is recorded. All times are those of a processor at its own speed ([`quorate_executor::patience`]): an answer of which one
-/// half came later than that would be recorded as two, and another golden run be played.
-#[derive(Clone, Debug)]
-pub struct RecordSettings {
-    /// How long the command may take.
-    pub timeout: Duration,
-    /// How long nothing must come of the client for it to be waiting.
-    pub client_quiet: Duration,
-    /// How long nothing must come of the guest for its answer to be complete.
-    pub guest_quiet: Duration,
-    /// Where the command runs.
-    pub directory: Option<PathBuf>,
-}
-
-impl Default for RecordSettings {
-    fn default() -> Self {
-        RecordSettings {
-            timeout: Duration::from_secs(60),
-            client_quiet: Duration::from_millis(1),
-            guest_quiet: Duration::from_millis(20),
-            directory: None,
-        }
-    }
-}
-
-/// Why there is no conversation.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The command cannot be run.
-    #[error("the client {command:?} cannot be run: {source}")]
-    Spawn {
-        /// The program.
-        command: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// It failed, without any fault in the guest.
-    #[error(
-        "the client failed in the golden run ({status}), so it says nothing about faults; it printed:\n{printed}"
-    )]
-    Failed {
-        /// How it ended.
-        status: ExitStatus,
-        /// The end of what it printed.
-        printed: String,
-    },
-    /// It does not end.
-    #[error("the client did not end within {} s (timeout_s in [workload]); {waits}; it printed:\n{printed}", timeout.as_secs())]
-    Timeout {
-        /// What it had.
-        timeout: Duration,
-        /// Who waits for whom.
-        waits: String,
-        /// The end of what it printed.
-        printed: String,
-    },
-    /// A bound was reached.
-    #[error("the client {what}: at most {most} are possible in a conversation")]
-    TooMuch {
-        /// What it did.
-        what: &'static str,
-        /// The bound.
-        most: usize,
-    },
-    /// No command.
-    #[error("the client's command is empty")]
-    Empty,
-    /// The proxy itself.
-    #[error("the recording proxy: {action}: {source}")]
-    Proxy {
-        /// What it tried.
-        action: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-fn proxy(action: &'static str) -> impl FnOnce(io::Error) -> RecordError {
-    move |source| RecordError::Proxy { action, source }
-}
-
-/// Runs `command` against the published ports and notes what it says. `ports`: the guest's port, and where it is published.
-///
-/// The command finds the proxy by `QUORATE_HOST`, `QUORATE_PORT` (the first port) and `QUORATE_PORT_<guest port>`.
-///
-/// # Errors
-/// When the command cannot be run, fails, or does not end; the error shows what it printed.
-pub fn record(
-    command: &[String],
-    ports: &[(u16, SocketAddr)],
-    settings: &RecordSettings,
-) -> Result<Recorded, RecordError> {
-    let mut listeners = Vec::new();
-    for (port, to) in ports {
-        let listener = listen(*port)?;
-        listener
-            .set_nonblocking(true)
-            .map_err(proxy("a listener"))?;
-        let at = listener.local_addr().map_err(proxy("a listener"))?;
-        listeners.push(Published {
-            port: *port,
-            to: *to,
-            at: at.port(),
-            listener,
-        });
-    }
-    let client = Client::start(command, &listeners, settings)?;
-    let mut proxy = Proxy {
-        listeners,
-        client,
-        lines: Vec::new(),
-        log: Log::default(),
-        sent: 0,
-        received: 0,
-        settings: settings.clone(),
-        deadline: Instant::now() + patient(settings.timeout),
-    };
-    let status = proxy.run()?;
-    let (stdout, stderr) = proxy.client.printed();
-    if !status.success() {
-        return Err(RecordError::Failed {
-            status,
-            printed: last_lines(&stdout, &stderr),
-        });
-    }
-    Ok(Recorded {
-        conversation: proxy.log.canonical(),
-        status: status.code().unwrap_or(-1),
-        stdout,
-        stderr,
-    })
-}
-
-/// A port of the proxy for one of the guest. A client may say which port it talks to (HTTP's `Host`), so it is the same one each
-/// time if that is to be had: another recording is waited for, and then any other is taken.
-fn listen(port: u16) -> Result<TcpListener, RecordError> {
-    let wanted = FIRST_PROXY_PORT + port % PROXY_PORTS;
-    let deadline = Instant::now() + PORT_PATIENCE;
-    loop {
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, wanted)) {
-            Ok(listener) => return Ok(listener),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(_) => break,
-        }
-    }
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(proxy("no port"))
-}
-
-struct Published {
-    port: u16,
-    to: SocketAddr,
-    at: u16,
-    listener: TcpListener,
-}
-
-/// The command, and threads that read what it prints.
-struct Client {
-    child: Child,
-    group: Pid,
-    status: Option<ExitStatus>,
-    killed: bool,
-    readers: Vec<JoinHandle<Vec<u8>>>,
-}
-
-impl Client {
-    fn start(
-        command: &[String],
-        listeners: &[Published],
-        settings: &RecordSettings,
-    ) -> Result<Client, RecordError> {
-        let (program, arguments) = command.split_first().ok_or(RecordError::Empty)?;
-        let mut run = Command::new(program);
-        run.args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // All that it starts can be found, and ended, by the group.
-            .process_group(0)
-            .env("QUORATE_HOST", "127.0.0.1");
-        if let Some(directory) = &settings.directory {
-            run.current_dir(directory);
-        }
-        for (index, published) in listeners.iter().enumerate() {
-            if index == 0 {
-                run.env("QUORATE_PORT", published.at.to_string());
-            }
-            run.env(
-                format!("QUORATE_PORT_{}", published.port),
-                published.at.to_string(),
-            );
-        }
-        let mut child = run.spawn().map_err(|source| RecordError::Spawn {
-            command: program.clone(),
-            source,
-        })?;
-        let group = Pid::from_child(&child);
-        let mut readers = Vec::new();
-        let outputs: [Option<Box<dyn Read + Send>>; 2] = [
-            child.stdout.take().map(|of| Box::new(of) as _),
-            child.stderr.take().map(|of| Box::new(of) as _),
-        ];
-        for output in outputs.into_iter().flatten() {
-            let thread = std::thread::Builder::new().name("client-output".to_owned());
-            readers.push(
-                thread
-                    .spawn(move || keep(output))
-                    .map_err(proxy("a thread"))?,
-            );
-        }
-        Ok(Client {
-            child,
-            group,
-            status: None,
-            killed: false,
-            readers,
-        })
-    }
-
-    fn has_ended(&mut self) -> bool {
-        if self.status.is_none() {
-            self.status = self.child.try_wait().ok().flatten();
-        }
-        self.status.is_some()
-    }
-
-    /// Ends what is left of it, and says what it printed.
-    fn printed(&mut self) -> (Vec<u8>, Vec<u8>) {
-        // Once only: later the number may be somebody else's.
-        if !std::mem::replace(&mut self.killed, true) {
-            // Whoever is left would keep the pipes open. An error says that nobody is.
-            let _ = kill_process_group(self.group, Signal::KILL);
-        }
-        if self.status.is_none() {
-            self.status = self.child.wait().ok();
-        }
-        let mut printed = self
-            .readers
-            .drain(..)
-            .map(|reader| reader.join().unwrap_or_default());
-        (
-            printed.next().unwrap_or_default(),
-            printed.next().unwrap_or_default(),
-        )
-    }
-
-    /// Whether any of its processes has something to do, as far as `/proc` tells.
-    fn is_busy(&self) -> bool {
-        let Ok(processes) = std::fs::read_dir("/proc") else {
-            return false;
-        };
-        processes.flatten().any(|process| {
-            let name = process.file_name();
-            let is_number = name
-                .as_encoded_bytes()
-                .first()
-                .is_some_and(u8::is_ascii_digit);
-            is_number && in_group(&process.path(), self.group) && any_thread_runs(&process.path())
-        })
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.printed();
-    }
-}
-
-/// State and process group of a `stat` file of `/proc` (proc_pid_stat(5)): fields 3 and 5, behind the name in brackets.
-fn stat(path: &Path) -> Option<(char, i32)> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let mut fields = text.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(1)?.parse().ok()?))
-}
-
-fn in_group(process: &Path, group: Pid) -> bool {
-    stat(&process.join("stat")).is_some_and(|(_, of)| of == group.as_raw_nonzero().get())
-}
-
-fn any_thread_runs(process: &Path) -> bool {
-    let Ok(threads) = std::fs::read_dir(process.join("task")) else {
-        return false;
-    };
-    threads.flatten().any(|thread| {
-        stat(&thread.path().join("stat")).is_some_and(|(state, _)| matches!(state, 'R' | 'D'))
-    })
-}
-
-fn keep(mut from: Box<dyn Read + Send>) -> Vec<u8> {
-    let mut kept = Vec::new();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return kept,
-            Ok(n) => {
-                let room = MAX_PRINTED_BYTES - kept.len();
-                kept.extend_from_slice(&buffer[..n.min(room)]);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return kept,
-        }
-    }
-}
-
-fn last_lines(stdout: &[u8], stderr: &[u8]) -> String {
-    let of = if stderr.iter().any(|byte| !byte.is_ascii_whitespace()) {
-        stderr
-    } else {
-        stdout
-    };
-    let text = String::from_utf8_lossy(of);
-    let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
-    match last.is_empty() {
-        true => "  (nothing)".to_owned(),
-        false => last
-            .iter()
-            .map(|line| format!("  | {line}"))
-            .collect::<Vec<_>>()
-            .join("\n"),
-    }
-}
 
 /// A connection through the proxy.
-struct Line {
+pub(super) struct Line {
     client: TcpStream,
     guest: TcpStream,
     /// What the client has ended: nothing more comes from it.
@@ -375,19 +32,19 @@ struct Line {
     guest_ended: bool,
 }
 
-struct Proxy {
-    listeners: Vec<Published>,
-    client: Client,
-    lines: Vec<Line>,
-    log: Log,
-    sent: usize,
-    received: usize,
-    settings: RecordSettings,
-    deadline: Instant,
+pub(super) struct Proxy {
+    pub(super) listeners: Vec<Published>,
+    pub(super) client: Client,
+    pub(super) lines: Vec<Line>,
+    pub(super) log: Log,
+    pub(super) sent: usize,
+    pub(super) received: usize,
+    pub(super) settings: RecordSettings,
+    pub(super) deadline: Instant,
 }
 
 impl Proxy {
-    fn run(&mut self) -> Result<ExitStatus, RecordError> {
+    pub(super) fn run(&mut self) -> Result<ExitStatus, RecordError> {
         loop {
             let over = self.clients_turn()?;
             self.give_guest()?;
