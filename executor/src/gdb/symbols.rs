@@ -8,9 +8,12 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quorate_abi::image::{ImageView, ROOT_INODE};
 use quorate_vmm::{Machine, MachineConfig};
+
+use crate::patience::patient;
 
 /// Most files of an image that are looked at (R10).
 const MAX_FILES: usize = 1 << 20;
@@ -18,6 +21,9 @@ const MAX_FILES: usize = 1 << 20;
 const MAX_DEPTH: usize = 64;
 /// Most files that are written for gdb (R10).
 const MAX_OBJECTS: usize = 256;
+
+/// How long gdb waits for an answer. A replay that is gone closes the connection, so it need not be short.
+const GDB_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A regular file of the image.
 struct ImageFile {
@@ -180,11 +186,14 @@ impl Symbols {
              set architecture i386:x86-64\n\
              # Code that the guest has not touched yet is in the files only.\n\
              set trust-readonly-sections on\n\
+             # Its own two seconds are too few for a busy host, and an answer asked for again ends the session.\n\
+             set remotetimeout {}\n\
              {}\n\
              define goto-boundary\n  monitor goto $arg0\n  maintenance flush register-cache\nend\n\
              document goto-boundary\nGo to the first instruction on the way to a boundary, forwards or back.\nend\n\
              target remote {}\n",
             quoted(&self.script),
+            patient(GDB_TIMEOUT).as_secs(),
             self.report(),
             self.address
         );
