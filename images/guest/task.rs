@@ -43,6 +43,8 @@ mod call {
 const EINTR: isize = -4;
 const SIGKILL: usize = 9;
 const TIOCSCTTY: usize = 0x540e;
+/// With a number that is not 0: waits until all output has left.
+const TCSBRK: usize = 0x5409;
 const REBOOT_MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
 const REBOOT_POWER_OFF: usize = 0x4321_fedc;
 
@@ -196,6 +198,8 @@ fn end(status: u32) -> ! {
     // SAFETY: no pointers; `ioperm` allows the four ports that `out` writes to.
     unsafe {
         syscall(call::KILL, usize::MAX, SIGKILL, 0, 0);
+        // The last lines may still be on their way, and a machine that is off sends nothing.
+        syscall(call::IOCTL, 1, TCSBRK, 1, 0);
         syscall(call::SYNC, 0, 0, 0, 0);
         if syscall(call::IOPERM, EXIT_PORT as usize, 4, 1, 0) == 0 {
             asm!("out dx, eax", in("dx") EXIT_PORT, in("eax") value, options(nomem, nostack));

@@ -42,6 +42,7 @@ impl Hub {
             owed_since: vec![None; inner.members.len()],
             undecided: false,
             over: false,
+            broken: false,
         };
         inner.channels.insert(conn, channel);
         inner.log.push(ToGuest::Open { conn, guest_port }, 0);
@@ -270,9 +271,12 @@ impl Hub {
         }
     }
 
-    /// The guests broke the connection off, and the client was told.
+    /// The guests broke the connection off, and the client was told. Guests that have only ended it learn that it is over when all have
+    /// said what there was to say: a slow one would lose what it has yet to say.
     pub(super) fn broken_by_guest(&self, inner: &mut Inner, conn: ConnId) {
-        inner.log.push(ToGuest::Reset { conn }, 0);
+        if let Some(channel) = inner.channels.get_mut(&conn) {
+            channel.broken = true;
+        }
         self.close(inner, conn);
     }
 
@@ -491,8 +495,12 @@ impl Hub {
         let matcher = &channel.matcher;
         let done = (0..inner.members.len())
             .all(|me| !matcher.takes_part(id(me)) || matcher.behind(id(me)) == 0);
-        if done {
-            inner.channels.remove(&conn);
+        if done
+            && let Some(channel) = inner.channels.remove(&conn)
+            && channel.broken
+        {
+            inner.log.push(ToGuest::Reset { conn }, 0);
+            self.ring_all();
         }
     }
 }

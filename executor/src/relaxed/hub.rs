@@ -94,6 +94,8 @@ pub(super) struct Channel {
     pub(super) undecided: bool,
     /// The front has no socket for it any more: it is kept for those who have yet to say what was released.
     pub(super) over: bool,
+    /// The guests broke it off.
+    pub(super) broken: bool,
 }
 
 /// How a replica fares.

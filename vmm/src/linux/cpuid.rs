@@ -15,6 +15,8 @@ const LEAF1_ECX_ON: u32 = 1 << 21 | 1 << 24 | 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 /// Leaf 7, EBX: SGX, RDSEED, MPX, Intel PT.
 const LEAF7_EBX_OFF: u32 = 1 << 2 | 1 << 18 | 1 << 14 | 1 << 25;
+/// Leaf 7, ECX: page tables of five levels. No guest here has so much memory, and all that looks at its tables knows four.
+const LEAF7_ECX_OFF: u32 = 1 << 16;
 /// Leaf 7, EDX: AMX, whose state is larger than what KVM_GET_XSAVE gives.
 const LEAF7_EDX_OFF: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 /// Leaf 13: state components of AMX.
@@ -45,13 +47,30 @@ pub(crate) fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, MachineError
     Ok(entries)
 }
 
-/// Whether this host is itself emulated by QEMU, as in the SVM lane. There XSETBV of a nested guest never reaches KVM (seen with QEMU 7.2):
-/// KVM goes on with the XCR0 that it knows, and the guest's AVX instructions fault.
-fn emulated_host() -> bool {
+/// Whether this host is itself emulated by QEMU, as in the SVM lane. Two things differ there from processors (seen with QEMU 7.2). XSETBV of
+/// a nested guest never reaches KVM: KVM goes on with the XCR0 that it knows, and the guest's AVX instructions fault. And a program's
+/// `out` that the I/O bitmap allows faults where the TSS is said to be busy, as KVM says after LTR: see [`idle_task`].
+pub(crate) fn emulated_host() -> bool {
     // "TCGTCGTCGTCG", in the order EBX, ECX, EDX.
     const TCG: [u32; 3] = [0x5447_4354, 0x4354_4743, 0x4743_5447];
     let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
     [leaf.ebx, leaf.ecx, leaf.edx] == TCG
+}
+
+/// Has a processor whose state was put back allow what its I/O bitmap allows, where the host is emulated.
+pub(crate) fn idle_task(fd: &kvm_ioctls::VcpuFd) -> Result<(), MachineError> {
+    const BUSY: u8 = 11;
+    const AVAILABLE: u8 = 9;
+    if !emulated_host() {
+        return Ok(());
+    }
+    let mut sregs = fd.get_sregs().map_err(MachineError::kvm("KVM_GET_SREGS"))?;
+    if sregs.tr.type_ == BUSY {
+        sregs.tr.type_ = AVAILABLE;
+        fd.set_sregs(&sregs)
+            .map_err(MachineError::kvm("KVM_SET_SREGS"))?;
+    }
+    Ok(())
 }
 
 fn without_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
@@ -86,6 +105,7 @@ pub(crate) fn of_cpu(supported: &[kvm_cpuid_entry2], cpu: u8) -> Result<CpuId, M
             (4 | 0x8000_001d, _) => entry.eax &= 0x3fff,
             (7, 0) => {
                 entry.ebx &= !LEAF7_EBX_OFF;
+                entry.ecx &= !LEAF7_ECX_OFF;
                 entry.edx &= !LEAF7_EDX_OFF;
             }
             // Performance counters.
@@ -168,6 +188,7 @@ mod tests {
             assert_eq!(one.ecx >> 24 & 1, 1, "tsc deadline");
             assert_eq!(one.ebx >> 24, u32::from(cpu));
             assert_eq!(find(7, 0).ebx >> 18 & 1, 0, "rdseed");
+            assert_eq!(find(7, 0).ecx >> 16 & 1, 0, "five levels of page tables");
             assert_eq!(find(0x8000_0001, 0).ecx >> 2 & 1, 0, "svm");
             assert_eq!(find(KVM_LEAF, 0).eax, 0x0100_000b);
             assert_eq!(find(0xb, 0).edx, u32::from(cpu));

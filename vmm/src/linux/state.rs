@@ -250,6 +250,7 @@ impl LinuxMachine {
         saved.platform.put(&self.vm)?;
         for (vcpu, state) in self.vcpus.iter().zip(&saved.vcpus) {
             state.put(&vcpu.fd, &self.offers)?;
+            super::cpuid::idle_task(&vcpu.fd)?;
         }
         let ram = &self.memory.ram;
         self.shared.devices().restore(ram, &saved.devices)?;

@@ -64,6 +64,33 @@ fn a_quorum_that_has_booted_serves_and_the_last_one_catches_up() {
     assert_eq!(set.alive(), [false, true, true]);
 }
 
+/// A replica that boots later has yet to say what the others have, before it is told that they broke the connection off.
+#[test]
+fn what_a_quorum_breaks_off_is_not_taken_from_the_last_one() {
+    let set = booting(&[
+        Manner::EchoesAndResets,
+        Manner::EchoesAndResets,
+        Manner::Hung,
+    ]);
+    let mut client = set.connect();
+    client.write_all(b"x").unwrap();
+    let mut answer = Vec::new();
+    // The reset may overtake what it was sent.
+    assert!(client.read_to_end(&mut answer).is_err(), "it is reset");
+    let channels = |set: &Set| set.hub.lock().channels.len();
+    set.until("the front has forgotten it", |set| {
+        set.hub.lock().channels.values().all(|channel| channel.over)
+    });
+    assert_eq!(channels(&set), 1, "it is kept for the last one");
+    let events = set.hub.lock().log.events();
+    assert_eq!(events, 2, "opened, and a byte");
+    set.becomes(2, Manner::EchoesAndResets);
+    set.until("all have broken it off", |set| channels(set) == 0);
+    let events = set.hub.lock().log.events();
+    assert_eq!(events, 3, "now it is over for the guests, too");
+    assert_eq!(set.alive(), [true; 3]);
+}
+
 #[test]
 fn who_has_not_booted_in_time_is_a_laggard_like_any_other() {
     let set = booting(&[Manner::Echo, Manner::Echo, Manner::Hung]);

@@ -40,6 +40,8 @@ enum Manner {
     Refuses,
     /// Breaks a connection off when it was sent something.
     Resets,
+    /// Says it back, and breaks the connection off.
+    EchoesAndResets,
     /// Numbers requests over all connections, as INCR does.
     Counts,
 }
@@ -150,6 +152,9 @@ fn act(hub: &Hub, me: usize, stop: &AtomicBool, manners: &Mutex<Vec<Manner>>) {
                         let taken = hub.push(inner, me, *conn, &answer);
                         if taken < answer.len() {
                             unsaid.insert(*conn, answer[taken..].to_vec());
+                        }
+                        if manner == Manner::EchoesAndResets {
+                            hub.push_end(inner, me, *conn, EndOfStream::Reset);
                         }
                     }
                     ToGuest::Shut { conn } => {
