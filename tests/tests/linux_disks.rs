@@ -179,7 +179,8 @@ fn a_raw_device_is_confirmed_and_a_file_system_is_reported() {
     assert!(disk[blocks * BLOCK..].iter().all(|byte| *byte == 0));
 
     // The file system: what was not agreed on is told, and is not there.
-    let line = said.lines().find(|line| line.contains("disk files:"));
+    let mut lines = said.lines().filter(|line| line.contains("disk files:"));
+    let line = lines.find(|line| line.contains("never confirmed"));
     let line = line.unwrap_or_else(|| panic!("all of an ext4 file system was the same: {said}"));
     eprintln!("{line}");
     assert!(line.contains("(vote, unconfirmed = report)"), "{line}");
