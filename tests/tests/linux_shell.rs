@@ -76,9 +76,3 @@ fn debian_boots_to_a_shell_on_a_voted_disk_and_powers_off() {
     let _turn = one_at_a_time("Debian under its own kernel, typed at");
     a_shell("debian:cloud", "6.1.");
 }
-
-#[test]
-fn so_does_the_kernel_of_the_backports() {
-    let _turn = one_at_a_time("Debian under the backports' kernel, typed at");
-    a_shell("debian:cloud@6.12", "6.12.");
-}
