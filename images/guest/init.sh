@@ -30,6 +30,9 @@ await() {
 }
 
 hostname "$hostname"
+# Whoever connects comes from the VMM alone. With cookies a full queue has the kernel forget a connection that it has accepted, and reset it
+# when its second segment comes first; without them it is slow to accept, and the VMM tries again.
+[ ! -e /proc/sys/net/ipv4/tcp_syncookies ] || echo 0 > /proc/sys/net/ipv4/tcp_syncookies
 ip link set lo up
 if [ -e /sys/class/net/eth0 ]; then
     ip addr add "$address" dev eth0 && ip link set eth0 up && ip route add default via "$gateway" ||

@@ -200,7 +200,8 @@ fn options() -> Options {
                 config.disks.push(DiskConfig {
                     bytes: file.metadata().unwrap().len() & !511,
                     read_only,
-                    id: format!("disk{, sync: false,}", options.disks.len()),
+                    id: format!("disk{}", options.disks.len()),
+                    sync: false,
                 });
                 options.disks.push(file);
             }
