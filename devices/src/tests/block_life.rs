@@ -474,8 +474,7 @@ fn writes_of_a_sync_disk_wait() {
     });
     let data = &mut Data::default();
     let write = disk.ask(OUT, 3, &[(DATA, 512, false)]);
-    let at = disk.segment(WRITE_ZEROES, 8, 4, 0);
-    let zero = disk.ask(WRITE_ZEROES, 0, &[(at, 16, false)]);
+    let zero = disk.segment(WRITE_ZEROES, 8, 4, 0);
     let refused = disk.ask(OUT, SECTORS, &[(DATA, 512, false)]);
     let asked = disk.collect();
     assert_eq!(asked.len(), 2, "{asked:?}");
