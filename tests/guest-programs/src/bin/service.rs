@@ -68,7 +68,11 @@ fn own() -> Own {
 }
 
 fn answer(own: &Own, shared: &Mutex<Shared>, line: &str) -> String {
-    let lock = || shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let lock = || {
+        shared
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    };
     let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
     match command {
         "LOGIN" => {
@@ -99,7 +103,11 @@ fn answer(own: &Own, shared: &Mutex<Shared>, line: &str) -> String {
         "GET" => {
             let mut data = Aligned([0; SECTOR]);
             let at = rest.parse::<u64>().unwrap_or(0) * SECTOR as u64;
-            match own.disk.as_ref().map(|disk| disk.read_exact_at(&mut data.0, at)) {
+            match own
+                .disk
+                .as_ref()
+                .map(|disk| disk.read_exact_at(&mut data.0, at))
+            {
                 Some(Ok(())) => {
                     let text = data.0.split(|byte| *byte == 0).next().unwrap_or_default();
                     String::from_utf8_lossy(text).into_owned()
