@@ -301,7 +301,7 @@ impl fmt::Display for Event {
             }
             Event::LeftOut { replica, reason } => write!(
                 f,
-                "replica {replica} is left out: {reason}; `quorate recover {replica}` brings it back"
+                "replica {replica} is left out: {reason}; `quorate recover {replica}` tries again"
             ),
             Event::InputLeftOut {
                 replica,

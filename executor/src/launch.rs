@@ -188,7 +188,7 @@ impl Plan {
                     LayoutKind::Same => "same",
                     LayoutKind::Random => "random",
                 },
-                recovery: recovery(&appliance.recovery, options),
+                recovery: recovery(appliance, options),
                 start_ns: 0,
             },
             publish,
@@ -491,13 +491,19 @@ impl Running {
     }
 }
 
-pub(crate) fn recovery(
-    given: &quorate_images::appliance::Recovery,
-    options: &Options,
-) -> RecoveryConfig {
-    let interval = options
-        .checkpoint_interval
-        .unwrap_or(Duration::from_millis(given.checkpoint_interval_ms));
+/// How often a replica takes a checkpoint, unless something else is asked for.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
+/// The same of a Linux machine: a whole system writes to many more pages in any second.
+const LINUX_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+
+pub(crate) fn recovery(appliance: &Appliance, options: &Options) -> RecoveryConfig {
+    let given = &appliance.recovery;
+    let usual = match appliance.linux {
+        Some(_) => LINUX_CHECKPOINT_INTERVAL,
+        None => CHECKPOINT_INTERVAL,
+    };
+    let named = given.checkpoint_interval_ms.map(Duration::from_millis);
+    let interval = options.checkpoint_interval.or(named).unwrap_or(usual);
     let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     RecoveryConfig {
         enabled: options.recovery.unwrap_or(given.enabled),

@@ -69,7 +69,7 @@
 //!
 //! [recovery]
 //! # enabled = true                  # a replica that was stopped comes back
-//! # checkpoint_interval_ms = 1000   # 0: no checkpoints
+//! # checkpoint_interval_ms = 1000   # 0: no checkpoints; default 250, and 5000 for Linux machines
 //! # checkpoint_journal = "64M"      # one also after so much journal
 //! # history = "64M"                 # how much journal is kept from the very beginning
 //! # keep = 2                        # checkpoints of each replica

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use quorate_devices::{
     BlockOp, BlockStatus, Completion, DiskConfig, DiskReads, Entry, Output, Waiting,
 };
+use quorate_executor::seeds::RunSeed;
 use quorate_images::{Appliance, BuildOptions, BuiltImage, default_cache_dir};
 use quorate_tests::linux::runs_here;
 use quorate_vmm::linux::{
@@ -112,7 +113,7 @@ fn image(script: &str) -> BuiltImage {
     quorate_images::build(&appliance, &BuildOptions::new(default_cache_dir())).expect("the image")
 }
 
-fn config(image: &BuiltImage, seed: u8) -> LinuxConfig {
+fn config(image: &BuiltImage, layout_seed: [u8; 32]) -> LinuxConfig {
     let boot = image.linux.as_ref().expect("what Linux boots");
     let initramfs = boot.initramfs.as_ref();
     LinuxConfig {
@@ -122,7 +123,7 @@ fn config(image: &BuiltImage, seed: u8) -> LinuxConfig {
         memory_bytes: 192 << 20,
         cpus: boot.cpus,
         console: LinuxConsole::Serial,
-        layout_seed: [seed; 32],
+        layout_seed,
         input_seed: [9; 32],
         disks: vec![DiskConfig {
             bytes: std::fs::metadata(&image.path).unwrap().len(),
@@ -147,9 +148,9 @@ fn world(image: &BuiltImage, machine: &LinuxMachine) -> World {
     }
 }
 
-fn boot(image: &BuiltImage, seed: u8) -> (LinuxMachine, World) {
+fn boot(image: &BuiltImage, layout_seed: [u8; 32]) -> (LinuxMachine, World) {
     let kvm = open_kvm().unwrap();
-    let machine = LinuxMachine::new(&kvm, &config(image, seed)).expect("a machine");
+    let machine = LinuxMachine::new(&kvm, &config(image, layout_seed)).expect("a machine");
     let world = world(image, &machine);
     (machine, world)
 }
@@ -173,8 +174,10 @@ fn replicas_boot_from_ext4_run_their_program_and_have_other_addresses() {
     if !runs_here() {
         return;
     }
-    let run = |seed| {
-        let (mut machine, mut world) = boot(&image, seed);
+    // As the replicas of one run have them.
+    let of_run = RunSeed::from_text("one run");
+    let run = |replica| {
+        let (mut machine, mut world) = boot(&image, of_run.layout(replica, 0));
         let end = machine.run(&mut world);
         assert_eq!(end, LinuxEnd::PoweredOff, "{}", world.console);
         assert_eq!(world.status, Some(7 << 8), "{}", world.console);
@@ -186,7 +189,7 @@ fn replicas_boot_from_ext4_run_their_program_and_have_other_addresses() {
         };
         [one("text"), one("stack"), one("random")]
     };
-    let replicas = [run(1), run(2), run(3)];
+    let replicas = [run(0), run(1), run(2)];
     eprintln!("_text, [stack], /dev/urandom of three replicas: {replicas:#?}");
     for what in 1..3 {
         let [a, b, c] = [0, 1, 2].map(|replica: usize| &replicas[replica][what]);
@@ -203,7 +206,7 @@ fn a_checkpoint_goes_on_in_another_machine_as_often_as_wanted() {
     if !runs_here() {
         return;
     }
-    let (mut machine, mut world) = boot(&image, 1);
+    let (mut machine, mut world) = boot(&image, [1; 32]);
     machine.track_dirty().unwrap();
     world.pause_at = Some("ready");
     assert_eq!(
@@ -225,7 +228,7 @@ fn a_checkpoint_goes_on_in_another_machine_as_often_as_wanted() {
     eprintln!("the second checkpoint: {pause:?}");
     drop(machine);
     for (word, checkpoint) in [("one", &first), ("two", &second), ("three", &first)] {
-        let (mut other, mut world) = boot(&image, 2);
+        let (mut other, mut world) = boot(&image, [2; 32]);
         other.restore(checkpoint).unwrap();
         world.console.push_str("ready");
         world.answer = Some((
@@ -249,7 +252,7 @@ fn a_machine_can_be_killed_crashed_hung_and_brought_back() {
     if !runs_here() {
         return;
     }
-    let (mut machine, mut world) = boot(&image, 1);
+    let (mut machine, mut world) = boot(&image, [1; 32]);
     world.pause_at = Some("ready");
     assert_eq!(
         machine.run(&mut world),

@@ -6,9 +6,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use quorate_executor::exit::ExitCode;
 use quorate_tests::load::Load;
-use quorate_tests::set::Options;
+use quorate_tests::set::{Options, Set};
+use quorate_tests::watch::{Watch, state, wait_whole};
 use quorate_tests::{one_at_a_time, repository, shortened};
+use quorate_vmm::linux::refusal;
+use quorate_vmm::{open_kvm, probe};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -173,7 +177,11 @@ fn a_web_server_answers_alike_behind_a_mask() {
 fn what_is_not_there_is_refused_in_one_line() {
     let _turn = one_at_a_time("commands that a relaxed set does not know");
     let set = appliance("redis", "[relaxed]", 6379).start().unwrap();
-    for words in [&["add"][..], &["checkpoint", "/tmp/nowhere-at-all"][..]] {
+    for words in [
+        &["add"][..],
+        &["remove", "1"],
+        &["checkpoint", "/tmp/nowhere-at-all"],
+    ] {
         let ended = set.command(words).unwrap();
         assert_ne!(ended.code, 0, "{words:?}");
         assert!(
@@ -192,4 +200,117 @@ fn what_is_not_there_is_refused_in_one_line() {
         ended.code != 0 && ended.stderr.contains("--record"),
         "{ended:?}"
     );
+}
+
+/// The command is refused, and says this.
+fn refused(set: &Set, words: &[&str], why: &str) {
+    let ended = set.command(words).unwrap();
+    assert_eq!(ended.code, ExitCode::Control as i32, "{words:?}");
+    assert!(ended.stderr.contains(why), "{words:?}: {}", ended.stderr);
+}
+
+/// Crashes a replica until it is left out.
+fn crash_until_left_out(set: &Set, load: &Load, victim: usize) {
+    let mut watch = Watch::new(set).unwrap();
+    for crash in 1..=4 {
+        let more = shortened(200, 20) as u64;
+        assert!(load.wait_for_progress(more, PATIENCE));
+        set.inject(victim, &["crash"]).unwrap();
+        let events = watch
+            .next("recovered or left out", PATIENCE, |event| {
+                event["replica"] == victim
+                    && (event["event"] == "recovered" || event["event"] == "left-out")
+            })
+            .unwrap();
+        if events.last().unwrap()["event"] == "left-out" {
+            println!("  after {crash} crashes: {}", events.last().unwrap());
+            assert_eq!(state(set).unwrap()["replicas"][victim]["state"], "left-out");
+            return;
+        }
+    }
+    panic!("it came back each time");
+}
+
+#[test]
+fn a_replica_that_was_left_out_is_asked_back_and_its_word_counts() {
+    let _turn = one_at_a_time("relaxed Redis: the crash limit, and quorate recover R");
+    let lines = "[relaxed]\n[recovery]\ncrash_limit = 1\ncrash_window_s = 600\nhistory = \"1G\"";
+    let set = appliance("redis", lines, 6379).start().unwrap();
+    let load = Load::start(set.address(), 4, 8);
+    refused(&set, &["recover", "1"], "replica 1 runs; name a step");
+    refused(&set, &["recover", "9"], "there is no replica 9");
+    refused(
+        &set,
+        &["recover", "1", "--step", "clone"],
+        "the steps are checkpoint and replay",
+    );
+    crash_until_left_out(&set, &load, 1);
+    let mut watch = Watch::new(&set).unwrap();
+    set.must(&["recover", "1"]).unwrap();
+    let back = watch.next_of("recovered", 1, PATIENCE).unwrap();
+    println!("  {}", back.last().unwrap());
+    assert_eq!(wait_whole(&set, PATIENCE).unwrap()["running"], 3);
+    // One that runs begins again, here from the very beginning.
+    set.must(&["recover", "2", "--step", "replay"]).unwrap();
+    let back = watch.next_of("recovered", 2, PATIENCE).unwrap();
+    assert_eq!(back.last().unwrap()["step"], "replay");
+    wait_whole(&set, PATIENCE).unwrap();
+    // Its record is clean, and its word is one of the two that are needed now.
+    crash_until_left_out(&set, &load, 0);
+    assert!(load.wait_for_progress(shortened(500, 50) as u64, PATIENCE));
+    assert_eq!(state(&set).unwrap()["running"], 2);
+    let seen = load.finish();
+    assert!(seen.wrong.is_empty() && seen.ended.is_empty(), "{seen:?}");
+    assert_eq!(set.stop().unwrap().code, 0);
+}
+
+#[test]
+fn what_cannot_be_brought_back_is_refused_with_the_reason() {
+    let _turn =
+        one_at_a_time("relaxed Redis: quorate recover R where nothing is left to recover from");
+    let lines = "[relaxed]\n[recovery]\ncheckpoint_interval_ms = 0\nhistory = \"4K\"";
+    let set = appliance("redis", lines, 6379).start().unwrap();
+    let load = Load::start(set.address(), 4, 9);
+    assert!(load.wait_for_progress(shortened(1000, 100) as u64, PATIENCE));
+    let mut watch = Watch::new(&set).unwrap();
+    set.kill(1).unwrap();
+    watch.next_of("left-out", 1, PATIENCE).unwrap();
+    refused(
+        &set,
+        &["recover", "1"],
+        "there is no checkpoint of replica 1, and the inputs since the beginning are no longer all there",
+    );
+    let seen = load.finish();
+    assert!(seen.wrong.is_empty() && seen.ended.is_empty(), "{seen:?}");
+    assert_eq!(set.stop().unwrap().code, 0);
+
+    let set = appliance("redis", "[relaxed]", 6379).without_recovery();
+    let set = set.start().unwrap();
+    set.kill(1).unwrap();
+    refused(&set, &["recover", "1"], "--recovery off");
+    assert_eq!(set.stop().unwrap().code, 0);
+}
+
+/// Where ring 0 is interpreted (elsewhere there is nothing to refuse).
+#[test]
+fn linux_is_refused_where_it_cannot_run_and_ends_within_a_bound_if_forced() {
+    let _turn = one_at_a_time("a Linux appliance where ring 0 is interpreted, refused and forced");
+    if refusal(&probe(&open_kvm().unwrap()).unwrap()).is_none() {
+        return eprintln!("skipped: this host runs ring 0 in hardware");
+    }
+    let path = repository().join("images/appliances/nginx-linux.toml");
+    let options = Options::new(&path).publish(80).replicas(2);
+    let ended = options.spawn().unwrap().wait().unwrap();
+    assert_eq!(ended.code, ExitCode::Host as i32, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("interprets ring 0") && ended.stderr.contains("--force tries"),
+        "{}",
+        ended.stderr
+    );
+    let set = options.arguments(&["--force"]).spawn().unwrap();
+    let wanted = "the guests did not get through their start";
+    let said = set.wait_for(wanted, 2 * PATIENCE, |line| line.contains(wanted));
+    println!("  {}", said.unwrap().text);
+    let ended = set.wait().unwrap();
+    assert_eq!(ended.code, ExitCode::Host as i32, "{}", ended.stderr);
 }

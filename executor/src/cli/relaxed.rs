@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 
 use super::progress::{Progress, line};
 use super::run::{control_failure, watch};
-use super::{LayoutArg, RunArgs};
+use super::{LayoutArg, OnOff, RunArgs};
 use crate::console::Console;
 use crate::control::{paths, server::Server};
 use crate::exit::{ExitCode, Failure};
@@ -34,7 +34,7 @@ pub fn run(args: RunArgs, appliance: &Appliance) -> Result<ExitCode, Failure> {
         publish: args.publish,
         memory: args.memory,
         no_quorum: args.no_quorum,
-        recovery: None,
+        recovery: args.recovery.map(|wanted| matches!(wanted, OnOff::On)),
         checkpoint_interval: args.checkpoint_interval,
         stop_grace: Some(Duration::from_secs(args.stop_grace)),
         cache_dir: None,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::port::{Next, Port, Stop};
+use super::recovery::Taken;
 use crate::inject::Fault;
 use crate::replica::{Kick, Tamper, Turn, Vcpu};
 pub use crate::shared::Mail;
@@ -30,13 +31,7 @@ pub trait Guest {
     ///
     /// # Errors
     /// When there is none, or the host does not take the state.
-    fn restore(&mut self) -> Result<(), String> {
-        Err("such a machine takes no checkpoints".to_owned())
-    }
-    /// Whether such a guest can be brought back when it was stopped.
-    fn comes_back(&self) -> bool {
-        false
-    }
+    fn restore(&mut self) -> Result<(), String>;
     /// Start address of each region of the layout.
     fn layout(&self) -> Vec<(&'static str, u64)>;
 }
@@ -67,10 +62,14 @@ impl<V: Vcpu> EmbeddedGuest<V> {
         if port.checkpoint_due(wait_until_ns) {
             let base = self.kept.as_ref().map(|(checkpoint, _)| checkpoint);
             let taken = self.vcpu.checkpoint(base);
-            port.checkpointed(taken.map(|(checkpoint, _)| {
-                let positions = V::positions(&checkpoint);
+            port.checkpointed(taken.map(|(checkpoint, pause)| {
+                let taken = Taken {
+                    positions: V::positions(&checkpoint),
+                    pages: V::pages(&checkpoint),
+                    pause,
+                };
                 self.kept = Some((checkpoint, wait_until_ns));
-                positions
+                taken
             }));
         }
         loop {
@@ -149,10 +148,6 @@ impl<V: Vcpu> Guest for EmbeddedGuest<V> {
 
     fn kicker(&self) -> Kick {
         self.vcpu.kicker()
-    }
-
-    fn comes_back(&self) -> bool {
-        true
     }
 
     fn restore(&mut self) -> Result<(), String> {

@@ -65,6 +65,8 @@ pub struct Settings {
     pub no_quorum: NoQuorum,
     /// How stopped replicas come back.
     pub recovery: RecoveryConfig,
+    /// Why the guests are not expected to run on this host; they are tried all the same, for [`super::members::DOUBT_PATIENCE`].
+    pub doubt: Option<String>,
 }
 
 /// One connection.
@@ -127,6 +129,8 @@ pub(super) struct Member {
     /// The same at the last tick.
     pub(super) ticked: u64,
     pub(super) output_bytes: u64,
+    /// Its guest has said something, or asked something of a disk.
+    pub(super) spoke: bool,
     pub(super) ran: Duration,
     /// Since when the others wait for it, by the fair clock, and what it has done until then.
     pub(super) lags_since: Option<(u64, u64)>,
@@ -144,6 +148,13 @@ pub(super) struct Member {
     pub(super) boot: Boot,
     /// The newest of its console, whether or not others say it.
     pub(super) console: Vec<u8>,
+}
+
+impl Member {
+    /// It runs, and is not on its way back.
+    pub(super) fn votes(&self) -> bool {
+        self.alive && self.recovery.returning.is_none()
+    }
 }
 
 pub(super) struct Inner {
@@ -226,6 +237,7 @@ impl Hub {
             exchanges: 0,
             ticked: 0,
             output_bytes: 0,
+            spoke: false,
             ran: Duration::ZERO,
             lags_since: None,
             layout: Vec::new(),

@@ -1,20 +1,35 @@
 //! A Linux machine as a guest: it runs freely, and its device thread talks to the port.
+//!
+//! A checkpoint is taken between two runs of the machine: the exchange that finds one due asks for a pause, what it has for the guest is
+//! still delivered, then all processors leave the guest. What the guest has put into its queues meanwhile is in its memory, and is
+//! taken out by the next exchange, here or after a restore.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quorate_abi::sync::WAIT_FOREVER;
 use quorate_devices::{DiskReads, Entry, Output};
-use quorate_vmm::linux::{Exchange, Exchanged, LinuxEnd, LinuxHandle, LinuxMachine};
+use quorate_vmm::linux::{
+    Exchange, Exchanged, LinuxCheckpoint, LinuxEnd, LinuxHandle, LinuxMachine,
+};
 
 use super::guest::{End, Guest};
 use super::port::{Port, Reads, Stop};
+use super::recovery::Taken;
 use crate::inject::Fault;
-use crate::replica::{Kick, Tamper};
+use crate::replica::{Kick, Pause, Tamper};
+
+/// Makes another machine like it.
+pub type Another = Box<dyn Fn() -> Result<LinuxMachine, String>>;
 
 /// See the module.
 pub struct LinuxGuest {
     machine: LinuxMachine,
     handle: LinuxHandle,
+    another: Another,
+    /// Its last checkpoint.
+    kept: Option<LinuxCheckpoint>,
+    tracks: bool,
 }
 
 /// Its world while it runs.
@@ -27,17 +42,43 @@ struct World<'p> {
     given: &'p mut Entry,
     /// Its program's end was told.
     left: bool,
+    /// A checkpoint is due: the machine was asked to pause.
+    due: bool,
     misbehaved: Option<String>,
     asked_to_end: bool,
     exchanged: Instant,
 }
 
 impl LinuxGuest {
-    /// A machine that has not run.
+    /// A machine that has not run, and how to make another one like it.
     #[must_use]
-    pub fn new(machine: LinuxMachine) -> LinuxGuest {
-        let handle = machine.handle();
-        LinuxGuest { machine, handle }
+    pub fn new(machine: LinuxMachine, another: Another) -> LinuxGuest {
+        LinuxGuest {
+            handle: machine.handle(),
+            machine,
+            another,
+            kept: None,
+            tracks: false,
+        }
+    }
+
+    /// Takes a checkpoint of the paused machine.
+    fn checkpoint(&mut self, port: &Port) {
+        let taken = self.machine.checkpoint(self.kept.as_ref());
+        let taken = taken.map(|(checkpoint, cost)| {
+            let taken = Taken {
+                positions: checkpoint.disk_positions(),
+                pages: checkpoint.pages_kept(),
+                pause: Pause {
+                    dirty_pages: cost.dirty_pages,
+                    copied_bytes: cost.copied_bytes,
+                    pause: Duration::from_micros(cost.micros),
+                },
+            };
+            self.kept = Some(checkpoint);
+            taken
+        });
+        port.checkpointed(taken.map_err(|error| error.to_string()));
     }
 
     /// Applies injected faults to the paused machine. False: the replica is to leave.
@@ -128,6 +169,13 @@ impl Exchange for World<'_> {
         let now = hub.clock.monotonic_ns();
         match self.port.exchange(outputs, now) {
             Ok(entry) => {
+                if !self.due
+                    && self.port.was_given_input()
+                    && self.port.checkpoint_due(WAIT_FOREVER)
+                {
+                    self.due = true;
+                    self.handle.pause();
+                }
                 let deadline = self.port.deadline_ns();
                 let left = deadline.map(|at| Duration::from_nanos(at.saturating_sub(now)));
                 self.given.completions.clone_from(&entry.completions);
@@ -159,6 +207,15 @@ impl Guest for LinuxGuest {
         let (hub, me) = (Arc::clone(port.hub()), port.replica());
         let mut tamper = Tamper::default();
         let mut given = Entry::default();
+        if hub.takes_checkpoints()
+            && !std::mem::replace(&mut self.tracks, true)
+            && let Err(error) = self.machine.track_dirty()
+        {
+            // Checkpoints look at all of memory then.
+            hub.note(format!(
+                "replica {me}: changed pages cannot be tracked: {error}"
+            ));
+        }
         loop {
             let mut world = World {
                 port,
@@ -167,14 +224,18 @@ impl Guest for LinuxGuest {
                 tamper: &mut tamper,
                 given: &mut given,
                 left: false,
+                due: false,
                 misbehaved: None,
                 asked_to_end: false,
                 exchanged: Instant::now(),
             };
             let end = self.machine.run(&mut world);
-            let (left, misbehaved) = (world.left, world.misbehaved.take());
+            let (left, due, misbehaved) = (world.left, world.due, world.misbehaved.take());
             match end {
                 LinuxEnd::Paused => {
+                    if due {
+                        self.checkpoint(port);
+                    }
                     if !self.open_mail(port, &mut tamper) || hub.must_leave(me) {
                         return End::Left;
                     }
@@ -200,6 +261,23 @@ impl Guest for LinuxGuest {
     fn kicker(&self) -> Kick {
         let handle = self.handle.clone();
         Arc::new(move || handle.pause())
+    }
+
+    /// The machine that there is, whatever state it is in; another one if that cannot take it.
+    fn restore(&mut self) -> Result<(), String> {
+        let kept = self.kept.as_ref().ok_or("there is no checkpoint")?;
+        let Err(error) = self.machine.restore(kept) else {
+            return Ok(());
+        };
+        tracing::warn!("a machine does not take its checkpoint: {error}");
+        let mut machine = (self.another)()
+            .map_err(|another| format!("{error}; and another machine cannot be made: {another}"))?;
+        let tracks = self.tracks && machine.track_dirty().is_ok();
+        machine.restore(kept).map_err(|error| error.to_string())?;
+        self.handle = machine.handle();
+        self.machine = machine;
+        self.tracks = tracks;
+        Ok(())
     }
 
     fn layout(&self) -> Vec<(&'static str, u64)> {

@@ -10,11 +10,15 @@ use super::link::ConnId;
 use crate::events::{End, Event};
 use crate::exit::{ExitCode, Failure};
 use crate::inject::{Applied, FAULTS_KEPT, FAULTS_WAITING};
+use crate::patience::patient;
 use crate::replica::Kick;
 use crate::shared::Mail;
 
 /// How often [`Hub::tick`] is to be called.
 pub const TICK: Duration = Duration::from_millis(100);
+/// How long guests that are not expected to run on this host (`--force`) are tried until one of them says anything. A processor whose
+/// ring 0 is interpreted would need the better part of an hour.
+pub const DOUBT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the host's clock may have to be fair to all: a connection on which nothing can be decided is looked at again before it is
 /// said that there is no majority.
 const UNDECIDED_FOR: u64 = 500_000_000;
@@ -29,6 +33,14 @@ impl Hub {
             member.place = Place::Running;
         }
         self.ring_all();
+    }
+
+    /// A replica's machine stands at its checkpoint; it may be another one.
+    pub(super) fn restored(&self, me: usize, kick: Kick, layout: Vec<(&'static str, u64)>) {
+        if let Some(member) = self.lock().members.get_mut(me) {
+            member.kick = Some(kick);
+            member.layout = layout;
+        }
     }
 
     /// A replica has a fresh machine.
@@ -271,6 +283,13 @@ impl Hub {
             return;
         }
         let now = inner.fair.tick(Instant::now());
+        let limit = patient(DOUBT_PATIENCE);
+        if self.settings.doubt.is_some() && self.clock.elapsed() > limit {
+            let late = format!("nothing was heard of them within {} s", limit.as_secs());
+            if self.was_in_vain(inner, &late) {
+                return;
+            }
+        }
         if inner.stop_deadline.is_some_and(|at| at <= Instant::now()) {
             return self.end(inner, End::Stopped);
         }
@@ -309,6 +328,30 @@ impl Hub {
         self.look_at_boots(inner, now);
         self.look_at_laggards(inner, now);
         self.bound_log(inner);
+    }
+
+    /// Guests that were not expected to run here have not begun to: ends the set. False if one of them has.
+    pub(super) fn was_in_vain(&self, inner: &mut Inner, what: &str) -> bool {
+        let Some(doubt) = &self.settings.doubt else {
+            return false;
+        };
+        if inner.members.iter().any(|member| member.spoke) {
+            return false;
+        }
+        let last = inner
+            .members
+            .iter()
+            .find_map(|member| member.stopped.as_ref());
+        let last = last.map_or_else(String::new, |last| format!(" ({last})"));
+        let detail = format!("the guests did not get through their start: {what}{last}; {doubt}");
+        self.end(
+            inner,
+            End::Failed {
+                code: ExitCode::Host,
+                detail,
+            },
+        );
+        true
     }
 
     fn look_at_channels(&self, inner: &mut Inner, now: u64) {

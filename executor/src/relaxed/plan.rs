@@ -69,8 +69,8 @@ pub struct RelaxedPlan {
     pub publish: Vec<Publish>,
     /// The replicas, in order.
     pub replicas: Vec<ReplicaPlan>,
-    /// The disks, in the order of their numbers.
-    pub disks: Vec<RelaxedSpec>,
+    /// The disks, in the order of their numbers: one for all replicas, or one for each.
+    pub disks: Vec<Vec<RelaxedSpec>>,
     /// What a wall clock shows at the start, ns since 1970.
     pub realtime_ns: u64,
     /// Whose word counts.
@@ -99,6 +99,8 @@ pub struct RelaxedPlan {
     pub log_bytes: usize,
     /// How stopped replicas come back.
     pub recovery: crate::recovery::RecoveryConfig,
+    /// Why the guests are not expected to run here, if they are tried all the same.
+    pub doubt: Option<String>,
     /// Without a majority.
     pub no_quorum: NoQuorum,
     /// How long programs may take to end.
@@ -129,12 +131,17 @@ impl RelaxedPlan {
             );
             return Err(Failure::new(ExitCode::Usage, text));
         }
-        if appliance.linux.is_some() && !options.force {
+        let mut doubt = None;
+        if appliance.linux.is_some() {
             let kvm = open_kvm().map_err(|error| failure(&error))?;
             let report = quorate_vmm::probe(&kvm).map_err(|error| failure(&error))?;
-            if let Some(refusal) = quorate_vmm::linux::refusal(&report) {
-                return Err(Failure::new(ExitCode::Host, refusal));
-            }
+            doubt = quorate_vmm::linux::refusal(&report);
+        }
+        if let Some(refusal) = &doubt
+            && !options.force
+        {
+            let text = format!("{refusal}; --force tries all the same");
+            return Err(Failure::new(ExitCode::Host, text));
         }
         let relaxed = appliance.relaxed();
         let seed = match &options.seed {
@@ -149,8 +156,9 @@ impl RelaxedPlan {
             monotonic_ns: 0,
             realtime_ns: realtime_ns(),
         };
-        let mut plans = Vec::new();
-        let mut disks = Vec::new();
+        let mut plans: Vec<ReplicaPlan> = Vec::new();
+        let mut shared = Vec::new();
+        let mut roots = Vec::new();
         for me in 0..usize::from(replicas) {
             let own = appliance.replica(me);
             let image = launch::image(&own, options, progress)?;
@@ -161,15 +169,22 @@ impl RelaxedPlan {
             };
             let memory_bytes = launch::memory(options.memory, &own)?;
             if me == 0 {
-                disks = disk_specs(appliance, &image, options)?;
+                shared = disk_specs(appliance, &image, options)?;
             }
-            let devices = disks.iter().map(|disk| DiskConfig {
+            let first = plans.first().map_or(&image, |first| &first.image);
+            let root = own_root(appliance, me, &image, first)?;
+            let devices = root.iter().chain(&shared).map(|disk| DiskConfig {
                 bytes: disk.bytes,
                 read_only: disk.read_only,
                 id: disk.name.clone(),
                 sync: disk.sync,
             });
-            let devices = devices.collect();
+            let mut devices: Vec<DiskConfig> = devices.collect();
+            if let (Some(_), Some(first)) = (&root, devices.first_mut()) {
+                // Whatever it is called in reports.
+                first.id = "root".to_owned();
+            }
+            roots.extend(root);
             let machine = match &image.linux {
                 None => Kind::Embedded(Box::new(MachineConfig {
                     kernel: kernel::load()?,
@@ -208,6 +223,10 @@ impl RelaxedPlan {
                 machine,
                 image,
             });
+        }
+        let mut disks: Vec<Vec<RelaxedSpec>> = shared.into_iter().map(|disk| vec![disk]).collect();
+        if !roots.is_empty() {
+            disks.insert(0, roots);
         }
         let primary = plans.iter().position(|plan| plan.role == Role::Primary);
         let policy = match (relaxed.policy, primary) {
@@ -276,7 +295,8 @@ impl RelaxedPlan {
             boot_timeout: patient(Duration::from_millis(boot_timeout_ms)),
             lag_timeout: patient(Duration::from_millis(appliance.policy.lag_timeout_ms)),
             log_bytes: window,
-            recovery: launch::recovery(&appliance.recovery, options),
+            recovery: launch::recovery(appliance, options),
+            doubt,
             no_quorum: options
                 .no_quorum
                 .unwrap_or(match appliance.policy.no_quorum {
@@ -324,6 +344,7 @@ impl RelaxedPlan {
             log_bytes: self.log_bytes,
             no_quorum: self.no_quorum,
             recovery: self.recovery.clone(),
+            doubt: self.doubt.clone(),
         };
         let hub = Hub::new(settings, Arc::new(EventLog::new(events)), console);
         if let Some(path) = &self.differences {
@@ -360,13 +381,18 @@ impl RelaxedPlan {
             }
             Kind::Linux(config) => {
                 let machine = LinuxMachine::new(kvm, config).map_err(|error| failure(&error))?;
-                Ok(Box::new(LinuxGuest::new(machine)))
+                let config = config.clone();
+                let another = move || {
+                    let kvm = open_kvm().map_err(|error| error.to_string())?;
+                    LinuxMachine::new(&kvm, &config).map_err(|error| error.to_string())
+                };
+                Ok(Box::new(LinuxGuest::new(machine, Box::new(another))))
             }
         }
     }
 
     fn open_disks(&self, hub: &Arc<Hub>) -> Result<RelaxedDisks, Failure> {
-        let open = |(number, spec): (usize, &RelaxedSpec)| {
+        let open = |number: usize, spec: &RelaxedSpec| {
             let told = Arc::downgrade(hub);
             let notify = Arc::new(move |notice| {
                 if let Some(hub) = told.upgrade() {
@@ -377,8 +403,23 @@ impl RelaxedPlan {
             RelaxedDisk::open(number as u8, spec.clone(), &hub.settings.voters, notify)
                 .map_err(|error| Failure::new(ExitCode::Disk, error))
         };
-        let disks: Result<Vec<_>, _> = self.disks.iter().enumerate().map(open).collect();
-        Ok(RelaxedDisks::new(disks?))
+        let mut all = Vec::new();
+        for (number, specs) in self.disks.iter().enumerate() {
+            let mut opened: Vec<(&Path, Arc<RelaxedDisk>)> = Vec::new();
+            let mut disks = Vec::new();
+            for spec in specs {
+                // Equal images are one file.
+                let known = opened.iter().find(|(path, _)| *path == spec.path);
+                let disk = match known {
+                    Some((_, disk)) => Arc::clone(disk),
+                    None => open(number, spec)?,
+                };
+                opened.push((&spec.path, Arc::clone(&disk)));
+                disks.push(disk);
+            }
+            all.push(disks);
+        }
+        Ok(RelaxedDisks::new(all))
     }
 }
 
@@ -400,7 +441,7 @@ fn read(path: &Path) -> Result<Arc<[u8]>, Failure> {
     Ok(bytes.into())
 }
 
-/// The disks of all replicas. A Linux machine's first one is its root.
+/// The disks that all replicas share. A Linux machine's first one is its root, if that is one of them.
 fn disk_specs(
     appliance: &Appliance,
     image: &BuiltImage,
@@ -439,37 +480,59 @@ fn disk_specs(
             bounds: RelaxedBounds::default(),
         });
     }
+    if let Some(LinuxRoot::Disk(name)) = image.linux.as_ref().map(|boot| &boot.root) {
+        let at = specs.iter().position(|disk| disk.name == *name);
+        let root = at.map(|at| specs.remove(at)).ok_or_else(|| {
+            let text = format!("the root is on disk {name}, which the appliance does not have");
+            Failure::new(ExitCode::Appliance, text)
+        })?;
+        specs.insert(0, root);
+    }
+    Ok(specs)
+}
+
+/// The first disk of a Linux machine whose root is its image: its own, whatever others have. A root that is on a disk of the appliance is
+/// one for all, so that all must have the `first` one's image.
+fn own_root(
+    appliance: &Appliance,
+    me: usize,
+    image: &BuiltImage,
+    first: &BuiltImage,
+) -> Result<Option<RelaxedSpec>, Failure> {
     match image.linux.as_ref().map(|boot| &boot.root) {
-        None => {}
+        None => Ok(None),
+        Some(LinuxRoot::Disk(name)) if image.path != first.path => {
+            let text = format!(
+                "{}: {} has an image of its own, and the root is disk {name}, which is made from one image and is one for all: with `root = \"memory\"` or \"read-only\" in [machine] each has its own",
+                appliance.path.display(),
+                appliance.replica_name(me)
+            );
+            Err(Failure::new(ExitCode::Appliance, text))
+        }
+        Some(LinuxRoot::Disk(_)) => Ok(None),
         Some(LinuxRoot::Image) => {
             let bytes = std::fs::metadata(&image.path).map(|file| file.len());
             let bytes = bytes.map_err(|error| {
                 let text = format!("{}: {error}", image.path.display());
                 Failure::new(ExitCode::Image, text)
             })?;
-            let root = RelaxedSpec {
-                name: "root".to_owned(),
+            let name = match image.path == first.path {
+                true => "root".to_owned(),
+                false => format!("root of {}", appliance.replica_name(me)),
+            };
+            Ok(Some(RelaxedSpec {
+                name,
                 path: image.path.clone(),
                 bytes,
                 read_only: true,
                 on_error: OnError::Stop,
                 mode: Mode::Private,
                 sync: false,
-                patience,
+                patience: patient(Duration::from_millis(appliance.policy.lag_timeout_ms)),
                 bounds: RelaxedBounds::default(),
-            };
-            specs.insert(0, root);
-        }
-        Some(LinuxRoot::Disk(name)) => {
-            let at = specs.iter().position(|disk| disk.name == *name);
-            let root = at.map(|at| specs.remove(at)).ok_or_else(|| {
-                let text = format!("the root is on disk {name}, which the appliance does not have");
-                Failure::new(ExitCode::Appliance, text)
-            })?;
-            specs.insert(0, root);
+            }))
         }
     }
-    Ok(specs)
 }
 
 /// The rules of the appliance that are about one channel; `None` if there are none.

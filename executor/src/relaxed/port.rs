@@ -30,6 +30,10 @@ pub const BUSY_BOUNDARIES: u32 = 16;
 
 /// So many bytes a guest sends at a boundary without waiting for an acknowledgement: below any initial window of TCP.
 const SHORT_ANSWER: usize = 8 << 10;
+/// Where inputs are given one by one to a guest that cannot be seen to be idle: how long after it has acknowledged one it gets the next.
+pub const SINGLY_NS: u64 = 20_000_000;
+/// The same for a guest that does not acknowledge it.
+pub const SINGLY_MOST_NS: u64 = 1_000_000_000;
 
 /// Why a replica must go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +84,8 @@ struct State {
     link: Link,
     /// The guest's clock.
     clock_ns: u64,
+    /// How far the clock of a free-running guest's link is behind the host's: it went on from a checkpoint as if no time had passed.
+    late_ns: u64,
     waiting: HashMap<ConnId, Waiting>,
     /// Client bytes that the link had not got rid of when it was looked at last.
     unsent: BTreeMap<ConnId, u64>,
@@ -96,6 +102,8 @@ struct State {
     within: usize,
     /// What was given last, one by one.
     in_flight: Option<Event>,
+    /// When, on the clock of the link.
+    given_ns: u64,
     /// Numbers of inputs that were fatal to this replica. Bounded by the ladder.
     without: BTreeSet<u64>,
     /// Connections on which an input was left out, until the next one comes: only then it is known where its answer has ended.
@@ -129,6 +137,7 @@ impl Port {
             state: Mutex::new(State {
                 link: Link::new(link.clone()),
                 clock_ns: 0,
+                late_ns: 0,
                 waiting: HashMap::new(),
                 unsent: BTreeMap::new(),
                 busy: 0,
@@ -138,6 +147,7 @@ impl Port {
                 singly: false,
                 within: 0,
                 in_flight: None,
+                given_ns: 0,
                 without: BTreeSet::new(),
                 jumps: BTreeSet::new(),
                 stands: false,
@@ -186,6 +196,11 @@ impl Port {
             disks.submit(self.me, &outputs).map_err(Stop::Misbehaved)?;
         }
         let now = state.clock_ns;
+        if !outputs.is_empty()
+            && let Some(member) = hub.members.get_mut(self.me)
+        {
+            member.spoke = true;
+        }
         let mut exit = None;
         let mut bytes = 0;
         for output in outputs {
@@ -339,7 +354,6 @@ impl Port {
     /// Gives a batch to the link, or its next event.
     fn give(&self, state: &mut State, hub: &mut Inner, batch: &Batch) {
         state.busy = 0;
-        state.clock_ns = state.clock_ns.max(batch.at_ns);
         while let Some(event) = batch.events.get(state.within) {
             state.within += 1;
             if state.without.contains(&event.number) {
@@ -349,6 +363,7 @@ impl Port {
             self.give_event(state, hub, event);
             if state.singly {
                 state.in_flight = Some(event.clone());
+                state.given_ns = state.clock_ns;
                 break;
             }
         }
@@ -547,6 +562,7 @@ impl Port {
                 Due::Batch(batch) => {
                     self.answered(state, hub);
                     state.stands = true;
+                    state.clock_ns = state.clock_ns.max(batch.at_ns);
                     self.give(state, hub, &batch);
                     state.stands = false;
                     return Ok(self.resume(state, hub));
@@ -581,6 +597,7 @@ impl Port {
             && let Some(batch) = hub.log.next(self.me, now)
             && self.may_have(hub, &batch)
         {
+            state.clock_ns = state.clock_ns.max(batch.at_ns);
             self.give(state, hub, &batch);
         }
         let next = hub.log.peek(self.me).map_or(u64::MAX, |batch| batch.at_ns);
@@ -637,14 +654,17 @@ impl Port {
         let mut state = lock(&self.state);
         let mut guard = self.hub.lock();
         let hub = &mut *guard;
-        state.clock_ns = state.clock_ns.max(now_ns);
+        state.clock_ns = state.clock_ns.max(now_ns.saturating_sub(state.late_ns));
         self.put(&mut state, hub, outputs)?;
         let alive = hub.members.get(self.me).is_some_and(|member| member.alive);
         if hub.end.is_some() || !alive {
             return Err(Stop::Left);
         }
         self.poll(&mut state);
-        while state.frames.len() < ENTRY_FRAMES && !state.link.has_frames() && state.link.has_room()
+        while state.frames.len() < ENTRY_FRAMES
+            && !state.link.has_frames()
+            && state.link.has_room()
+            && next_at(&state).is_none_or(|at| at <= state.clock_ns)
         {
             match hub.log.next(self.me, now_ns) {
                 Some(batch) if self.may_have(hub, &batch) => self.give(&mut state, hub, &batch),
@@ -658,6 +678,19 @@ impl Port {
     /// When a free-running guest's device thread is to come again though nothing happens, on its own clock.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        lock(&self.state).link.deadline_ns()
+        let state = lock(&self.state);
+        let next = next_at(&state).filter(|_| self.hub.lock().log.waits_for(self.me));
+        let at = state.link.deadline_ns().into_iter().chain(next).min()?;
+        Some(at.saturating_add(state.late_ns))
     }
+}
+
+/// When a free-running guest that gets inputs one by one may get another, by the clock of its link; `None`: at once.
+fn next_at(state: &State) -> Option<u64> {
+    state.in_flight.as_ref().filter(|_| state.singly)?;
+    let after = match state.link.is_quiet() {
+        true => SINGLY_NS,
+        false => SINGLY_MOST_NS,
+    };
+    Some(state.given_ns.saturating_add(after))
 }

@@ -258,7 +258,7 @@ where
         Err(failure) => return hub.failed(failure),
     };
     hub.built(me, guest.kicker(), guest.layout());
-    hub.comes_back(me, guest.comes_back());
+    hub.comes_back(me);
     if !hub.all_built(me) {
         return;
     }
@@ -312,11 +312,7 @@ impl Controlled for RelaxedHandle {
                 message: "the set has ended".to_owned(),
             };
         };
-        let not_here = |what: &str| {
-            Err(format!(
-                "{what} is not there for a relaxed set: its replicas run on their own, and there is no boundary that all of them share"
-            ))
-        };
+        let not_here = |why: &str| Err(format!("not for a relaxed set: {why}"));
         let result = match command {
             Command::Status => Ok(Reply::Status(Box::new(core.status()))),
             Command::Stop { now } => {
@@ -329,10 +325,18 @@ impl Controlled for RelaxedHandle {
                 fault,
                 at_boundary,
             } => core.inject(replica, fault, at_boundary).map(Reply::Applied),
-            Command::Recover { .. } => not_here("recover"),
-            Command::Add => not_here("add"),
-            Command::Remove { .. } => not_here("remove"),
-            Command::Checkpoint { .. } => not_here("a checkpoint of the whole set"),
+            Command::Recover { replica, step } => {
+                core.hub.recover(replica, step).map(|()| Reply::Done)
+            }
+            Command::Add => not_here(
+                "how many voters there are is settled when it starts; stop it and start it with another --replicas",
+            ),
+            Command::Remove { .. } => not_here(
+                "how many voters there are is settled when it starts; `quorate kill` stops a replica, and one that was left out stays stopped",
+            ),
+            Command::Checkpoint { .. } => not_here(
+                "its replicas run on their own, and there is no boundary that all of them share and at which it could be saved; each keeps a checkpoint of its own in memory, to recover from",
+            ),
         };
         result.unwrap_or_else(|message| Reply::Error { message })
     }

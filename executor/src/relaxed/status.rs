@@ -67,7 +67,7 @@ impl Core {
             "stopping"
         } else if inner.ready.is_none() {
             "starting"
-        } else if inner.members.iter().any(|member| !member.alive) {
+        } else if inner.members.iter().any(|member| !member.votes()) {
             "degraded"
         } else {
             "running"
@@ -108,6 +108,8 @@ impl Core {
         ReplicaStatus {
             replica: me,
             state: match member.place {
+                _ if member.recovery.rests => "left-out",
+                _ if member.recovery.returning.is_some() || member.recovery.returns => "recovering",
                 _ if !member.alive => "stopped",
                 Place::Starting => "starting",
                 _ if self.hub.boots(member) => "booting",
@@ -122,9 +124,11 @@ impl Core {
             restarts: member.restarts,
             generation: 0,
             checkpoints: CheckpointStatus {
-                taken: member.recovery.taken.0,
-                boundary: (member.recovery.taken.0 > 0).then_some(member.recovery.taken.1),
-                ..CheckpointStatus::default()
+                age_ms: member
+                    .recovery
+                    .taken_at
+                    .map(|at| at.elapsed().as_millis() as u64),
+                ..member.recovery.cost.clone()
             },
             outputs: member.exchanges,
             output_bytes: member.output_bytes,

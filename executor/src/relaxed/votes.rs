@@ -124,7 +124,7 @@ impl Hub {
     }
 
     fn no_majority(&self, inner: &mut Inner, detail: String) {
-        if inner.no_quorum.is_some() || inner.end.is_some() {
+        if inner.no_quorum.is_some() || inner.end.is_some() || self.was_in_vain(inner, &detail) {
             return;
         }
         inner.no_quorum = Some(detail.clone());

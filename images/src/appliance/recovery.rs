@@ -13,8 +13,9 @@ pub const MAX_KEEP: u64 = 16;
 pub struct Recovery {
     /// Whether a replica that was stopped comes back; default true.
     pub enabled: bool,
-    /// How often each replica takes a checkpoint, milliseconds; 0 is never; default 250.
-    pub checkpoint_interval_ms: u64,
+    /// How often each replica takes a checkpoint, milliseconds; 0 is never; default 250, and 5000 for Linux machines, of which more
+    /// has changed each time.
+    pub checkpoint_interval_ms: Option<u64>,
     /// A replica also takes one when the journal has grown by so many bytes since its last; default 64 MiB.
     #[serde(deserialize_with = "check::recovery_bytes")]
     pub checkpoint_journal: u64,
@@ -36,7 +37,7 @@ impl Default for Recovery {
     fn default() -> Self {
         Self {
             enabled: true,
-            checkpoint_interval_ms: 250,
+            checkpoint_interval_ms: None,
             checkpoint_journal: 64 << 20,
             history: 64 << 20,
             keep: 2,

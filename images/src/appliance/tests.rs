@@ -113,7 +113,7 @@ crash_window_s = 5
         appliance.recovery,
         Recovery {
             enabled: false,
-            checkpoint_interval_ms: 0,
+            checkpoint_interval_ms: Some(0),
             checkpoint_journal: 1 << 20,
             history: 0,
             keep: 3,

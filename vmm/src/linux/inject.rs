@@ -8,6 +8,7 @@ use crate::inject::{Register, flip_byte};
 use crate::paging::translate;
 use crate::registers::Registers;
 use crate::vcpu;
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_mp_state};
 use kvm_ioctls::VcpuFd;
 use std::fmt::Write as _;
 use vm_memory::{Bytes, GuestAddress};
@@ -130,6 +131,17 @@ impl LinuxMachine {
 }
 
 fn go_on_at(fd: &VcpuFd, rip: u64) -> Result<(), MachineError> {
+    let state = fd
+        .get_mp_state()
+        .map_err(MachineError::kvm("KVM_GET_MP_STATE"))?;
+    if state.mp_state == KVM_MP_STATE_HALTED {
+        // It would wait for an interrupt, and take none any more.
+        let runs = kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        };
+        fd.set_mp_state(runs)
+            .map_err(MachineError::kvm("KVM_SET_MP_STATE"))?;
+    }
     let mut regs = fd.get_regs().map_err(MachineError::kvm("KVM_GET_REGS"))?;
     regs.rip = rip;
     regs.rflags = NO_INTERRUPTS;

@@ -10,7 +10,7 @@ pub fn refusal(probe: &ProbeReport) -> Option<String> {
     }
     Some(format!(
         "this host's KVM interprets ring 0 ({:.1} million instructions/s there, {:.0} in ring 3), where a Linux kernel does not get \
-         through its start: use a host with kvm_intel or kvm_amd, or the lane (`make svm CMD=…`); --force tries all the same",
+         through its start: use a host with kvm_intel or kvm_amd, or the lane (`make svm CMD=…`)",
         probe.cpl0_mips, probe.cpl3_mips
     ))
 }

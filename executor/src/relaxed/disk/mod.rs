@@ -39,15 +39,42 @@ pub use voted::{NotifyRelaxed, RelaxedDisk};
 
 use crate::store::StoreError;
 
-/// All disks of a set, in the order of their numbers; as [`crate::disks::Disks`] is for lockstep.
+/// All disks of a set, in the order of their numbers; as [`crate::disks::Disks`] is for lockstep. Under one number there is one disk for
+/// all replicas, or one for each: replicas with images of their own have roots of their own.
 #[derive(Default)]
-pub struct RelaxedDisks(Vec<Arc<RelaxedDisk>>);
+pub struct RelaxedDisks(Vec<Vec<Arc<RelaxedDisk>>>);
 
 impl RelaxedDisks {
-    /// The disks in the order of their numbers.
+    /// The disks in the order of their numbers; under each number one for all replicas, or one for each in their order, of which some
+    /// may be the same.
     #[must_use]
-    pub fn new(disks: Vec<Arc<RelaxedDisk>>) -> Self {
+    pub fn new(disks: Vec<Vec<Arc<RelaxedDisk>>>) -> Self {
         Self(disks)
+    }
+
+    /// The disk that a replica has under a number.
+    fn of(&self, number: usize, replica: usize) -> Option<&Arc<RelaxedDisk>> {
+        let disks = self.0.get(number)?;
+        match disks.as_slice() {
+            [all] => Some(all),
+            each => each.get(replica),
+        }
+    }
+
+    /// All disks of a replica, in the order of their numbers.
+    fn all_of(&self, replica: usize) -> impl Iterator<Item = &Arc<RelaxedDisk>> {
+        (0..self.0.len()).filter_map(move |number| self.of(number, replica))
+    }
+
+    /// Each disk once.
+    fn all(&self) -> Vec<&Arc<RelaxedDisk>> {
+        let mut all: Vec<&Arc<RelaxedDisk>> = Vec::new();
+        for disk in self.0.iter().flatten() {
+            if !all.iter().any(|known| Arc::ptr_eq(known, disk)) {
+                all.push(disk);
+            }
+        }
+        all
     }
 
     /// Takes in what a replica asks of its disks. Does not wait for the vote.
@@ -57,7 +84,7 @@ impl RelaxedDisks {
     pub fn submit(&self, replica: usize, outputs: &[Output]) -> Result<(), String> {
         for output in outputs {
             if let Output::Block(request) = output {
-                let disk = self.0.get(usize::from(request.disk)).ok_or_else(|| {
+                let disk = self.of(usize::from(request.disk), replica).ok_or_else(|| {
                     format!("a request for disk {}, which there is not", request.disk)
                 })?;
                 disk.submit(replica, request)
@@ -70,37 +97,39 @@ impl RelaxedDisks {
     /// See [`RelaxedDisk::has_due`].
     #[must_use]
     pub fn has_due(&self, replica: usize) -> bool {
-        self.0.iter().any(|disk| disk.has_due(replica))
+        self.all_of(replica).any(|disk| disk.has_due(replica))
     }
 
     /// See [`RelaxedDisk::waits`].
     #[must_use]
     pub fn waits(&self, replica: usize) -> bool {
-        self.0.iter().any(|disk| disk.waits(replica))
+        self.all_of(replica).any(|disk| disk.waits(replica))
     }
 
     /// See [`RelaxedDisk::settled`].
     #[must_use]
     pub fn settled(&self, replica: usize) -> bool {
-        self.0.iter().all(|disk| disk.settled(replica))
+        self.all_of(replica).all(|disk| disk.settled(replica))
     }
 
     /// See [`RelaxedDisk::has_room`].
     #[must_use]
     pub fn has_room(&self, replica: usize) -> bool {
-        self.0.iter().all(|disk| disk.has_room(replica))
+        self.all_of(replica).all(|disk| disk.has_room(replica))
     }
 
     /// What is complete for the replica.
     #[must_use]
     pub fn due(&self, replica: usize) -> Vec<Completion> {
-        self.0.iter().flat_map(|disk| disk.due(replica)).collect()
+        self.all_of(replica)
+            .flat_map(|disk| disk.due(replica))
+            .collect()
     }
 
     /// The replica has been given an entry.
     pub fn delivered(&self, replica: usize, entry: &Entry) {
         if !entry.completions.is_empty() {
-            for disk in &self.0 {
+            for disk in self.all_of(replica) {
                 disk.delivered(replica, &entry.completions);
             }
         }
@@ -117,7 +146,7 @@ impl RelaxedDisks {
 
     /// The replica was stopped.
     pub fn leave(&self, replica: usize) {
-        for disk in &self.0 {
+        for disk in self.all_of(replica) {
             disk.leave(replica);
         }
     }
@@ -125,7 +154,9 @@ impl RelaxedDisks {
     /// A replica's views of all disks, for a checkpoint.
     #[must_use]
     pub fn snapshot(&self, replica: usize) -> Vec<ViewSnapshot> {
-        self.0.iter().map(|disk| disk.snapshot(replica)).collect()
+        self.all_of(replica)
+            .map(|disk| disk.snapshot(replica))
+            .collect()
     }
 
     /// See [`RelaxedDisk::enter`]. A disk that has no position among these begins at its first request; an empty list of snapshots means
@@ -139,7 +170,7 @@ impl RelaxedDisks {
         snapshots: &[ViewSnapshot],
         positions: &[DiskPosition],
     ) -> Result<(), StoreError> {
-        for (at, disk) in self.0.iter().enumerate() {
+        for (at, disk) in self.all_of(replica).enumerate() {
             let start = DiskPosition {
                 disk: disk.number(),
                 ..DiskPosition::default()
@@ -147,7 +178,7 @@ impl RelaxedDisks {
             let position = positions.iter().find(|p| p.disk == disk.number());
             let entered = disk.enter(replica, snapshots.get(at), position.unwrap_or(&start));
             if let Err(error) = entered {
-                for disk in &self.0[..at] {
+                for disk in self.all_of(replica).take(at) {
                     disk.leave(replica);
                 }
                 return Err(error);
@@ -159,14 +190,14 @@ impl RelaxedDisks {
     /// The name of a disk whose content is not that of the beginning.
     #[must_use]
     pub fn written(&self) -> Option<&str> {
-        let mut disks = self.0.iter();
+        let mut disks = self.0.iter().flatten();
         disks.find(|disk| disk.is_written()).map(|disk| disk.name())
     }
 
     /// See [`RelaxedDisk::report`].
     #[must_use]
     pub fn report(&self, ended: bool) -> Vec<RelaxedReport> {
-        self.0.iter().map(|disk| disk.report(ended)).collect()
+        self.all().iter().map(|disk| disk.report(ended)).collect()
     }
 
     /// Waits until all that was released is on stable storage (R4), and lets go of the files.
@@ -175,7 +206,7 @@ impl RelaxedDisks {
     /// The first disk on which that failed; the others are closed nevertheless.
     pub fn close(&self) -> Result<(), StoreError> {
         let mut result = Ok(());
-        for disk in &self.0 {
+        for disk in self.all() {
             result = result.and(disk.close());
         }
         result
@@ -190,7 +221,7 @@ pub struct RelaxedReads<'d> {
 
 impl DiskReads for RelaxedReads<'_> {
     fn take(&mut self, disk: u8, seq: u64) -> Result<Vec<u8>, String> {
-        match self.disks.0.get(usize::from(disk)) {
+        match self.disks.of(usize::from(disk), self.replica) {
             Some(disk) => disk.take(self.replica, seq),
             None => Err(format!("read {seq} of disk {disk}: there is no such disk")),
         }

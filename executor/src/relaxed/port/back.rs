@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use quorate_abi::sync::WAIT_NONE;
-use quorate_devices::DiskPosition;
 
 use super::{Port, State};
 use crate::events::Event as Told;
 use crate::recovery::Step;
 use crate::relaxed::hub::Inner;
 use crate::relaxed::link::{ConnId, Link, LinkState, RestoreLinkError, ToGuest};
+use crate::relaxed::recovery::Taken;
 use crate::sync::lock;
 
 /// All that a port knows, for a checkpoint of its guest; its place in the log is beside it.
@@ -35,6 +35,7 @@ fn forget(state: &mut State) {
     state.busy = 0;
     state.within = 0;
     state.in_flight = None;
+    state.given_ns = 0;
 }
 
 /// The beginning of an input, for a person.
@@ -66,6 +67,7 @@ impl Port {
         let mut state = lock(&self.state);
         state.link = Link::restore(saved.link, saved.clock_ns)?;
         state.clock_ns = saved.clock_ns;
+        state.late_ns = self.hub.clock.monotonic_ns().saturating_sub(saved.clock_ns);
         state.unsent = saved.unsent;
         state.tails = saved.tails;
         state.jumps = saved.jumps;
@@ -78,6 +80,7 @@ impl Port {
         let mut state = lock(&self.state);
         state.link = Link::new(self.config.clone());
         state.clock_ns = 0;
+        state.late_ns = self.hub.clock.monotonic_ns();
         state.unsent.clear();
         state.tails.clear();
         state.jumps.clear();
@@ -144,15 +147,21 @@ impl Port {
         quiet && self.hub.checkpoint_due(&mut self.hub.lock(), self.me)
     }
 
+    /// Whether the guest has been given any input. Before that a machine that boots has nothing that a fresh one would not have soon.
+    #[must_use]
+    pub fn was_given_input(&self) -> bool {
+        self.hub.lock().log.position(self.me) > 0
+    }
+
     /// The machine's part of a checkpoint was taken, or not.
-    pub fn checkpointed(&self, taken: Result<Vec<DiskPosition>, String>) {
+    pub fn checkpointed(&self, taken: Result<Taken, String>) {
         let mut state = lock(&self.state);
         let mut hub = self.hub.lock();
         if taken.is_ok() {
             // They are behind.
             state.without.clear();
         }
-        let taken = taken.map(|positions| (self.save(&state, &hub), positions));
+        let taken = taken.map(|taken| (self.save(&state, &hub), taken));
         self.hub.checkpointed(&mut hub, self.me, taken);
     }
 }

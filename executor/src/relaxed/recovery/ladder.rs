@@ -110,6 +110,17 @@ impl Ladder {
         }
     }
 
+    /// The operator wants it back, by this step or by the first that there is: what failed before is forgotten.
+    pub fn ask_back(&mut self, step: Option<Step>, has_checkpoint: bool) -> Move {
+        self.failures.clear();
+        self.fatal.clear();
+        let first = match has_checkpoint {
+            true => Step::Checkpoint,
+            false => Step::Replay,
+        };
+        self.back(step.unwrap_or(first), false, None)
+    }
+
     /// What was tried cannot be done at all.
     pub fn impossible(&mut self, has_history: bool) -> Move {
         self.next(has_history)
@@ -228,6 +239,24 @@ mod tests {
         }
         let next = ladder.failed(well, Duration::from_secs(42));
         assert!(matches!(next, Move::LeaveOut(_)));
+    }
+
+    #[test]
+    fn who_is_asked_back_begins_with_a_clean_record() {
+        let mut ladder = Ladder::new(1, WINDOW);
+        let well = Failure {
+            caught_up: true,
+            ..CRASH
+        };
+        ladder.failed(well, Duration::ZERO);
+        let out = ladder.failed(well, Duration::ZERO);
+        assert!(matches!(out, Move::LeaveOut(_)));
+        let checkpoint = back(Step::Checkpoint, false, None);
+        assert_eq!(ladder.ask_back(None, true), checkpoint);
+        assert_eq!(ladder.failed(well, Duration::ZERO), checkpoint);
+        let replay = back(Step::Replay, false, None);
+        assert_eq!(ladder.ask_back(None, false), replay);
+        assert_eq!(ladder.ask_back(Some(Step::Replay), true), replay);
     }
 
     #[test]

@@ -35,7 +35,11 @@ pub(in crate::relaxed) fn live(
         let Some(failure) = failure(hub, port) else {
             return;
         };
-        let mut next = ladder.failed(failure, hub.clock.elapsed());
+        let mut next = match hub.take_asked(me) {
+            // It ran, and was stopped for this.
+            Some(asked) => ladder.ask_back(asked.step, asked.has_checkpoint),
+            None => ladder.failed(failure, hub.clock.elapsed()),
+        };
         loop {
             let (step, singly, without) = match next {
                 Move::LeaveOut(reason) => {
@@ -44,7 +48,12 @@ pub(in crate::relaxed) fn live(
                         Some(why) => format!("{reason}: {why}"),
                         None => reason,
                     };
-                    return hub.leave_out(me, reason);
+                    hub.leave_out(me, reason);
+                    let Some(asked) = hub.asked_back(me) else {
+                        return;
+                    };
+                    next = ladder.ask_back(asked.step, asked.has_checkpoint);
+                    continue;
                 }
                 Move::Back {
                     step,
@@ -113,6 +122,8 @@ fn come_back(
             .and_then(|member| member.recovery.point.clone());
         let point = point.ok_or("its checkpoint is gone")?;
         guest.restore()?;
+        // It may be another machine in the same state.
+        hub.restored(me, guest.kicker(), guest.layout());
         port.restore(point.port)
             .map_err(|error| error.to_string())?;
     } else {

@@ -22,8 +22,10 @@ use super::disk::ViewSnapshot;
 use super::hub::{Hub, Inner, Place, id};
 use super::link::ConnId;
 use super::port::PortState;
+use crate::control::protocol::CheckpointStatus;
 use crate::events::Event;
 use crate::recovery::Step;
+use crate::replica::Pause;
 
 /// Where a replica was when its machine's checkpoint was taken.
 #[derive(Clone)]
@@ -43,13 +45,35 @@ pub(super) struct Point {
     positions: Vec<DiskPosition>,
 }
 
+/// A machine's part of a checkpoint, as far as the set hears of it.
+pub struct Taken {
+    /// Where the guest stands on its disks.
+    pub positions: Vec<DiskPosition>,
+    /// Pages that are kept.
+    pub pages: u64,
+    /// What it cost.
+    pub pause: Pause,
+}
+
 /// A replica that is on its way back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Return {
     /// By what.
     step: Step,
     /// When it was stopped.
     since: Instant,
+    /// What had been released on each connection when it had been given all inputs for the first time: under load the others are always
+    /// a little ahead. Bounded by the connections.
+    goal: Option<HashMap<ConnId, u64>>,
+}
+
+/// What the operator wants of a replica.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// The step to begin with; `None`: the first that there is.
+    pub(super) step: Option<Step>,
+    /// There is a checkpoint.
+    pub(super) has_checkpoint: bool,
 }
 
 /// What is known of a replica's checkpoints and failures.
@@ -57,15 +81,20 @@ pub(super) struct Return {
 pub(super) struct Recovery {
     /// Its last checkpoint.
     pub(super) point: Option<Point>,
-    /// Checkpoints taken so far, and at how many boundaries the last.
-    pub(super) taken: (u64, u64),
+    /// What the checkpoints so far have cost, and when the last was taken.
+    pub(super) cost: CheckpointStatus,
+    pub(super) taken_at: Option<Instant>,
     /// Not before this the next one is taken.
     next_at: Option<Instant>,
     /// When it was stopped.
     pub(super) stopped_at: Option<Instant>,
     /// It is stopped, and its thread will bring it back.
     pub(super) returns: bool,
-    /// Its guest can be brought back.
+    /// It was left out: its thread waits until the operator wants it back.
+    pub(super) rests: bool,
+    /// The operator wants it back, by this step or by the first that there is.
+    asked: Option<Option<Step>>,
+    /// It has a thread that brings it back.
     pub(super) able: bool,
     /// It runs, and has not caught up.
     pub(super) returning: Option<Return>,
@@ -101,11 +130,15 @@ impl Hub {
         };
         let members = inner.members.len();
         let next = inner.log.position(me);
-        let Some(member) = inner.members.get_mut(me).filter(|member| member.alive) else {
+        let booted = inner
+            .members
+            .get(me)
+            .is_some_and(|member| !self.boots(member));
+        let Some(member) = inner.members.get_mut(me).filter(|_| booted) else {
             return false;
         };
         let own = &mut member.recovery;
-        if !member.was_idle || own.returning.is_some() || inner.checkpointing.is_some() {
+        if !member.alive || !member.was_idle || own.returning.is_some() || inner.checkpointing.is_some() {
             return false;
         }
         if own
@@ -132,10 +165,10 @@ impl Hub {
         &self,
         inner: &mut Inner,
         me: usize,
-        taken: Result<(PortState, Vec<DiskPosition>), String>,
+        taken: Result<(PortState, Taken), String>,
     ) {
         inner.checkpointing = None;
-        let (port, positions) = match taken {
+        let (port, taken) = match taken {
             Ok(taken) => taken,
             Err(reason) => {
                 return self.tell(Event::CheckpointFailed {
@@ -171,11 +204,22 @@ impl Hub {
                 .map(|disks| disks.snapshot(me))
                 .unwrap_or_default()
                 .into(),
-            positions,
+            positions: taken.positions,
         };
         if let Some(member) = inner.members.get_mut(me) {
-            member.recovery.point = Some(point);
-            member.recovery.taken = (member.recovery.taken.0 + 1, member.exchanges);
+            let own = &mut member.recovery;
+            let pause_us = taken.pause.pause.as_micros() as u64;
+            own.cost = CheckpointStatus {
+                taken: own.cost.taken + 1,
+                boundary: Some(member.exchanges),
+                age_ms: None,
+                pages: taken.pages,
+                dirty_pages: taken.pause.dirty_pages,
+                pause_us,
+                pause_max_us: own.cost.pause_max_us.max(pause_us),
+            };
+            own.taken_at = Some(Instant::now());
+            own.point = Some(point);
         }
         self.keep_log(inner, me);
     }
@@ -187,7 +231,7 @@ impl Hub {
             return;
         };
         let own = &member.recovery;
-        let lives = own.able && (member.alive || own.returns);
+        let lives = own.able && (member.alive || own.returns || own.rests);
         let history =
             inner.log.first() == 0 && inner.log.cost() as u64 <= self.settings.recovery.history;
         let from = match &own.point {
@@ -218,10 +262,10 @@ impl Hub {
         }
     }
 
-    /// Whether a replica's guest can be brought back.
-    pub(super) fn comes_back(&self, me: usize, able: bool) {
+    /// A replica has a thread that brings it back.
+    pub(super) fn comes_back(&self, me: usize) {
         if let Some(member) = self.lock().members.get_mut(me) {
-            member.recovery.able = able;
+            member.recovery.able = true;
         }
     }
 
@@ -280,7 +324,11 @@ impl Hub {
             return Ok(false);
         };
         let since = member.recovery.stopped_at.unwrap_or_else(Instant::now);
-        member.recovery.returning = Some(Return { step, since });
+        member.recovery.returning = Some(Return {
+            step,
+            since,
+            goal: None,
+        });
         member.recovery.caught_up = false;
         member.recovery.crashed = false;
         member.alive = true;
@@ -329,23 +377,35 @@ impl Hub {
     /// and has said all that was released.
     pub(super) fn has_caught_up(&self, inner: &mut Inner, me: usize) -> bool {
         let replica = id(me);
-        let Some(member) = inner.members.get(me).filter(|member| member.alive) else {
-            return false;
-        };
-        let Some(Return { step, since }) = member.recovery.returning else {
-            return false;
-        };
         // Under load the others may always be a batch ahead.
         let given = inner.log.position(me) + 1 >= inner.log.end();
-        let behind = |channel: &super::hub::Channel| {
-            channel.matcher.takes_part(replica) && channel.matcher.behind(replica) > 0
+        let channels = &inner.channels;
+        let Some(member) = inner.members.get_mut(me).filter(|member| member.alive) else {
+            return false;
         };
-        if !given || inner.channels.values().any(behind) {
+        let boundary = member.exchanges;
+        let Some(returning) = member.recovery.returning.as_mut().filter(|_| given) else {
+            return false;
+        };
+        let released = || {
+            let each = channels.iter();
+            each.map(|(conn, channel)| (*conn, channel.matcher.released()))
+                .collect()
+        };
+        let goal = returning.goal.get_or_insert_with(released);
+        let owes = goal.iter().any(|(conn, released)| {
+            channels.get(conn).is_some_and(|channel| {
+                let matcher = &channel.matcher;
+                matcher.takes_part(replica) && matcher.position(replica) < *released
+            })
+        });
+        if owes {
             return false;
         }
-        let boundary = member.exchanges;
+        let (step, since) = (returning.step, returning.since);
         if let Some(member) = inner.members.get_mut(me) {
             member.recovery.returning = None;
+            member.recovery.returns = false;
             member.recovery.caught_up = true;
             member.exited = None;
         }
@@ -362,15 +422,14 @@ impl Hub {
             inner.no_quorum = None;
             self.tell(Event::Majority { boundary });
         }
-        let back =
-            |member: &super::hub::Member| member.alive && member.recovery.returning.is_none();
-        if inner.members.iter().all(back) {
+        if inner.members.iter().all(super::hub::Member::votes) {
             self.tell(Event::FullStrength { after_ms });
         }
         true
     }
 
-    /// A replica does not come back.
+    /// A replica does not come back by itself. Its checkpoint stays for [`Hub::recover`], until the log has no room for the inputs
+    /// since then (R10, [`Hub::bound_log`]).
     pub(super) fn leave_out(&self, me: usize, reason: String) {
         let mut inner = self.lock();
         if inner.end.is_some() {
@@ -378,9 +437,9 @@ impl Hub {
         }
         if let Some(member) = inner.members.get_mut(me) {
             member.recovery.returns = false;
-            member.recovery.point = None;
+            member.recovery.rests = true;
         }
-        inner.log.keep(me, None);
+        self.keep_log(&mut inner, me);
         self.tell(Event::LeftOut {
             replica: me,
             reason,
@@ -389,6 +448,105 @@ impl Hub {
         if held {
             inner.no_quorum = None;
             self.count_votes(&mut inner);
+        }
+    }
+
+    /// What the operator asked of a replica that is stopped, once.
+    pub(super) fn take_asked(&self, me: usize) -> Option<Asked> {
+        let mut inner = self.lock();
+        let own = &mut inner.members.get_mut(me)?.recovery;
+        let step = own.asked.take()?;
+        Some(Asked {
+            step,
+            has_checkpoint: own.point.is_some(),
+        })
+    }
+
+    /// Waits, on the thread of a replica that was left out, until the operator wants it back. `None`: the set has ended.
+    pub(super) fn asked_back(&self, me: usize) -> Option<Asked> {
+        let bell = self.bells.get(me)?;
+        loop {
+            bell.hush();
+            if let Some(asked) = self.take_asked(me) {
+                return Some(asked);
+            }
+            if self.lock().end.is_some() {
+                return None;
+            }
+            bell.wait(None);
+        }
+    }
+
+    /// The operator wants a replica back that was left out, or, with a step, one that runs to begin again.
+    ///
+    /// # Errors
+    /// When there is no such replica, it is not away, or there is nothing to bring it back from.
+    pub(super) fn recover(&self, me: usize, step: Option<Step>) -> Result<(), String> {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let members = inner.members.len();
+        let history = self.begins_afresh(inner);
+        let Some(member) = inner.members.get(me) else {
+            return Err(format!(
+                "there is no replica {me}; they are 0 to {}",
+                members.saturating_sub(1)
+            ));
+        };
+        let own = &member.recovery;
+        if inner.end.is_some() || inner.terminate {
+            return Err("the set is ending".to_owned());
+        }
+        if !self.recovers() {
+            return Err(
+                "the set was started with --recovery off: it keeps nothing that a replica could come back from".to_owned(),
+            );
+        }
+        if own.returning.is_some() || !member.alive && !own.rests {
+            return Err(format!("replica {me} is recovering already"));
+        }
+        if member.alive && step.is_none() {
+            return Err(format!(
+                "replica {me} runs; name a step to have it begin again by that"
+            ));
+        }
+        if member.place == Place::Starting || !own.able {
+            return Err(format!("replica {me} is still starting"));
+        }
+        let no_checkpoint = format!("there is no checkpoint of replica {me}");
+        match step {
+            Some(Step::Older | Step::Clone) => {
+                return Err("the replicas of a relaxed set have one checkpoint each and are never copied: the steps are checkpoint and replay".to_owned());
+            }
+            Some(Step::Checkpoint) if own.point.is_none() => return Err(no_checkpoint),
+            Some(Step::Replay) => history?,
+            None if own.point.is_none() => {
+                history.map_err(|why| format!("{no_checkpoint}, and {why}"))?;
+            }
+            _ => {}
+        }
+        if member.alive {
+            let reason = "the operator has it begin again".to_owned();
+            // Before it is stopped: it is on its way back then, and the set waits for it if there is no majority without it.
+            self.ask(inner, me, step);
+            self.stop_replica(inner, me, reason, false);
+            return Ok(());
+        }
+        self.ask(inner, me, step);
+        // It may be the one whose vote is missing.
+        inner.held_for_recovery |= inner.no_quorum.is_some();
+        drop(guard);
+        if let Some(bell) = self.bells.get(me) {
+            bell.ring();
+        }
+        Ok(())
+    }
+
+    fn ask(&self, inner: &mut Inner, me: usize, step: Option<Step>) {
+        if let Some(member) = inner.members.get_mut(me) {
+            let own = &mut member.recovery;
+            own.asked = Some(step);
+            own.rests = false;
+            own.returns = !member.alive;
         }
     }
 

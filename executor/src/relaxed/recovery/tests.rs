@@ -274,6 +274,7 @@ impl World {
             log_bytes: 1 << 20,
             no_quorum: NoQuorum::Stop,
             recovery,
+            doubt: None,
         };
         let told = Arc::<Mutex<Vec<Event>>>::default();
         let sink = Arc::clone(&told);

@@ -89,6 +89,7 @@ fn settings(roles: &[Role], policy: Policy) -> Settings {
         log_bytes: 1 << 20,
         no_quorum: NoQuorum::Stop,
         recovery: crate::recovery::RecoveryConfig::off(),
+        doubt: None,
     }
 }
 
