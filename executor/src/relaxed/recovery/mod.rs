@@ -138,7 +138,11 @@ impl Hub {
             return false;
         };
         let own = &mut member.recovery;
-        if !member.alive || !member.was_idle || own.returning.is_some() || inner.checkpointing.is_some() {
+        if !member.alive
+            || !member.was_idle
+            || own.returning.is_some()
+            || inner.checkpointing.is_some()
+        {
             return false;
         }
         if own
