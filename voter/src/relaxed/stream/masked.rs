@@ -62,11 +62,13 @@ impl Masked {
 
     pub(super) fn push(&mut self, replica: ReplicaId, bytes: &[u8]) -> Result<Taken, Full> {
         let index = usize::from(replica.0);
+        let Some(lane) = self.lanes.get_mut(index) else {
+            return self.core.push(replica, bytes);
+        };
         if !self.core.takes_part(replica) || self.core.replicas[index].end.is_some() {
-            self.lanes[index].own += bytes.len() as u64;
+            lane.own = lane.own.saturating_add(bytes.len() as u64);
             return self.core.push(replica, bytes);
         }
-        let lane = &self.lanes[index];
         let taken = self.core.taken.min(lane.rewritten);
         let ahead = lane.position(lane.rewritten) - lane.position(taken);
         let room = self.unconfirmed.saturating_sub(ahead);
