@@ -45,7 +45,8 @@ struct World<'p> {
     /// A checkpoint is due: the machine was asked to pause.
     due: bool,
     misbehaved: Option<String>,
-    asked_to_end: bool,
+    /// The power button was pressed; a machine that was paused since is not asked again.
+    asked_to_end: &'p mut bool,
     exchanged: Instant,
 }
 
@@ -160,8 +161,8 @@ impl Exchange for World<'_> {
         if let Some(wait) = self.tamper.wait() {
             hub.pause(me, wait);
         }
-        if !self.asked_to_end && hub.lock().terminate {
-            self.asked_to_end = true;
+        if !*self.asked_to_end && hub.lock().terminate {
+            *self.asked_to_end = true;
             self.handle.press_power_button();
         }
         hub.ran(me, self.exchanged.elapsed());
@@ -206,6 +207,7 @@ impl Guest for LinuxGuest {
         port.on_input(Box::new(move || waking.wake()));
         let (hub, me) = (Arc::clone(port.hub()), port.replica());
         let mut tamper = Tamper::default();
+        let mut asked_to_end = false;
         let mut given = Entry::default();
         if hub.takes_checkpoints()
             && !std::mem::replace(&mut self.tracks, true)
@@ -226,7 +228,7 @@ impl Guest for LinuxGuest {
                 left: false,
                 due: false,
                 misbehaved: None,
-                asked_to_end: false,
+                asked_to_end: &mut asked_to_end,
                 exchanged: Instant::now(),
             };
             let end = self.machine.run(&mut world);
