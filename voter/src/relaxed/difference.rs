@@ -14,7 +14,7 @@ pub(crate) const EXCERPT_LEAD: usize = DIFFERENCE_EXCERPT_BYTES / 3;
 /// Longest excerpt of a request, in bytes.
 pub const REQUEST_EXCERPT_BYTES: usize = 96;
 /// Requests that are remembered for each connection; of older ones the answers' differences do not say what was asked.
-pub const REQUESTS_KEPT: usize = 16;
+pub const REQUESTS_KEPT: usize = 128;
 /// Differences that wait to be fetched, for each matcher; what comes then is counted only.
 pub const DIFFERENCES_KEPT: usize = 64;
 
